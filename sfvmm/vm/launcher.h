@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfLauncher: how QEMU processes come to be. One interface, two kinds: `exec` (a child process, here) and `libvirt`.
+ */
+#ifndef SF_LAUNCHER_H
+#define SF_LAUNCHER_H
+
+#include <gio/gio.h>
+#include "vm/vm.h"
+
+typedef struct {
+    char *qemu;               /* path of the patched qemu-system-x86_64 */
+    char *qemu_img;
+    char *firmware;           /* directories for -L, colon-separated */
+    char *run_directory;      /* RUNDIR */
+    uid_t uid;                /* that QEMU runs as; own uid when not root */
+    gid_t gid;
+} SfLauncherOptions;
+
+typedef struct SfLauncher SfLauncher;
+
+SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options);
+void sf_launcher_free(SfLauncher *launcher);
+const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher);
+
+/* Start a VM that boots (role PARENT, disks opened) or a paused SHELL (placeholder disks). Finishes when QMP and the sf channel answer. */
+void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
+                             GAsyncReadyCallback callback, gpointer data);
+SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
+
+/* After a restart of sfvmmd: take over the process of RUNDIR/vm/NAME. NULL + error if it has gone (the directory is then removed). */
+void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data);
+SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
+
+/* "kvm" if /dev/kvm works here for Linux guests, else "tcg"; *reason says why, for the log. */
+const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason);
+
+#endif

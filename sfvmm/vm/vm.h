@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfVm: one QEMU process, whatever started it. It owns the run directory, the pidfd, the QMP connection, the sf channel
+ * and the guest channel, and puts them behind asynchronous calls in GLib's manner: everything happens on the main
+ * context of the main thread; a call on a VM that has ended finishes with SF_VM_ERROR_GONE.
+ *
+ *       starting --> running <--> paused --> gone
+ *                       ^           |
+ *       (shell: paused) +-- load ---+
+ *
+ * RUNDIR/vm/NAME/  vm.json  qmp.sock  agent.sock  console.sock  console.log  qemu.log
+ *
+ * Signals
+ *   "exited"          (const char *reason)   the process is gone; emitted once, from the main loop
+ *   "guest-message"   (const struct sf_gp_header *, GBytes *payload)   a valid agent frame (HELLO is handled inside)
+ *   "guest-connected" ()                     the agent has answered HELLO
+ *   "running"         (guint64 monotonic_ns) SF_QC_EVENT_RUNNING
+ */
+#ifndef SF_VM_H
+#define SF_VM_H
+
+#include <gio/gio.h>
+#include <json-glib/json-glib.h>
+#include "disk/disk.h"
+#include "memory/snapshot.h"
+#include "vm/vm_config.h"
+#include "wire/qemu_channel.h"
+
+#define SF_TYPE_VM (sf_vm_get_type())
+G_DECLARE_FINAL_TYPE(SfVm, sf_vm, SF, VM, GObject)
+
+#define SF_VM_ERROR (sf_vm_error_quark())
+GQuark sf_vm_error_quark(void);
+typedef enum {
+    SF_VM_ERROR_FAILED,       /* the message says what */
+    SF_VM_ERROR_GONE,         /* the process has ended */
+    SF_VM_ERROR_REFUSED,      /* QEMU can't fork this VM; the message names the device */
+    SF_VM_ERROR_TIMEOUT,
+} SfVmError;
+
+typedef enum { SF_VM_PARENT, SF_VM_SHELL, SF_VM_CLONE } SfVmRole;
+
+const char *sf_vm_name(SfVm *vm);
+SfVmRole sf_vm_role(SfVm *vm);
+void sf_vm_set_role(SfVm *vm, SfVmRole role);
+pid_t sf_vm_pid(SfVm *vm);
+SfVmConfig *sf_vm_config(SfVm *vm);
+const char *sf_vm_directory(SfVm *vm);
+gboolean sf_vm_is_running(SfVm *vm);
+gboolean sf_vm_is_gone(SfVm *vm);
+gboolean sf_vm_has_agent(SfVm *vm);               /* the agent has answered on this connection */
+SfRamBase *sf_vm_ram_base(SfVm *vm);              /* of its family; for a clone that of its snapshot */
+SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);      /* what a clone was loaded from; NULL for a parent */
+GPtrArray *sf_vm_disks(SfVm *vm);                 /* of SfDiskChain */
+const char *sf_vm_qemu_version(SfVm *vm);         /* from HELLO */
+const char *sf_vm_machine(SfVm *vm);
+
+/* QMP. args: transfer full, may be NULL. The result's "return" node. */
+void sf_vm_qmp_async(SfVm *vm, const char *command, JsonObject *args, GAsyncReadyCallback callback, gpointer data);
+JsonNode *sf_vm_qmp_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/*
+ * Snapshot: makes an overlay for every writable disk (files in the run directory, blockdev-add), then SF_QC_SNAPSHOT, all disks
+ * or none; on success the VM's chains have their new tops, and *frozen_disks are copies of the chains as they were frozen.
+ * On error everything is undone and the VM runs as before. One at a time per VM (else error).
+ */
+void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback, gpointer data);
+SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **frozen_disks, GError **error);
+
+/*
+ * Load a snapshot into a shell: overlays over frozen_disks, blockdev-add + blockdev-reopen of each disk's slot (parallel with
+ * nothing else), then SF_QC_LOAD, resumed when `resume`. The VM's role becomes SF_VM_CLONE. After an error: kill it.
+ */
+void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
+                      GAsyncReadyCallback callback, gpointer data);
+gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/* Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit of overlays. */
+void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
+gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/* Obstacles to a fork, one line each; empty string: none. */
+void sf_vm_check_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
+char *sf_vm_check_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/* To the guest's agent. Queued (bounded) until the port is connected; lost when the VM ends. payload may be NULL. */
+gboolean sf_vm_guest_send(SfVm *vm, guint8 type, guint32 request, const void *payload, gsize length, GError **error);
+
+void sf_vm_powerdown(SfVm *vm);                   /* ACPI button */
+void sf_vm_kill(SfVm *vm);                        /* SIGKILL; "exited" follows; then the run directory is removed */
+
+/* Resident memory from /proc/PID/smaps_rollup and the RAM mappings; bytes. */
+typedef struct {
+    guint64 private_bytes;    /* anonymous and private dirty */
+    guint64 shared_bytes;     /* of the snapshot's or its own memfd */
+    guint64 cpu_ns;           /* user + system */
+} SfVmUsage;
+gboolean sf_vm_usage(SfVm *vm, SfVmUsage *usage, GError **error);
+
+#endif
