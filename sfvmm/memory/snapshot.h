@@ -15,7 +15,7 @@
 #define SF_SNAPSHOT_H
 
 #include <glib.h>
-#include "wire/qemu_channel.h"
+#include "sfvmm/wire/qemu_channel.h"
 
 /* The memory of the VM that was started, not cloned: one memfd per RAM block. */
 typedef struct SfRamBase SfRamBase;

@@ -6,7 +6,7 @@
 #define SF_LAUNCHER_H
 
 #include <gio/gio.h>
-#include "vm/vm.h"
+#include "sfvmm/vm/vm.h"
 
 typedef struct {
     char *qemu;               /* path of the patched qemu-system-x86_64 */

@@ -6,7 +6,7 @@
 #ifndef SF_SHELL_POOL_H
 #define SF_SHELL_POOL_H
 
-#include "vm/launcher.h"
+#include "sfvmm/vm/launcher.h"
 
 typedef struct SfShellPool SfShellPool;
 

@@ -21,10 +21,10 @@
 
 #include <gio/gio.h>
 #include <json-glib/json-glib.h>
-#include "disk/disk.h"
-#include "memory/snapshot.h"
-#include "vm/vm_config.h"
-#include "wire/qemu_channel.h"
+#include "sfvmm/disk/disk.h"
+#include "sfvmm/memory/snapshot.h"
+#include "sfvmm/vm/vm_config.h"
+#include "sfvmm/wire/qemu_channel.h"
 
 #define SF_TYPE_VM (sf_vm_get_type())
 G_DECLARE_FINAL_TYPE(SfVm, sf_vm, SF, VM, GObject)
