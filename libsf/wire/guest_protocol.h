@@ -21,8 +21,21 @@
  *
  * All integers are little-endian. `request` is chosen by the asking side, non-zero, and stands in the reply; a reply
  * has type | REPLY, or is an ERROR. After each (re)connection the host speaks first: a zero byte and HELLO with a new
- * nonce; the agent answers HELLO|REPLY, then sends again all requests that are not answered, with their old ids.
- * The host therefore treats a request that it has seen (same VM, same id) as the same request.
+ * nonce; the agent answers with a zero byte and HELLO|REPLY with the same nonce, then sends again all requests that are
+ * not answered, with their old ids. The host therefore treats a request that it has seen (same VM, same id) as the same
+ * request. A HELLO with the nonce of the last one is answered and changes nothing, so the host may repeat it until the
+ * guest has booted. (An agent that is started anew begins its ids at a random number.)
+ *
+ * A clone: the host sends the zero byte, HELLO and IDENTITY, best in one write (the agent then sends nothing in vain).
+ * What else than the replies to these two comes from a clone before IDENTITY is answered was written by its parent, or
+ * is a request that IDENTITY ends: the host drops it. IDENTITY may be repeated; the agent acts on it once.
+ *
+ * A ticket is of use to the VM that it was granted to only. Errors that libsf's manual promises, errno in brackets:
+ * no such ticket [ENOENT]; the ticket of another VM, a clone's parent for instance [ECHILD]; it was forked before
+ * [EALREADY]; not forked yet, in JOIN and FETCH [EINVAL]; no result, in FETCH [ENODATA]; SYNC or EXIT by a VM that is
+ * no clone [ENOTSUP]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; nothing to be
+ * granted now [EAGAIN]; a quota [EDQUOT]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL]; the fork failed, the
+ * parent goes on [ECANCELED, or what fits better]; this VM cannot be forked [EOPNOTSUPP = ENOTSUP].
  */
 #ifndef SF_GUEST_PROTOCOL_H
 #define SF_GUEST_PROTOCOL_H
@@ -59,7 +72,7 @@ struct sf_gp_header {
 #define SF_GP_SYNC           18  /* sf_gp_sync + data -> empty: a piece of the result; replaces the last result when whole */
 #define SF_GP_EXIT           19  /* sf_gp_exit -> empty; then the clone's VM is ended */
 #define SF_GP_JOIN           20  /* sf_gp_join -> n * sf_gp_member, a window of the member table */
-#define SF_GP_FETCH          21  /* sf_gp_fetch -> data */
+#define SF_GP_FETCH          21  /* sf_gp_fetch -> data; shorter than asked only where the result ends */
 #define SF_GP_KILL           22  /* sf_gp_kill -> empty: ends all clones of the ticket */
 #define SF_GP_RELEASE        23  /* sf_gp_kill -> empty: the ticket and its results are forgotten (clones still alive: killed) */
 
@@ -86,7 +99,7 @@ struct sf_gp_identity {
     uint32_t count;                   /* clones of the ticket, the parent not counted */
     uint32_t clone_request;           /* the CLONE request that this answers in the clone; 0: cloned from outside */
     uint32_t zero;
-    uint64_t realtime;                /* ns since the epoch */
+    uint64_t realtime;                /* ns since the epoch, not 0 */
     uint8_t seed[SF_GP_SEED_LEN];     /* for the kernel's RNG; different for every clone */
     char hostname[SF_GP_NAME_LEN];
     char parent[SF_GP_NAME_LEN];      /* the parent's hostname-safe VM name */
@@ -114,7 +127,8 @@ struct sf_gp_cloned {
 
 struct sf_gp_sync {
     uint64_t offset;
-    uint64_t total;                   /* <= SF_GP_MAX_RESULT; the piece that reaches it makes the result whole */
+    uint64_t total;                   /* <= SF_GP_MAX_RESULT; the piece that reaches it makes the result whole;
+                                         offset 0 begins anew; an empty result is one piece without data */
 };
 
 struct sf_gp_exit {
