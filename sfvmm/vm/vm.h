@@ -43,6 +43,8 @@ typedef enum { SF_VM_PARENT, SF_VM_SHELL, SF_VM_CLONE } SfVmRole;
 const char *sf_vm_name(SfVm *vm);
 SfVmRole sf_vm_role(SfVm *vm);
 void sf_vm_set_role(SfVm *vm, SfVmRole role);
+/* A shell that becomes a clone gets the clone's name: the run directory moves with it (its sockets stay connected). */
+gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error);
 pid_t sf_vm_pid(SfVm *vm);
 SfVmConfig *sf_vm_config(SfVm *vm);
 const char *sf_vm_directory(SfVm *vm);
