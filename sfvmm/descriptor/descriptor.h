@@ -9,7 +9,7 @@
 
 #include <glib.h>
 #include <json-glib/json-glib.h>
-#include "sfvmm/memory/snapshot.h"
+#include "sfvmm/wire/page_run.h"
 
 #define SF_DESCRIPTOR_VERSION   1u
 #define SF_DESCRIPTOR_MAX_SIZE  (16u << 20)        /* bytes; more is refused before it is parsed */

@@ -15,6 +15,7 @@
 #define SF_SNAPSHOT_H
 
 #include <glib.h>
+#include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_channel.h"
 
 /* The memory of the VM that was started, not cloned: one memfd per RAM block. */
@@ -72,9 +73,6 @@ gboolean sf_snapshot_save(const SfSnapshot *snapshot, const char *directory, GEr
 SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids, GError **error);
 
 /* Page map of a block of the snapshot, runs of present pages over all layers, from SEEK_DATA and the extents. */
-typedef struct {
-    guint64 offset, length;   /* bytes */
-} SfRun;
 GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint block, GError **error);    /* of SfRun, sorted, disjoint */
 
 #endif
