@@ -1,0 +1,804 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "sfvmm/fork/fork.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "sfvmm/fork/fork_record.h"
+#include "sfvmm/fork/result.h"
+
+/* A shell may die under a load for reasons of its own; a second failure is the snapshot's or the host's. */
+#define CLONE_ATTEMPTS   2u
+#define NS_PER_US        1000
+
+struct _SfFork {
+    GObject parent_instance;
+    guint64 ticket;
+    SfForkState state;
+    char *reason;
+    char *directory;
+    char *parent_name;
+    SfVm *parent;             /* NULL when it has ended */
+    SfShellPool *pool;        /* not owned; lives at least as long as the host has forks of that VM */
+    gboolean pool_held;
+    gboolean with_agent;
+    guint32 clone_request;
+    guint identify_seconds;
+    gint64 called;
+    SfForkTiming timing;
+    SfSnapshot *snapshot;
+    GPtrArray *frozen_disks;
+    GPtrArray *clones;        /* of SfClone, index id - 1 */
+    gboolean placed_told;
+};
+
+G_DEFINE_FINAL_TYPE(SfFork, sf_fork, G_TYPE_OBJECT)
+
+enum { SIGNAL_CHANGED, SIGNAL_PLACED, SIGNAL_DONE, N_SIGNALS };
+static guint signals[N_SIGNALS];
+
+static void clone_place(SfClone *clone);
+static void fork_review(SfFork *fork);
+
+static gint64 now_ns(void)
+{
+    return g_get_monotonic_time() * NS_PER_US;
+}
+
+static void fork_changed(SfFork *fork, SfClone *clone)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!sf_fork_record_save(fork, fork->directory, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would forget its newest state", fork->ticket,
+                  error->message);
+    }
+    g_signal_emit(fork, signals[SIGNAL_CHANGED], 0, clone);
+}
+
+/* ---- one clone ---- */
+
+static gboolean clone_is_alive(const SfClone *clone)
+{
+    return clone->state == SF_GP_STATE_STARTING || clone->state == SF_GP_STATE_RUNNING;
+}
+
+/* STARTING and not yet running on its own: sf_clone() in the parent waits for these. */
+static gboolean clone_is_being_placed(const SfClone *clone)
+{
+    return clone->state == SF_GP_STATE_STARTING && clone->loaded == 0;
+}
+
+static void clone_drop_vm(SfClone *clone, gboolean kill)
+{
+    g_autoptr(SfVm) vm = g_steal_pointer(&clone->vm);
+
+    g_clear_handle_id(&clone->identify_timeout, g_source_remove);
+    if (!vm) {
+        return;
+    }
+    g_clear_signal_handler(&clone->exited_handler, vm);
+    g_clear_signal_handler(&clone->running_handler, vm);
+    if (kill && !sf_vm_is_gone(vm)) {
+        sf_vm_kill(vm);
+    }
+}
+
+/* The end of a clone, whichever way. Its QEMU is killed if it lives. */
+static void clone_end(SfClone *clone, guint32 state, const char *reason)
+{
+    SfFork *fork = clone->fork;
+
+    if (!clone_is_alive(clone)) {
+        return;
+    }
+    clone->state = state;
+    clone->exited = now_ns();
+    g_free(clone->reason);
+    clone->reason = g_strdup(reason);
+    clone_drop_vm(clone, TRUE);
+    if (state == SF_GP_STATE_EXITED) {
+        g_info("ticket %016" G_GINT64_MODIFIER "x clone %u: exited with status %d", fork->ticket, clone->id, clone->status);
+    } else {
+        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s", fork->ticket, clone->id, reason);
+    }
+    fork_changed(fork, clone);
+    fork_review(fork);
+}
+
+static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
+{
+    g_autofree char *text = g_strdup_printf("its QEMU ended: %s", reason);
+
+    if (clone_is_being_placed(clone) && clone->attempts < CLONE_ATTEMPTS) {
+        return;               /* the load in flight fails with SF_VM_ERROR_GONE and tries again */
+    }
+    clone_end(clone, clone->running ? SF_GP_STATE_LOST : SF_GP_STATE_FAILED, text);
+}
+
+static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
+{
+    clone->running = (gint64)at;
+    fork_changed(clone->fork, clone);
+}
+
+static gboolean on_identify_timeout(gpointer data)
+{
+    SfClone *clone = data;
+    g_autofree char *reason = g_strdup_printf("its agent did not answer within %u s of the fork, so it could not be made unique",
+                                              clone->fork->identify_seconds);
+
+    clone->identify_timeout = 0;
+    clone_end(clone, SF_GP_STATE_FAILED, reason);
+    return G_SOURCE_REMOVE;
+}
+
+static gboolean send_identity(SfClone *clone, GError **error)
+{
+    SfFork *fork = clone->fork;
+    struct sf_gp_identity identity = {
+        .ticket = GUINT64_TO_LE(fork->ticket),
+        .id = GUINT32_TO_LE(clone->id),
+        .count = GUINT32_TO_LE(fork->clones->len),
+        .clone_request = GUINT32_TO_LE(fork->clone_request),
+        .realtime = GUINT64_TO_LE((guint64)g_get_real_time() * NS_PER_US),
+    };
+    g_autofree char *hostname = g_strdup_printf("%s-%u", fork->parent_name, clone->id);
+    gboolean sent;
+
+    if (getrandom(identity.seed, sizeof(identity.seed), 0) != sizeof(identity.seed)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "getrandom: %s", g_strerror(errno));
+        return FALSE;
+    }
+    g_strlcpy(identity.hostname, hostname, sizeof(identity.hostname));
+    g_strlcpy(identity.parent, fork->parent_name, sizeof(identity.parent));
+    sent = sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, &identity, sizeof(identity), error);
+    explicit_bzero(identity.seed, sizeof(identity.seed));
+    return sent;
+}
+
+static void clone_identify(SfClone *clone)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!send_identity(clone, &error)) {
+        clone_end(clone, SF_GP_STATE_FAILED, error->message);
+        return;
+    }
+    if (!clone->identify_timeout) {
+        clone->identify_timeout = g_timeout_add_seconds(clone->fork->identify_seconds, on_identify_timeout, clone);
+    }
+}
+
+static void clone_take_vm(SfClone *clone, SfVm *vm)
+{
+    clone->vm = g_object_ref(vm);
+    clone->exited_handler = g_signal_connect(vm, "exited", G_CALLBACK(on_clone_exited), clone);
+    clone->running_handler = g_signal_connect(vm, "running", G_CALLBACK(on_clone_running), clone);
+}
+
+static void clone_loaded(SfClone *clone)
+{
+    clone->loaded = now_ns();
+    if (clone->fork->with_agent) {
+        clone_identify(clone);
+    } else {
+        clone->state = SF_GP_STATE_RUNNING;
+    }
+    fork_changed(clone->fork, clone);
+    fork_review(clone->fork);
+}
+
+/* A step of placing failed: another shell, or the end of the clone. */
+static void clone_place_failed(SfClone *clone, const char *what, const GError *error)
+{
+    g_autofree char *reason = g_strdup_printf("%s: %s", what, error->message);
+
+    clone_drop_vm(clone, TRUE);
+    if (clone->attempts < CLONE_ATTEMPTS) {
+        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s; trying another shell", clone->fork->ticket, clone->id, reason);
+        clone_place(clone);
+        return;
+    }
+    clone_end(clone, SF_GP_STATE_FAILED, reason);
+}
+
+static void on_load(GObject *source, GAsyncResult *result, gpointer data)
+{
+    SfClone *clone = data;
+    g_autoptr(SfFork) fork = clone->fork;        /* the reference of the call */
+    g_autoptr(GError) error = NULL;
+    gboolean loaded = sf_vm_load_finish(SF_VM(source), result, &error);
+
+    if (!clone_is_alive(clone)) {
+        return;                                  /* killed meanwhile */
+    }
+    if (!loaded) {
+        clone_place_failed(clone, "loading the snapshot", error);
+        return;
+    }
+    clone_loaded(clone);
+}
+
+static void on_shell(GObject *source, GAsyncResult *result, gpointer data)
+{
+    SfClone *clone = data;
+    g_autoptr(SfFork) fork = clone->fork;        /* the reference of the call */
+    g_autoptr(GError) error = NULL;
+    g_autoptr(SfVm) vm = sf_shell_pool_take_finish(fork->pool, result, &error);
+
+    if (!clone_is_alive(clone)) {
+        if (vm) {
+            sf_vm_kill(vm);
+        }
+        return;
+    }
+    if (!vm) {
+        clone_place_failed(clone, "starting a shell", error);
+        return;
+    }
+    clone_take_vm(clone, vm);
+    if (!sf_vm_rename(vm, clone->name, &error)) {
+        clone_place_failed(clone, "naming the clone", error);
+        return;
+    }
+    sf_vm_load_async(vm, fork->snapshot, fork->frozen_disks, TRUE, on_load, clone);
+    g_object_ref(fork);
+}
+
+static void clone_place(SfClone *clone)
+{
+    clone->attempts++;
+    g_object_ref(clone->fork);
+    sf_shell_pool_take_async(clone->fork->pool, on_shell, clone);
+}
+
+/* ---- the fork ---- */
+
+static void fork_hold_pool(SfFork *fork, gboolean hold)
+{
+    if (fork->pool_held == hold) {
+        return;
+    }
+    fork->pool_held = hold;
+    if (hold) {
+        sf_shell_pool_hold(fork->pool);
+    } else {
+        sf_shell_pool_release(fork->pool);
+    }
+}
+
+static void fork_drop_snapshot(SfFork *fork)
+{
+    g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
+    g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
+    sf_fork_record_drop_snapshot(fork->directory);
+}
+
+static void fork_fail(SfFork *fork, const char *reason)
+{
+    fork->state = SF_FORK_FAILED;
+    fork->reason = g_strdup(reason);
+    g_message("ticket %016" G_GINT64_MODIFIER "x: fork of VM \"%s\" failed: %s", fork->ticket, fork->parent_name, reason);
+}
+
+/* Why every clone failed, told by the first of them. */
+static const char *first_reason(SfFork *fork)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->reason) {
+            return clone->reason;
+        }
+    }
+    return "no clone could be made";
+}
+
+static gboolean fork_none_ran(SfFork *fork)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->state != SF_GP_STATE_FAILED || clone->loaded) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+/* Called after every change of a clone: moves the fork's own state on. */
+static void fork_review(SfFork *fork)
+{
+    g_autoptr(SfFork) keep = g_object_ref(fork);
+    guint placing = 0, alive = 0;
+
+    if (fork->state != SF_FORK_PLACING && fork->state != SF_FORK_RUNNING) {
+        return;
+    }
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        placing += clone_is_being_placed(clone);
+        alive += clone_is_alive(clone);
+    }
+    if (placing == 0 && fork->state == SF_FORK_PLACING) {
+        fork->state = SF_FORK_RUNNING;
+        fork_drop_snapshot(fork);
+        if (fork_none_ran(fork)) {
+            fork_fail(fork, first_reason(fork));
+        }
+        fork_changed(fork, NULL);
+    }
+    if (placing == 0 && !fork->placed_told) {
+        fork->placed_told = TRUE;
+        g_signal_emit(fork, signals[SIGNAL_PLACED], 0);
+    }
+    if (sf_fork_is_answered(fork)) {
+        fork_hold_pool(fork, FALSE);
+    }
+    if (alive == 0) {
+        if (fork->state == SF_FORK_RUNNING) {
+            fork->state = SF_FORK_DONE;
+            fork_changed(fork, NULL);
+        }
+        g_signal_emit(fork, signals[SIGNAL_DONE], 0);
+    }
+}
+
+/* Before any clone: nothing was made, the parent runs. */
+static void fork_fail_early(SfFork *fork, const char *reason)
+{
+    fork_fail(fork, reason);
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        clone->state = SF_GP_STATE_FAILED;
+        clone->exited = now_ns();
+        clone->reason = g_strdup(reason);
+    }
+    fork_drop_snapshot(fork);
+    fork_hold_pool(fork, FALSE);
+    fork_changed(fork, NULL);
+    fork->placed_told = TRUE;
+    g_signal_emit(fork, signals[SIGNAL_PLACED], 0);
+    g_signal_emit(fork, signals[SIGNAL_DONE], 0);
+}
+
+static void fork_place(SfFork *fork)
+{
+    fork->state = SF_FORK_PLACING;
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone_is_being_placed(clone) && !clone->vm) {
+            clone_place(clone);
+        }
+    }
+}
+
+static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(SfFork) fork = data;
+    g_autoptr(GError) error = NULL;
+
+    fork->snapshot = sf_vm_snapshot_finish(SF_VM(source), result, &fork->frozen_disks, &error);
+    if (fork->state != SF_FORK_SNAPSHOT) {
+        fork_drop_snapshot(fork);                /* killed meanwhile */
+        return;
+    }
+    if (!fork->snapshot) {
+        fork_fail_early(fork, error->message);
+        return;
+    }
+    sf_fork_timing_take(&fork->timing, fork->snapshot);
+    if (!sf_fork_record_save_snapshot(fork->snapshot, fork->frozen_disks, fork->directory, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would end the fork", fork->ticket,
+                  error->message);
+    }
+    fork_place(fork);
+    fork_changed(fork, NULL);
+}
+
+void sf_fork_start(SfFork *fork)
+{
+    g_return_if_fail(fork->state == SF_FORK_NEW);
+    fork->state = SF_FORK_SNAPSHOT;
+    fork->called = now_ns();
+    fork_hold_pool(fork, TRUE);
+    fork_changed(fork, NULL);
+    {
+        g_autofree char *id = g_strdup_printf("s-%016" G_GINT64_MODIFIER "x", fork->ticket);
+        sf_vm_snapshot_async(fork->parent, id, on_snapshot, g_object_ref(fork));
+    }
+}
+
+/* ---- what clones say ---- */
+
+void sf_fork_clone_identified(SfClone *clone, const char *error_text)
+{
+    if (clone->state != SF_GP_STATE_STARTING || clone->loaded == 0) {
+        return;
+    }
+    g_clear_handle_id(&clone->identify_timeout, g_source_remove);
+    if (error_text) {
+        g_autofree char *reason = g_strdup_printf("it could not be made unique: %s", error_text);
+        clone_end(clone, SF_GP_STATE_FAILED, reason);
+        return;
+    }
+    clone->state = SF_GP_STATE_RUNNING;
+    clone->answered = now_ns();
+    fork_changed(clone->fork, clone);
+    fork_review(clone->fork);
+}
+
+gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length, GError **error)
+{
+    gboolean whole;
+
+    if (!sf_result_write(clone->fork->directory, clone->id, offset, total, data, length, &clone->received, &whole, error)) {
+        return FALSE;
+    }
+    if (whole) {
+        clone->result_length = total;
+        clone->synced = now_ns();
+        fork_changed(clone->fork, clone);
+    }
+    return TRUE;
+}
+
+void sf_fork_clone_exit(SfClone *clone, gint32 status)
+{
+    clone->status = status;
+    clone_end(clone, SF_GP_STATE_EXITED, NULL);
+}
+
+GBytes *sf_fork_clone_fetch(SfClone *clone, guint64 offset, gsize length, GError **error)
+{
+    return sf_result_read(clone->fork->directory, clone->id, offset, length, error);
+}
+
+void sf_fork_clone_kill(SfClone *clone, const char *reason)
+{
+    clone_end(clone, SF_GP_STATE_KILLED, reason);
+}
+
+void sf_fork_kill(SfFork *fork, const char *reason)
+{
+    g_autoptr(SfFork) keep = g_object_ref(fork);
+
+    if (fork->state == SF_FORK_NEW || fork->state == SF_FORK_SNAPSHOT) {
+        fork_fail_early(fork, reason);
+        return;
+    }
+    for (guint i = 0; i < fork->clones->len; i++) {
+        sf_fork_clone_kill(g_ptr_array_index(fork->clones, i), reason);
+    }
+}
+
+/* ---- what others ask ---- */
+
+SfForkState sf_fork_state(SfFork *fork)
+{
+    return fork->state;
+}
+
+const char *sf_fork_reason(SfFork *fork)
+{
+    return fork->reason;
+}
+
+guint64 sf_fork_ticket(SfFork *fork)
+{
+    return fork->ticket;
+}
+
+guint sf_fork_count(SfFork *fork)
+{
+    return fork->clones->len;
+}
+
+const char *sf_fork_parent_name(SfFork *fork)
+{
+    return fork->parent_name;
+}
+
+gboolean sf_fork_with_agent(SfFork *fork)
+{
+    return fork->with_agent;
+}
+
+guint32 sf_fork_clone_request(SfFork *fork)
+{
+    return fork->clone_request;
+}
+
+const SfForkTiming *sf_fork_timing(SfFork *fork)
+{
+    return &fork->timing;
+}
+
+gint64 sf_fork_called(SfFork *fork)
+{
+    return fork->called;
+}
+
+gboolean sf_fork_is_placed(SfFork *fork)
+{
+    return fork->state == SF_FORK_RUNNING || sf_fork_is_done(fork);
+}
+
+gboolean sf_fork_is_done(SfFork *fork)
+{
+    return fork->state == SF_FORK_DONE || fork->state == SF_FORK_FAILED;
+}
+
+gboolean sf_fork_is_answered(SfFork *fork)
+{
+    if (!sf_fork_is_placed(fork)) {
+        return FALSE;
+    }
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->state == SF_GP_STATE_STARTING) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+guint sf_fork_alive(SfFork *fork)
+{
+    guint alive = 0;
+
+    for (guint i = 0; i < fork->clones->len; i++) {
+        alive += clone_is_alive(g_ptr_array_index(fork->clones, i));
+    }
+    return alive;
+}
+
+guint sf_fork_placed_count(SfFork *fork)
+{
+    guint placed = 0;
+
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        placed += clone->loaded != 0;
+    }
+    return placed;
+}
+
+SfClone *sf_fork_clone(SfFork *fork, guint id)
+{
+    return id >= 1 && id <= fork->clones->len ? g_ptr_array_index(fork->clones, id - 1) : NULL;
+}
+
+SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->vm == vm) {
+            return clone;
+        }
+    }
+    return NULL;
+}
+
+SfSnapshot *sf_fork_snapshot(SfFork *fork)
+{
+    return fork->snapshot;
+}
+
+GPtrArray *sf_fork_frozen_disks(SfFork *fork)
+{
+    return fork->frozen_disks;
+}
+
+/* ---- life ---- */
+
+/* PARENT-TICKET4-ID: short enough to read, and unique with the ticket's first digits. */
+static char *clone_name(SfFork *fork, guint id)
+{
+    return g_strdup_printf("%s-%04x-%u", fork->parent_name, (guint)(fork->ticket >> 48), id);
+}
+
+static void clone_free(gpointer data)
+{
+    SfClone *clone = data;
+
+    clone_drop_vm(clone, FALSE);
+    g_free(clone->name);
+    g_free(clone->reason);
+    g_free(clone);
+}
+
+static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
+{
+    SfFork *fork = g_object_new(SF_TYPE_FORK, NULL);
+
+    fork->ticket = options->ticket;
+    fork->directory = g_strdup(options->directory);
+    fork->parent = options->parent ? g_object_ref(options->parent) : NULL;
+    fork->parent_name = g_strdup(parent_name);
+    fork->pool = options->pool;
+    fork->with_agent = options->with_agent;
+    fork->clone_request = options->clone_request;
+    fork->identify_seconds = options->identify_seconds;
+    for (guint id = 1; id <= options->count; id++) {
+        SfClone *clone = g_new0(SfClone, 1);
+        clone->fork = fork;
+        clone->id = id;
+        clone->name = clone_name(fork, id);
+        clone->state = SF_GP_STATE_STARTING;
+        g_ptr_array_add(fork->clones, clone);
+    }
+    return fork;
+}
+
+SfFork *sf_fork_new(const SfForkOptions *options)
+{
+    return fork_new(options, sf_vm_name(options->parent));
+}
+
+static void sf_fork_init(SfFork *fork)
+{
+    fork->clones = g_ptr_array_new_with_free_func(clone_free);
+}
+
+static void sf_fork_finalize(GObject *object)
+{
+    SfFork *fork = SF_FORK(object);
+
+    if (fork->pool_held) {
+        sf_shell_pool_release(fork->pool);
+    }
+    g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
+    g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
+    g_ptr_array_unref(fork->clones);
+    g_clear_object(&fork->parent);
+    g_free(fork->parent_name);
+    g_free(fork->directory);
+    g_free(fork->reason);
+    G_OBJECT_CLASS(sf_fork_parent_class)->finalize(object);
+}
+
+static void sf_fork_class_init(SfForkClass *class)
+{
+    GType type = G_TYPE_FROM_CLASS(class);
+
+    G_OBJECT_CLASS(class)->finalize = sf_fork_finalize;
+    signals[SIGNAL_CHANGED] = g_signal_new("changed", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_POINTER);
+    signals[SIGNAL_PLACED] = g_signal_new("placed", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 0);
+    signals[SIGNAL_DONE] = g_signal_new("done", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 0);
+}
+
+/* ---- after a restart of sfvmmd ---- */
+
+SfFork *sf_fork_restore(const SfForkOptions *options, GError **error)
+{
+    g_autoptr(SfForkRecord) record = sf_fork_record_load(options->directory, error);
+    SfForkOptions recorded = *options;
+    SfFork *fork;
+
+    if (!record) {
+        return NULL;
+    }
+    recorded.count = record->clones->len;
+    recorded.with_agent = record->with_agent;
+    recorded.clone_request = record->clone_request;
+    fork = fork_new(&recorded, record->parent_name);
+    fork->state = record->state;
+    fork->reason = g_strdup(record->reason);
+    fork->called = record->called;
+    fork->timing = record->timing;
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        sf_fork_record_clone(record, i, clone);
+        clone->result_length = sf_result_length(fork->directory, clone->id);
+        clone->received = sf_result_pending(fork->directory, clone->id);
+    }
+    fork->placed_told = sf_fork_is_placed(fork);
+    return fork;
+}
+
+gboolean sf_fork_adopt(SfFork *fork, SfVm *vm)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (strcmp(clone->name, sf_vm_name(vm)) == 0 && clone_is_alive(clone) && sf_vm_loaded_snapshot(vm)) {
+            clone_take_vm(clone, vm);
+            if (!clone->loaded) {
+                clone->loaded = clone->running = now_ns();
+            }
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/* The pids that may still map the snapshot's memory: the parent's and the clones' that live. */
+static GArray *fork_pids(SfFork *fork)
+{
+    GArray *pids = g_array_new(FALSE, FALSE, sizeof(pid_t));
+
+    if (fork->parent && !sf_vm_is_gone(fork->parent)) {
+        pid_t pid = sf_vm_pid(fork->parent);
+        g_array_append_val(pids, pid);
+    }
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->vm) {
+            pid_t pid = sf_vm_pid(clone->vm);
+            g_array_append_val(pids, pid);
+        }
+    }
+    return pids;
+}
+
+static gboolean fork_restore_snapshot(SfFork *fork, GError **error)
+{
+    g_autoptr(GArray) pids = fork_pids(fork);
+    SfRamBase *base = fork->parent ? sf_vm_ram_base(fork->parent) : NULL;
+
+    for (guint i = 0; !base && i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        base = clone->vm ? sf_vm_ram_base(clone->vm) : NULL;
+    }
+    if (!base) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "no VM is left that holds the snapshot's memory");
+        return FALSE;
+    }
+    fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
+                                                     &fork->frozen_disks, error);
+    return fork->snapshot != NULL;
+}
+
+static void resume_clone(SfClone *clone, const char *why_not_placed)
+{
+    if (!clone_is_alive(clone)) {
+        return;
+    }
+    if (clone->vm) {
+        if (clone->state == SF_GP_STATE_STARTING) {
+            if (clone->fork->with_agent) {
+                clone_identify(clone);
+            } else {
+                clone->state = SF_GP_STATE_RUNNING;
+            }
+        }
+    } else if (clone->loaded) {
+        clone_end(clone, SF_GP_STATE_LOST, "its QEMU ended while sfvmmd was not running");
+    } else if (why_not_placed) {
+        clone_end(clone, SF_GP_STATE_FAILED, why_not_placed);
+    }
+}
+
+void sf_fork_resume(SfFork *fork)
+{
+    g_autoptr(SfFork) keep = g_object_ref(fork);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *why = NULL;
+    SfForkState state = fork->state;
+
+    if (sf_fork_is_done(fork)) {
+        return;
+    }
+    if (state == SF_FORK_NEW || state == SF_FORK_SNAPSHOT) {
+        if (!fork->parent) {
+            fork_fail_early(fork, "sfvmmd was restarted before the snapshot, and the parent has ended since");
+            return;
+        }
+        fork->state = SF_FORK_NEW;
+        sf_fork_start(fork);
+        return;
+    }
+    if (state == SF_FORK_PLACING && !fork_restore_snapshot(fork, &error)) {
+        why = g_strdup_printf("sfvmmd was restarted during the fork: %s", error->message);
+    }
+    fork->state = SF_FORK_PLACING;               /* fork_review() finds out */
+    for (guint i = 0; i < fork->clones->len; i++) {
+        resume_clone(g_ptr_array_index(fork->clones, i), why);
+    }
+    if (fork->snapshot) {
+        fork_hold_pool(fork, TRUE);
+        fork_place(fork);
+    }
+    fork_changed(fork, NULL);
+    fork_review(fork);
+}

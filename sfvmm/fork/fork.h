@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfFork: one fork of one VM, from the order to the end of its last clone, as an explicit state machine.
+ *
+ *     NEW --> SNAPSHOT --> PLACING --> RUNNING --> DONE
+ *                 |            |
+ *                 +--> FAILED <+   no clone could be made; the parent goes on in every case
+ *
+ *     state      what happens                                              undo when it fails
+ *     SNAPSHOT   the parent is paused, frozen, resumed (sf_vm_snapshot)    QEMU and vm/ undo it themselves; the parent runs
+ *     PLACING    each clone: take a shell, load it, let it run             the shell is killed, another one tried once
+ *     RUNNING    each clone: made unique by its agent, then at work        the clone is killed and reported as failed
+ *     DONE       every clone has exited, failed, was lost or killed
+ *
+ * A clone goes its way through these independently of its siblings; the fork is RUNNING when none is being placed any more.
+ *
+ * Everything that must survive sfvmmd is in the ticket's directory before the step that needs it: fork.json, the snapshot
+ * and the clones' results. Main thread only.
+ *
+ * Signals
+ *   "changed" (SfClone *)   a clone's state or timeline has changed; NULL: the fork's own
+ *   "placed"  ()            no clone is being placed any more: `sf_clone()` can return in the parent. Also when it failed
+ *   "done"    ()            emitted once
+ */
+#ifndef SF_FORK_H
+#define SF_FORK_H
+
+#include "libsf/wire/guest_protocol.h"
+#include "sfvmm/vm/shell_pool.h"
+
+#define SF_TYPE_FORK (sf_fork_get_type())
+G_DECLARE_FINAL_TYPE(SfFork, sf_fork, SF, FORK, GObject)
+
+typedef enum {
+    SF_FORK_NEW,
+    SF_FORK_SNAPSHOT,
+    SF_FORK_PLACING,
+    SF_FORK_RUNNING,
+    SF_FORK_DONE,
+    SF_FORK_FAILED,
+} SfForkState;
+
+/* One clone. Times are CLOCK_MONOTONIC ns, 0: not yet. Read by others, written by fork/ alone. */
+typedef struct {
+    SfFork *fork;             /* not owned: the clone lives as long as its fork */
+    guint id;                 /* 1.. */
+    char *name;               /* of its VM */
+    SfVm *vm;                 /* NULL before it is placed and after its end */
+    guint32 state;            /* SF_GP_STATE_* */
+    gint32 status;            /* of sf_exit, when EXITED */
+    char *reason;             /* why it failed, was lost or killed; or NULL */
+    guint64 result_length;    /* bytes of the last whole result */
+    guint64 received;         /* bytes of the result that is coming in */
+    guint attempts;           /* shells tried */
+    gint64 loaded, running, answered, synced, exited;
+    gulong exited_handler, running_handler;
+    guint identify_timeout;   /* GSource id, 0: none */
+} SfClone;
+
+typedef struct {
+    guint64 ticket;
+    guint count;              /* clones wanted, 1..SF_GP_MAX_CLONES */
+    SfVm *parent;
+    SfShellPool *pool;
+    gboolean with_agent;      /* clones are made unique by their agent; else they just run */
+    guint32 clone_request;    /* the agent's CLONE request, 0: forked from outside */
+    const char *directory;    /* of the ticket; must exist */
+    guint identify_seconds;   /* bound for a clone to become unique */
+} SfForkOptions;
+
+SfFork *sf_fork_new(const SfForkOptions *options);
+
+/* Begin. Progress is told by signals. */
+void sf_fork_start(SfFork *fork);
+
+SfForkState sf_fork_state(SfFork *fork);
+const char *sf_fork_reason(SfFork *fork);             /* why it failed; NULL otherwise */
+guint64 sf_fork_ticket(SfFork *fork);
+guint sf_fork_count(SfFork *fork);
+const char *sf_fork_parent_name(SfFork *fork);
+gboolean sf_fork_with_agent(SfFork *fork);
+gboolean sf_fork_is_placed(SfFork *fork);
+gboolean sf_fork_is_done(SfFork *fork);               /* DONE or FAILED */
+gboolean sf_fork_is_answered(SfFork *fork);           /* placed, and no clone is still to become unique */
+guint sf_fork_alive(SfFork *fork);                    /* clones STARTING or RUNNING */
+guint sf_fork_placed_count(SfFork *fork);             /* clones that got to run */
+SfClone *sf_fork_clone(SfFork *fork, guint id);       /* NULL: no such id */
+SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm);
+
+/* What the agent of a clone sent. Replies and effects are complete when these return; on error nothing has changed. */
+void sf_fork_clone_identified(SfClone *clone, const char *error_text_or_null);
+gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length, GError **error);
+void sf_fork_clone_exit(SfClone *clone, gint32 status);
+
+/* Part of a clone's last whole result, at most `length` bytes; fewer at its end. */
+GBytes *sf_fork_clone_fetch(SfClone *clone, guint64 offset, gsize length, GError **error);
+
+/* End a clone, or all; the reason is what sf_join tells. */
+void sf_fork_clone_kill(SfClone *clone, const char *reason);
+void sf_fork_kill(SfFork *fork, const char *reason);
+
+/* The snapshot while somebody needs it (fork, clones), or NULL. Not owned by the caller. */
+SfSnapshot *sf_fork_snapshot(SfFork *fork);
+GPtrArray *sf_fork_frozen_disks(SfFork *fork);        /* of SfDiskChain; NULL like the snapshot */
+
+/* For the control protocol: adds "state", "reason", "fork" and "clones" to a ticket's object. */
+void sf_fork_describe(SfFork *fork, JsonObject *ticket);
+
+/*
+ * After a restart of sfvmmd. options->parent may be NULL when it has ended. Then, for each living VM of it, adopt();
+ * at last resume(), which places what was not placed, identifies what was not identified and reports what has died.
+ */
+SfFork *sf_fork_restore(const SfForkOptions *options, GError **error);
+gboolean sf_fork_adopt(SfFork *fork, SfVm *vm);       /* FALSE: not one of its clones */
+void sf_fork_resume(SfFork *fork);
+
+#endif
