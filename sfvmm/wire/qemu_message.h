@@ -70,7 +70,7 @@ gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapsho
                               struct sf_qc_snapshot_block blocks[SF_QC_MAX_BLOCKS], GError **error);
 gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply *reply, GError **error);
 gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error);   /* and thaw */
-gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, struct sf_qc_error *reply, GError **error);
+gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error);     /* made printable */
 gboolean sf_qc_parse_running(GBytes *payload, guint n_fds, struct sf_qc_running *event, GError **error);
 
 /* Are the extents of a delta non-empty, page-aligned, sorted, disjoint and within a block of length bytes? */
