@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How a VM becomes a clone: new random numbers, the right time, its own name, the hooks, the file that says so.
+ *
+ * This stands between the first instruction of a clone and the return of sf_clone(), so it does nothing but the system
+ * calls that are the job: no name service, no library that might ask one, files opened at start where possible.
+ * A step that fails ends the job: the host is told why, and ends the VM, because two VMs that hold themselves for the
+ * same one do harm (equal keys, equal session tokens, equal names).
+ */
+#include "guest-agent/agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/random.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <syslog.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RANDOM_DEVICE  "/dev/urandom"
+#define CLONE_FILE     "clone"
+#define NS_PER_S       1000000000u
+#define CLONE_FILE_MAX 1024
+
+/* ---- the file run_dir/clone ---- */
+
+static bool write_clone_file(const struct identity *identity, struct sf_gp_error *error)
+{
+    const struct sf_gp_identity *value = &identity->value;
+    char path[PATH_MAX], fresh[PATH_MAX + 4], text[CLONE_FILE_MAX];
+    int length, fd;
+    bool ok;
+
+    length = snprintf(text, sizeof(text), "SF_ID=%" PRIu32 "\nSF_COUNT=%" PRIu32 "\nSF_TICKET=%016" PRIx64
+                      "\nSF_PARENT=%s\nSF_HOSTNAME=%s\n",
+                      value->id, value->count, value->ticket, value->parent, value->hostname);
+    snprintf(path, sizeof(path), "%s/" CLONE_FILE, identity->options->run_dir);
+    snprintf(fresh, sizeof(fresh), "%s.new", path);
+    /* Names a ticket, but only to this clone, for which the parent's ticket is of no use: all may read it. */
+    errno = 0;
+    fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+    ok = fd >= 0 && write(fd, text, (size_t)length) == length;
+    if (fd >= 0) {
+        ok = close(fd) == 0 && ok;
+    }
+    if (!ok || rename(fresh, path) < 0) {
+        error->error = (uint32_t)(errno ? errno : ENOSPC); /* a short write sets none */
+        sf_gp_text_set(error->text, sizeof(error->text), "%s: %s", path, strerror((int)error->error));
+        return false;
+    }
+    return true;
+}
+
+static void read_clone_file(struct identity *identity)
+{
+    struct sf_gp_identity *value = &identity->value;
+    char path[PATH_MAX], line[CLONE_FILE_MAX];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/" CLONE_FILE, identity->options->run_dir);
+    file = fopen(path, "re");
+    if (!file) {
+        return;
+    }
+    while (fgets(line, sizeof(line), file)) {
+        line[strcspn(line, "\n")] = '\0';
+        if (strncmp(line, "SF_ID=", 6) == 0) {
+            value->id = (uint32_t)strtoul(line + 6, NULL, 10);
+        } else if (strncmp(line, "SF_COUNT=", 9) == 0) {
+            value->count = (uint32_t)strtoul(line + 9, NULL, 10);
+        } else if (strncmp(line, "SF_TICKET=", 10) == 0) {
+            value->ticket = strtoull(line + 10, NULL, 16);
+        } else if (strncmp(line, "SF_PARENT=", 10) == 0) {
+            sf_gp_text_set(value->parent, sizeof(value->parent), "%s", line + 10);
+        } else if (strncmp(line, "SF_HOSTNAME=", 12) == 0) {
+            sf_gp_text_set(value->hostname, sizeof(value->hostname), "%s", line + 12);
+        }
+    }
+    fclose(file);
+    if (value->id >= 1 && value->id <= value->count && value->count <= SF_GP_MAX_CLONES) {
+        identity->state = IDENTITY_DONE;
+    } else {
+        agent_log(LOG_WARNING, "%s: not understood, ignored", path);
+        memset(value, 0, sizeof(*value));
+    }
+}
+
+void identity_init(struct identity *identity, const struct agent_options *options)
+{
+    memset(identity, 0, sizeof(*identity));
+    identity->options = options;
+    identity->state = IDENTITY_NONE;
+    identity->hook_pid = -1;
+    identity->rng_fd = -1;
+    if (!(options->skip & AGENT_SKIP_RNG)) {
+        identity->rng_fd = open(RANDOM_DEVICE, O_WRONLY | O_CLOEXEC);
+        if (identity->rng_fd < 0) {
+            agent_log(LOG_WARNING, "%s: %s", RANDOM_DEVICE, strerror(errno));
+        }
+    }
+    read_clone_file(identity);
+}
+
+/* ---- steps ---- */
+
+static bool fail(struct sf_gp_error *error, const char *what)
+{
+    error->error = (uint32_t)errno;
+    sf_gp_text_set(error->text, sizeof(error->text), "%s: %s", what, strerror(errno));
+    return false;
+}
+
+/* Credits the seed to the kernel's generator, which seeds all CPUs anew: no output repeats the parent's. */
+static bool reseed(const struct identity *identity, const uint8_t *seed, struct sf_gp_error *error)
+{
+    struct {
+        int entropy_count; /* bits; layout of struct rand_pool_info */
+        int buf_size;
+        uint8_t buf[SF_GP_SEED_LEN];
+    } entropy = { .entropy_count = SF_GP_SEED_LEN * CHAR_BIT, .buf_size = SF_GP_SEED_LEN };
+    bool ok;
+
+    memcpy(entropy.buf, seed, SF_GP_SEED_LEN);
+    ok = ioctl(identity->rng_fd, RNDADDENTROPY, &entropy) == 0 && ioctl(identity->rng_fd, RNDRESEEDCRNG) == 0;
+    explicit_bzero(&entropy, sizeof(entropy));
+    return ok || fail(error, "new seed for " RANDOM_DEVICE);
+}
+
+static bool step_clock(uint64_t realtime, struct sf_gp_error *error)
+{
+    struct timespec now = { .tv_sec = (time_t)(realtime / NS_PER_S), .tv_nsec = (long)(realtime % NS_PER_S) };
+
+    return clock_settime(CLOCK_REALTIME, &now) == 0 || fail(error, "setting the clock");
+}
+
+static void failed(struct identity *identity)
+{
+    identity->state = IDENTITY_FAILED;
+    agent_log(LOG_ERR, "this clone could not be made unique: %s", identity->error.text);
+}
+
+/* Goes on behind a hook (or behind none): starts the next one, or ends the job. */
+static void go_on(struct identity *identity)
+{
+    if (identity->next_hook < identity->hooks) {
+        if (!hooks_start_next(identity, &identity->error)) {
+            failed(identity);
+            return;
+        }
+        identity->hook_timed_out = false;
+        identity->hook_deadline_ms = agent_now_ms() + identity->options->hook_timeout_ms;
+        identity->state = IDENTITY_HOOKS;
+    } else if (write_clone_file(identity, &identity->error)) {
+        identity->state = IDENTITY_DONE;
+    } else {
+        failed(identity);
+    }
+}
+
+void identity_begin(struct identity *identity, struct sf_gp_identity *value)
+{
+    unsigned skip = identity->options->skip;
+    struct sf_gp_error *error = &identity->error;
+    bool ok;
+
+    if (identity->hook_pid > 0) {
+        kill(-identity->hook_pid, SIGKILL); /* a clone of a VM that was itself becoming one */
+    }
+    memset(error, 0, sizeof(*error));
+    identity->hooks = identity->next_hook = 0;
+    ok = (skip & AGENT_SKIP_RNG || reseed(identity, value->seed, error)) &&
+         (skip & AGENT_SKIP_CLOCK || step_clock(value->realtime, error)) &&
+         (skip & AGENT_SKIP_HOSTNAME || sethostname(value->hostname, strlen(value->hostname)) == 0 ||
+          fail(error, "setting the hostname")) &&
+         (skip & AGENT_SKIP_HOOKS || hooks_list(identity, error));
+    explicit_bzero(value->seed, sizeof(value->seed));
+    identity->value = *value;
+    if (ok) {
+        go_on(identity);
+    } else {
+        failed(identity);
+    }
+}
+
+void identity_child(struct identity *identity)
+{
+    const char *name;
+    int status;
+    pid_t pid;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid != identity->hook_pid) {
+            continue;
+        }
+        identity->hook_pid = -1;
+        if (identity->state != IDENTITY_HOOKS) {
+            continue;
+        }
+        name = identity->hook_names[identity->next_hook - 1];
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+            go_on(identity);
+            continue;
+        }
+        identity->error.error = identity->hook_timed_out ? ETIMEDOUT : ECANCELED;
+        if (identity->hook_timed_out) {
+            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s/%s: not done after %u ms",
+                           identity->options->hooks, name, identity->options->hook_timeout_ms);
+        } else {
+            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s/%s: %s %d",
+                           identity->options->hooks, name, WIFEXITED(status) ? "exit status" : "killed by signal",
+                           WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+        }
+        failed(identity);
+    }
+}
+
+void identity_expire(struct identity *identity)
+{
+    if (identity_timeout_ms(identity) == 0) {
+        identity->hook_timed_out = true;
+        kill(-identity->hook_pid, SIGKILL);
+    }
+}
+
+int identity_timeout_ms(const struct identity *identity)
+{
+    uint64_t now;
+
+    if (identity->state != IDENTITY_HOOKS || identity->hook_timed_out) {
+        return -1;
+    }
+    now = agent_now_ms();
+    return now >= identity->hook_deadline_ms ? 0 : (int)(identity->hook_deadline_ms - now);
+}
