@@ -5,7 +5,9 @@
  * QMP `sf-attach fd=NAME` gives QEMU one end of an AF_UNIX SOCK_SEQPACKET pair. From then on sfvmmd asks and QEMU
  * answers over it; descriptors travel beside a message with SCM_RIGHTS. QEMU works in its main loop (never in the
  * monitor), answers requests in the order they came, and drops the channel, nothing else, when the peer hangs up
- * or breaks a rule. sfvmmd may attach again at any time.
+ * or sends what is no message (wrong magic, type of a reply, length other than the packet's, truncated data or
+ * descriptors). A message with an unknown type or a malformed payload is answered by ERROR. sfvmmd may attach again at
+ * any time; a new channel takes the place of the old one.
  *
  *    0       4      6      8        12       16
  *    +-------+------+------+--------+--------+----------------- - -
@@ -119,7 +121,7 @@ struct sf_qc_snapshot_reply {
     uint64_t at;                          /* CLOCK_MONOTONIC when the vCPUs had stopped */
     uint64_t pause;                       /* from the order to stop to vCPUs ordered to run */
     uint64_t stop, device, ram, disk, start;  /* its parts */
-    uint64_t state_length;                /* bytes of state: device state, then small blocks */
+    uint64_t state_length;                /* bytes of state: small blocks, then device state */
     uint64_t device_length;               /* bytes of it that are device state */
     uint32_t n_blocks;
     uint32_t zero;
