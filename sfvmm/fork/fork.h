@@ -105,6 +105,7 @@ GPtrArray *sf_fork_frozen_disks(SfFork *fork);        /* of SfDiskChain; NULL li
 
 /* For the control protocol: adds "state", "reason", "fork" and "clones" to a ticket's object. */
 void sf_fork_describe(SfFork *fork, JsonObject *ticket);
+JsonObject *sf_fork_describe_clone(const SfClone *clone);
 
 /*
  * After a restart of sfvmmd. options->parent may be NULL when it has ended. Then, for each living VM of it, adopt();

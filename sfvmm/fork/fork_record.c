@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "sfvmm/fork/fork_record.h"
 
-#include <glib/gstdio.h>
 #include <string.h>
+
+#include "sfvmm/wire/state_file.h"
 
 #define SNAPSHOT_FOLDER "snapshot"
 #define DISKS_FILE      "disks.json"
@@ -86,7 +87,7 @@ static void timing_from_json(SfForkTiming *timing, JsonObject *object)
     g_strlcpy(timing->snapshot, json_object_get_string_member_with_default(object, "snapshot", ""), sizeof(timing->snapshot));
 }
 
-static JsonObject *clone_to_json(const SfClone *clone)
+JsonObject *sf_fork_describe_clone(const SfClone *clone)
 {
     JsonObject *object = json_object_new();
 
@@ -110,36 +111,12 @@ void sf_fork_describe(SfFork *fork, JsonObject *ticket)
     JsonArray *clones = json_array_new();
 
     for (guint id = 1; id <= sf_fork_count(fork); id++) {
-        json_array_add_object_element(clones, clone_to_json(sf_fork_clone(fork, id)));
+        json_array_add_object_element(clones, sf_fork_describe_clone(sf_fork_clone(fork, id)));
     }
     json_object_set_string_member(ticket, "state", fork_state_names[sf_fork_state(fork)]);
     json_object_set_string_member(ticket, "reason", reason ? reason : "");
     json_object_set_object_member(ticket, "fork", timing_to_json(sf_fork_timing(fork), sf_fork_called(fork)));
     json_object_set_array_member(ticket, "clones", clones);
-}
-
-static gboolean write_json(JsonObject *object, const char *path, GError **error)
-{
-    g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), object);
-    g_autofree char *text = json_to_string(node, FALSE);
-
-    return g_file_set_contents_full(path, text, -1, G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
-}
-
-static JsonObject *read_json(const char *path, GError **error)
-{
-    g_autoptr(JsonParser) parser = json_parser_new();
-    JsonNode *root;
-
-    if (!json_parser_load_from_file(parser, path, error)) {
-        return NULL;
-    }
-    root = json_parser_get_root(parser);
-    if (!root || !JSON_NODE_HOLDS_OBJECT(root)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "\"%s\": no JSON object", path);
-        return NULL;
-    }
-    return json_object_ref(json_node_get_object(root));
 }
 
 /* ---- fork.json ---- */
@@ -153,13 +130,13 @@ gboolean sf_fork_record_save(SfFork *fork, const char *directory, GError **error
     json_object_set_string_member(object, "parent", sf_fork_parent_name(fork));
     json_object_set_boolean_member(object, "with_agent", sf_fork_with_agent(fork));
     json_object_set_int_member(object, "clone_request", sf_fork_clone_request(fork));
-    return write_json(object, path, error);
+    return sf_state_write(path, object, error);
 }
 
 SfForkRecord *sf_fork_record_load(const char *directory, GError **error)
 {
     g_autofree char *path = g_build_filename(directory, FORK_FILE, NULL);
-    g_autoptr(JsonObject) object = read_json(path, error);
+    g_autoptr(JsonObject) object = sf_state_read(path, error);
     g_autoptr(SfForkRecord) record = g_new0(SfForkRecord, 1);
     const char *reason;
     int state;
@@ -232,7 +209,7 @@ gboolean sf_fork_record_save_snapshot(SfSnapshot *snapshot, GPtrArray *disks, co
         json_array_add_object_element(array, sf_disk_chain_to_json(g_ptr_array_index(disks, i)));
     }
     json_object_set_array_member(object, "disks", array);
-    return sf_snapshot_save(snapshot, folder, error) && write_json(object, path, error);
+    return sf_snapshot_save(snapshot, folder, error) && sf_state_write(path, object, error);
 }
 
 SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids,
@@ -240,7 +217,7 @@ SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *ba
 {
     g_autofree char *folder = g_build_filename(directory, SNAPSHOT_FOLDER, NULL);
     g_autofree char *path = g_build_filename(folder, DISKS_FILE, NULL);
-    g_autoptr(JsonObject) object = read_json(path, error);
+    g_autoptr(JsonObject) object = sf_state_read(path, error);
     g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
     SfSnapshot *snapshot;
     JsonArray *array;
@@ -266,12 +243,6 @@ SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *ba
 void sf_fork_record_drop_snapshot(const char *directory)
 {
     g_autofree char *folder = g_build_filename(directory, SNAPSHOT_FOLDER, NULL);
-    g_autoptr(GDir) dir = g_dir_open(folder, 0, NULL);
-    const char *name;
 
-    while (dir && (name = g_dir_read_name(dir))) {
-        g_autofree char *path = g_build_filename(folder, name, NULL);
-        g_unlink(path);
-    }
-    g_rmdir(folder);
+    sf_state_remove_folder(folder);
 }

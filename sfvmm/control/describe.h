@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The objects VM and TICKET of the control protocol (docs/control-protocol.md). The caller owns each result. */
+#ifndef SF_DESCRIBE_H
+#define SF_DESCRIBE_H
+
+#include "sfvmm/control/host.h"
+
+JsonObject *sf_describe_vm(SfHostVm *vm);
+JsonObject *sf_describe_ticket(SfHostTicket *ticket);
+JsonObject *sf_describe_host(SfHost *host);                          /* daemon.status */
+JsonObject *sf_describe_usage(SfHost *host);                         /* vm.usage */
+
+/* The descriptor of a snapshot that a VM or a ticket has at the moment. */
+GBytes *sf_describe_snapshot(SfHostVm *vm, SfSnapshot *snapshot, GError **error);
+
+#endif

@@ -1,0 +1,710 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "sfvmm/control/host.h"
+
+#include <errno.h>
+#include <glib/gstdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "sfvmm/control/describe.h"
+#include "sfvmm/control/host_private.h"
+#include "sfvmm/wire/state_file.h"
+
+#define NS_PER_US    1000
+
+struct _SfHost {
+    GObject parent_instance;
+    const SfDaemonConfig *config;       /* not owned */
+    SfLauncher *launcher;
+    SfResourceManager *manager;
+    GHashTable *vms;                    /* name -> SfHostVm */
+    GHashTable *starting;               /* set of names of VMs that are being started */
+    GHashTable *families;               /* name -> SfFamily */
+    GHashTable *tickets;                /* guint64 * -> SfHostTicket */
+};
+
+G_DEFINE_FINAL_TYPE(SfHost, sf_host, G_TYPE_OBJECT)
+G_DEFINE_QUARK(sf-host-error-quark, sf_host_error)
+
+enum { SIGNAL_EVENT, SIGNAL_GUEST_MESSAGE, SIGNAL_VM_EXITED, N_SIGNALS };
+static guint signals[N_SIGNALS];
+
+static gint64 now_ns(void)
+{
+    return g_get_monotonic_time() * NS_PER_US;
+}
+
+void sf_host_event(SfHost *host, const char *name, JsonObject *data)
+{
+    g_signal_emit(host, signals[SIGNAL_EVENT], 0, name, data);
+    json_object_unref(data);
+}
+
+const SfDaemonConfig *sf_host_config(SfHost *host)
+{
+    return host->config;
+}
+
+SfLauncher *sf_host_launcher(SfHost *host)
+{
+    return host->launcher;
+}
+
+char *sf_host_path(SfHost *host, const char *folder, const char *name)
+{
+    return g_build_filename(host->config->launcher.run_directory, folder, name, NULL);
+}
+
+/* ---- families ---- */
+
+static char *family_path(SfHost *host, const char *name)
+{
+    g_autofree char *file = g_strconcat(name, ".json", NULL);
+
+    return sf_host_path(host, "families", file);
+}
+
+static void family_save(SfHost *host, SfFamily *family)
+{
+    g_autofree char *path = family_path(host, family->name);
+    g_autoptr(JsonObject) object = json_object_new();
+    g_autoptr(GError) error = NULL;
+
+    json_object_set_object_member(object, "config", sf_vm_config_to_json(family->config));
+    json_object_set_int_member(object, "pool", family->pool_target);
+    if (!sf_state_write(path, object, &error)) {
+        g_warning("family \"%s\": %s", family->name, error->message);
+    }
+}
+
+SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target)
+{
+    SfFamily *family = g_new0(SfFamily, 1);
+
+    family->name = g_strdup(name);
+    family->config = sf_vm_config_ref(config);
+    family->pool_target = pool_target;
+    family->pool = sf_shell_pool_new(host->launcher, name, config, pool_target);
+    g_hash_table_insert(host->families, family->name, family);
+    family_save(host, family);
+    return family;
+}
+
+SfFamily *sf_host_family(SfHost *host, const char *name)
+{
+    return g_hash_table_lookup(host->families, name);
+}
+
+static void family_free(gpointer data)
+{
+    SfFamily *family = data;
+
+    g_clear_handle_id(&family->settle_timer, g_source_remove);
+    sf_shell_pool_free(family->pool);
+    sf_vm_config_unref(family->config);
+    g_free(family->name);
+    g_free(family);
+}
+
+void sf_host_family_join(SfFamily *family)
+{
+    family->members++;
+}
+
+void sf_host_family_leave(SfHost *host, SfFamily *family)
+{
+    g_assert(family->members > 0);
+    if (--family->members == 0) {
+        g_autofree char *path = family_path(host, family->name);
+        g_unlink(path);
+        g_hash_table_remove(host->families, family->name);
+    }
+}
+
+void sf_host_set_pool(SfHost *host, SfFamily *family, guint target)
+{
+    family->pool_target = target;
+    sf_shell_pool_set_target(family->pool, target);
+    family_save(host, family);
+}
+
+/* A fork of the family's root that has not taken its snapshot yet, or is placing clones from it. */
+static gboolean family_is_forking(SfHost *host, SfFamily *family)
+{
+    GHashTableIter iter;
+    SfHostTicket *ticket;
+
+    g_hash_table_iter_init(&iter, host->tickets);
+    while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&ticket)) {
+        if (ticket->family == family && ticket->fork && !sf_fork_is_placed(ticket->fork)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+typedef struct {
+    SfHost *host;
+    SfFamily *family;
+} SettleCall;
+
+static void on_settled(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autofree SettleCall *call = data;
+    g_autoptr(SfHost) host = call->host;
+    g_autoptr(GError) error = NULL;
+
+    call->family->settling = FALSE;
+    if (!sf_vm_settle_finish(SF_VM(source), result, &error) && !g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_GONE)) {
+        g_message("VM \"%s\": memory and disks stay layered for now: %s", call->family->name, error->message);
+    }
+    sf_host_family_leave(host, call->family);
+}
+
+static gboolean on_settle_timer(gpointer data)
+{
+    SettleCall *timer = data;
+    SfFamily *family = timer->family;
+    SettleCall *call;
+
+    family->settle_timer = 0;
+    if (family->settling || !family->root || sf_vm_is_gone(family->root) ||
+        sf_ram_base_in_use(sf_vm_ram_base(family->root)) || family_is_forking(timer->host, family)) {
+        return G_SOURCE_REMOVE;           /* the end of the next clone asks again */
+    }
+    family->settling = TRUE;
+    sf_host_family_join(family);
+    call = g_new0(SettleCall, 1);
+    call->host = g_object_ref(timer->host);
+    call->family = family;
+    sf_vm_settle_async(family->root, on_settled, call);
+    return G_SOURCE_REMOVE;
+}
+
+static void family_settle_later(SfHost *host, SfFamily *family)
+{
+    SettleCall *timer;
+
+    if (family->settle_timer || !family->root) {
+        return;
+    }
+    timer = g_new0(SettleCall, 1);
+    timer->host = host;
+    timer->family = family;
+    family->settle_timer = g_timeout_add_full(G_PRIORITY_LOW, host->config->settle_ms, on_settle_timer, timer, g_free);
+}
+
+/* ---- VMs ---- */
+
+static void host_vm_free(gpointer data)
+{
+    SfHostVm *hvm = data;
+
+    g_signal_handlers_disconnect_by_data(hvm->vm, hvm);
+    g_object_unref(hvm->vm);
+    g_free(hvm->parent);
+    g_free(hvm);
+}
+
+SfHostVm *sf_host_vm_of(SfHost *host, SfVm *vm)
+{
+    SfHostVm *hvm = g_hash_table_lookup(host->vms, sf_vm_name(vm));
+
+    return hvm && hvm->vm == vm ? hvm : NULL;
+}
+
+SfHostVm *sf_host_vm(SfHost *host, const char *name, GError **error)
+{
+    SfHostVm *hvm = g_hash_table_lookup(host->vms, name);
+
+    if (!hvm) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_VM, "VM \"%s\": not known on this host", name);
+    }
+    return hvm;
+}
+
+/* A parent that has ended: nobody can use its unused tickets, or join its finished forks. */
+static void drop_tickets_of(SfHost *host, const char *vm)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (strcmp(ticket->grant->vm, vm) == 0 && (!ticket->fork || sf_fork_is_done(ticket->fork))) {
+            sf_host_release_ticket(host, ticket);
+        }
+    }
+}
+
+static void on_vm_exited(SfVm *vm, const char *reason, SfHostVm *hvm)
+{
+    SfHost *host = hvm->host;
+    SfFamily *family = hvm->family;
+    g_autoptr(SfVm) keep = g_object_ref(vm);
+    g_autofree char *name = g_strdup(sf_vm_name(vm));
+    JsonObject *data = json_object_new();
+
+    g_signal_emit(host, signals[SIGNAL_VM_EXITED], 0, hvm);
+    json_object_set_string_member(data, "vm", name);
+    json_object_set_string_member(data, "reason", reason);
+    if (family->root == vm) {
+        g_message("VM \"%s\": ended: %s", name, reason);
+        family->root = NULL;
+        sf_shell_pool_set_target(family->pool, 0);
+    }
+    g_hash_table_remove(host->vms, name);
+    sf_host_event(host, "vm.exited", data);
+    drop_tickets_of(host, name);
+    family_settle_later(host, family);
+    sf_host_family_leave(host, family);
+}
+
+static void on_guest_message(SfVm *vm, const struct sf_gp_header *header, GBytes *payload, SfHostVm *hvm)
+{
+    g_signal_emit(hvm->host, signals[SIGNAL_GUEST_MESSAGE], 0, hvm, header, payload);
+}
+
+static void on_guest_connected(SfVm *vm, SfHostVm *hvm)
+{
+    sf_host_event(hvm->host, "vm.agent", sf_describe_vm(hvm));
+}
+
+SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family)
+{
+    SfHostVm *hvm = g_new0(SfHostVm, 1);
+
+    hvm->host = host;
+    hvm->vm = g_object_ref(vm);
+    hvm->family = family;
+    hvm->started = now_ns();
+    sf_host_family_join(family);
+    g_hash_table_insert(host->vms, g_strdup(sf_vm_name(vm)), hvm);
+    g_signal_connect(vm, "exited", G_CALLBACK(on_vm_exited), hvm);
+    g_signal_connect(vm, "guest-message", G_CALLBACK(on_guest_message), hvm);
+    g_signal_connect(vm, "guest-connected", G_CALLBACK(on_guest_connected), hvm);
+    return hvm;
+}
+
+void sf_host_add_clone(SfHost *host, SfHostTicket *ticket, SfClone *clone)
+{
+    SfHostVm *hvm = sf_host_add_vm(host, clone->vm, ticket->family);
+
+    hvm->ticket = ticket->grant->id;
+    hvm->id = clone->id;
+    hvm->parent = g_strdup(ticket->grant->vm);
+}
+
+static gint by_name(gconstpointer a, gconstpointer b)
+{
+    const SfHostVm *left = a, *right = b;
+
+    return strcmp(sf_vm_name(left->vm), sf_vm_name(right->vm));
+}
+
+GList *sf_host_vms(SfHost *host)
+{
+    return g_list_sort(g_hash_table_get_values(host->vms), by_name);
+}
+
+static gint by_family_name(gconstpointer a, gconstpointer b)
+{
+    return strcmp(((const SfFamily *)a)->name, ((const SfFamily *)b)->name);
+}
+
+GList *sf_host_families(SfHost *host)
+{
+    return g_list_sort(g_hash_table_get_values(host->families), by_family_name);
+}
+
+/* ---- starting a VM ---- */
+
+typedef struct {
+    char *name;
+    SfVmConfig *config;
+    guint pool_target;
+} RunCall;
+
+static void run_call_free(gpointer data)
+{
+    RunCall *call = data;
+
+    g_free(call->name);
+    sf_vm_config_unref(call->config);
+    g_free(call);
+}
+
+static gboolean name_is_free(SfHost *host, const char *name)
+{
+    return !g_hash_table_contains(host->vms, name) && !g_hash_table_contains(host->starting, name) &&
+           !g_hash_table_contains(host->families, name);
+}
+
+/* [a-z0-9][a-z0-9.-]{0,39}: fit for a host name, a file name and a terminal. */
+static gboolean name_is_valid(const char *name)
+{
+    gsize length = strlen(name);
+
+    return length >= 1 && length <= SF_HOST_NAME_MAX && g_ascii_isalnum(name[0]) &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-") == length;
+}
+
+static char *next_free_name(SfHost *host)
+{
+    for (guint i = 1;; i++) {
+        g_autofree char *name = g_strdup_printf("vm%u", i);
+        if (name_is_free(host, name)) {
+            return g_steal_pointer(&name);
+        }
+    }
+}
+
+static void on_started(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    SfHost *host = g_task_get_source_object(task);
+    RunCall *call = g_task_get_task_data(task);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(SfVm) vm = sf_launcher_start_finish(host->launcher, result, &error);
+    SfFamily *family;
+    SfHostVm *hvm;
+
+    g_hash_table_remove(host->starting, call->name);
+    if (!vm) {
+        g_task_return_error(task, g_steal_pointer(&error));
+        return;
+    }
+    family = sf_host_family_new(host, call->name, sf_vm_config(vm), call->pool_target);
+    family->root = vm;
+    hvm = sf_host_add_vm(host, vm, family);
+    sf_host_event(host, "vm.started", sf_describe_vm(hvm));
+    g_task_return_pointer(task, hvm, NULL);
+}
+
+void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target, GAsyncReadyCallback callback,
+                       gpointer data)
+{
+    GTask *task = g_task_new(host, NULL, callback, data);
+    RunCall *call = g_new0(RunCall, 1);
+
+    call->name = name ? g_strdup(name) : next_free_name(host);
+    call->config = sf_vm_config_ref(config);
+    call->pool_target = pool_target;
+    g_task_set_task_data(task, call, run_call_free);
+    if (!name_is_valid(call->name)) {
+        g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
+                                "VM name \"%s\": 1 to %u of a-z, 0-9, '.' and '-' are needed, a letter or digit first", call->name,
+                                SF_HOST_NAME_MAX);
+    } else if (!name_is_free(host, call->name)) {
+        g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_EXISTS, "VM \"%s\": the name is taken", call->name);
+    } else if (g_hash_table_size(host->vms) + g_hash_table_size(host->starting) >= host->config->vms + host->config->limits.clones) {
+        g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_QUOTA,
+                                "VM \"%s\": this host runs as many VMs as it may (vms in sfvmmd.conf)", call->name);
+    } else {
+        g_hash_table_add(host->starting, g_strdup(call->name));
+        sf_launcher_start_async(host->launcher, call->name, SF_VM_PARENT, config, on_started, task);
+        return;
+    }
+    g_object_unref(task);
+}
+
+SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_pointer(G_TASK(result), error);
+}
+
+/* ---- tickets ---- */
+
+static void host_ticket_free(gpointer data)
+{
+    SfHostTicket *ticket = data;
+
+    g_clear_handle_id(&ticket->expiry, g_source_remove);
+    if (ticket->fork) {
+        g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
+    }
+    g_clear_object(&ticket->fork);
+    sf_ticket_free(ticket->grant);
+    g_free(ticket->directory);
+    g_free(ticket);
+}
+
+void sf_host_ticket_save(SfHostTicket *ticket)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, "ticket.json", NULL);
+    g_autoptr(JsonObject) object = sf_ticket_to_json(ticket->grant);
+    g_autoptr(GError) error = NULL;
+
+    json_object_set_string_member(object, "family", ticket->family->name);
+    if (!sf_state_write(path, object, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id, error->message);
+    }
+}
+
+static gboolean on_ticket_expired(gpointer data)
+{
+    SfHostTicket *ticket = data;
+
+    ticket->expiry = 0;
+    g_message("ticket %016" G_GINT64_MODIFIER "x: expired unused", ticket->grant->id);
+    sf_host_release_ticket(ticket->host, ticket);
+    return G_SOURCE_REMOVE;
+}
+
+SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family)
+{
+    SfHostTicket *ticket = g_new0(SfHostTicket, 1);
+    g_autofree char *id = sf_ticket_id_to_text(grant->id);
+
+    ticket->host = host;
+    ticket->grant = grant;
+    ticket->family = family;
+    ticket->directory = sf_host_path(host, "tickets", id);
+    sf_host_family_join(family);
+    g_hash_table_insert(host->tickets, &grant->id, ticket);
+    if (!grant->used) {
+        ticket->expiry = g_timeout_add_seconds(host->config->ticket_seconds, on_ticket_expired, ticket);
+    }
+    return ticket;
+}
+
+SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
+{
+    const char *name = sf_vm_name(hvm->vm);
+    SfTicket *grant;
+    SfHostTicket *ticket;
+
+    if (count < 1 || count > SF_GP_MAX_CLONES) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "VM \"%s\": a ticket for %u clones was asked; 1 to %u can be had",
+                    name, count, SF_GP_MAX_CLONES);
+        return NULL;
+    }
+    grant = sf_resource_manager_request(host->manager, name, hvm->family->config->memory, count, all, request, error);
+    if (!grant) {
+        return NULL;
+    }
+    ticket = sf_host_add_ticket(host, grant, hvm->family);
+    if (g_mkdir(ticket->directory, 0700) < 0) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "ticket of VM \"%s\": can't make \"%s\": %s", name,
+                    ticket->directory, g_strerror(errno));
+        sf_host_release_ticket(host, ticket);
+        return NULL;
+    }
+    sf_host_ticket_save(ticket);
+    sf_host_event(host, "ticket.granted", sf_describe_ticket(ticket));
+    return ticket;
+}
+
+SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error)
+{
+    SfHostTicket *ticket = g_hash_table_lookup(host->tickets, &id);
+
+    if (!ticket) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_TICKET, "ticket %016" G_GINT64_MODIFIER "x: not known on this host",
+                    id);
+    }
+    return ticket;
+}
+
+SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 request)
+{
+    GHashTableIter iter;
+    SfHostTicket *ticket;
+
+    g_hash_table_iter_init(&iter, host->tickets);
+    while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&ticket)) {
+        if (!ticket->fork && ticket->grant->request == request && strcmp(ticket->grant->vm, vm) == 0) {
+            return ticket;
+        }
+    }
+    return NULL;
+}
+
+static gint by_age(gconstpointer a, gconstpointer b)
+{
+    const SfHostTicket *left = a, *right = b;
+
+    return left->grant->created < right->grant->created ? -1 : left->grant->created > right->grant->created;
+}
+
+GList *sf_host_tickets(SfHost *host)
+{
+    return g_list_sort(g_hash_table_get_values(host->tickets), by_age);
+}
+
+SfClone *sf_host_clone_of(SfHost *host, SfHostVm *hvm)
+{
+    SfHostTicket *ticket = hvm->ticket ? g_hash_table_lookup(host->tickets, &hvm->ticket) : NULL;
+
+    return ticket && ticket->fork ? sf_fork_clone_of_vm(ticket->fork, hvm->vm) : NULL;
+}
+
+void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
+{
+    SfFamily *family = ticket->family;
+
+    g_hash_table_steal(host->tickets, &ticket->grant->id);
+    if (ticket->fork) {
+        g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
+        sf_fork_kill(ticket->fork, "its ticket was released");
+    }
+    sf_resource_manager_release(host->manager, ticket->grant);
+    sf_state_remove_folder(ticket->directory);
+    host_ticket_free(ticket);
+    family_settle_later(host, family);
+    sf_host_family_leave(host, family);
+}
+
+/* ---- forks ---- */
+
+static JsonObject *describe_clone_event(SfHostTicket *ticket, SfClone *clone)
+{
+    JsonObject *data = sf_fork_describe_clone(clone);
+    g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
+
+    json_object_set_string_member(data, "ticket", id);
+    return data;
+}
+
+static const char *clone_event_name(const SfClone *clone)
+{
+    if (clone->exited) {
+        return "clone.exited";
+    }
+    if (clone->synced) {
+        return "clone.synced";
+    }
+    return clone->answered ? "clone.answered" : "clone.running";
+}
+
+static void on_fork_changed(SfFork *fork, SfClone *clone, SfHostTicket *ticket)
+{
+    SfHost *host = ticket->host;
+
+    if (!clone) {
+        if (sf_fork_state(fork) == SF_FORK_PLACING) {
+            sf_host_event(host, "fork.snapshot", sf_describe_ticket(ticket));
+        }
+        return;
+    }
+    if (clone->vm && clone->loaded && !sf_host_vm_of(host, clone->vm)) {
+        sf_host_add_clone(host, ticket, clone);
+    }
+    if (clone->loaded || clone->exited) {
+        sf_host_event(host, clone_event_name(clone), describe_clone_event(ticket, clone));
+    }
+}
+
+static gboolean on_release_idle(gpointer data)
+{
+    SfHostTicket *ticket = data;
+
+    ticket->expiry = 0;
+    sf_host_release_ticket(ticket->host, ticket);
+    return G_SOURCE_REMOVE;
+}
+
+static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
+{
+    SfHost *host = ticket->host;
+
+    sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
+    family_settle_later(host, ticket->family);
+    if (!g_hash_table_contains(host->vms, ticket->grant->vm) && !ticket->expiry) {
+        ticket->expiry = g_idle_add(on_release_idle, ticket);      /* nobody is left to join it */
+    }
+}
+
+void sf_host_connect_fork(SfHostTicket *ticket)
+{
+    g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_fork_changed), ticket);
+    g_signal_connect(ticket->fork, "done", G_CALLBACK(on_fork_done), ticket);
+}
+
+SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket)
+{
+    SfHostVm *parent = g_hash_table_lookup(host->vms, ticket->grant->vm);
+
+    return (SfForkOptions){
+        .ticket = ticket->grant->id,
+        .count = ticket->grant->granted,
+        .parent = parent ? parent->vm : NULL,
+        .pool = ticket->family->pool,
+        .with_agent = parent && sf_vm_has_agent(parent->vm),
+        .directory = ticket->directory,
+        .identify_seconds = host->config->identify_seconds,
+    };
+}
+
+SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error)
+{
+    SfForkOptions options = sf_host_fork_options(host, ticket);
+
+    if (ticket->fork) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY, "ticket %016" G_GINT64_MODIFIER "x: it has forked already; ask for another",
+                    ticket->grant->id);
+        return NULL;
+    }
+    if (!options.parent) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_VM, "VM \"%s\": it has ended", ticket->grant->vm);
+        return NULL;
+    }
+    g_clear_handle_id(&ticket->expiry, g_source_remove);
+    options.clone_request = clone_request;
+    ticket->grant->used = TRUE;
+    sf_host_ticket_save(ticket);
+    ticket->fork = sf_fork_new(&options);
+    sf_host_connect_fork(ticket);
+    sf_fork_start(ticket->fork);
+    return ticket->fork;
+}
+
+SfResourceManager *sf_host_manager(SfHost *host)
+{
+    return host->manager;
+}
+
+/* ---- life ---- */
+
+static void sf_host_init(SfHost *host)
+{
+    host->vms = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, host_vm_free);
+    host->starting = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    host->families = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, family_free);
+    host->tickets = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, host_ticket_free);
+}
+
+static void sf_host_finalize(GObject *object)
+{
+    SfHost *host = SF_HOST(object);
+
+    g_hash_table_unref(host->tickets);
+    g_hash_table_unref(host->vms);
+    g_hash_table_unref(host->families);
+    g_hash_table_unref(host->starting);
+    sf_resource_manager_free(host->manager);
+    sf_launcher_free(host->launcher);
+    G_OBJECT_CLASS(sf_host_parent_class)->finalize(object);
+}
+
+static void sf_host_class_init(SfHostClass *class)
+{
+    GType type = G_TYPE_FROM_CLASS(class);
+
+    G_OBJECT_CLASS(class)->finalize = sf_host_finalize;
+    signals[SIGNAL_EVENT] = g_signal_new("event", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 2, G_TYPE_STRING,
+                                         G_TYPE_POINTER);
+    signals[SIGNAL_GUEST_MESSAGE] = g_signal_new("guest-message", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 3,
+                                                 G_TYPE_POINTER, G_TYPE_POINTER, G_TYPE_POINTER);
+    signals[SIGNAL_VM_EXITED] = g_signal_new("vm-exited", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1,
+                                             G_TYPE_POINTER);
+}
+
+SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResourceManager *manager)
+{
+    SfHost *host = g_object_new(SF_TYPE_HOST, NULL);
+
+    host->config = config;
+    host->launcher = launcher;
+    host->manager = manager;
+    return host;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfHost: what this host knows: its VMs, the families they belong to, tickets and their forks; and the operations on them that
+ * both ways in (api.c for operators, guest_api.c for agents) share.
+ *
+ *     family  one VM that was started and all its descendants: one configuration, one memory base, one shell pool
+ *     vm      a parent or a clone that runs; shells are the pool's
+ *     ticket  a grant, and, once used, its fork
+ *
+ * RUNDIR/vm/NAME/            each QEMU (vm/)
+ *       /families/NAME.json  configuration and pool target
+ *       /tickets/HEX/        ticket.json, fork.json, snapshot/, result-N
+ *
+ * Main thread only. Signals
+ *   "event" (const char *name, JsonObject *data)   for subscribers; names are those of docs/control-protocol.md
+ *   "guest-message" (SfHostVm *, const struct sf_gp_header *, GBytes *)   of any VM of the host
+ *   "vm-exited" (SfHostVm *)   before the VM is forgotten
+ */
+#ifndef SF_HOST_H
+#define SF_HOST_H
+
+#include "sfvmm/cluster/resource_manager.h"
+#include "sfvmm/control/config.h"
+#include "sfvmm/fork/fork.h"
+#include "sfvmm/vm/launcher.h"
+
+#define SF_TYPE_HOST (sf_host_get_type())
+G_DECLARE_FINAL_TYPE(SfHost, sf_host, SF, HOST, GObject)
+
+#define SF_HOST_ERROR (sf_host_error_quark())
+GQuark sf_host_error_quark(void);
+typedef enum {
+    SF_HOST_ERROR_NO_SUCH_VM,
+    SF_HOST_ERROR_NO_SUCH_TICKET,
+    SF_HOST_ERROR_EXISTS,
+    SF_HOST_ERROR_BUSY,
+    SF_HOST_ERROR_BAD_PARAMS,
+    SF_HOST_ERROR_FAILED,
+    SF_HOST_ERROR_TIMEOUT,
+    SF_HOST_ERROR_QUOTA,
+    SF_HOST_ERROR_GONE,
+} SfHostError;
+
+typedef struct {
+    char *name;
+    SfVmConfig *config;
+    SfShellPool *pool;
+    guint pool_target;
+    SfVm *root;               /* the VM that was started; NULL when it has ended */
+    guint members;            /* VMs, forks in progress and unreleased tickets that need it */
+    guint settle_timer;       /* GSource id, 0: none */
+    gboolean settling;
+} SfFamily;
+
+typedef struct {
+    SfHost *host;             /* not owned */
+    SfVm *vm;
+    SfFamily *family;
+    guint64 ticket;           /* of a clone; 0: it was started */
+    guint id;                 /* of a clone */
+    char *parent;             /* name of the VM that a clone was forked from, or NULL */
+    gint64 started;           /* CLOCK_MONOTONIC ns */
+} SfHostVm;
+
+typedef struct {
+    SfHost *host;             /* not owned */
+    SfTicket *grant;
+    SfFamily *family;
+    char *directory;
+    SfFork *fork;             /* NULL until it is used */
+    guint expiry;             /* GSource id, 0: none */
+} SfHostTicket;
+
+/* Takes launcher and manager. */
+SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResourceManager *manager);
+const SfDaemonConfig *sf_host_config(SfHost *host);
+SfLauncher *sf_host_launcher(SfHost *host);
+
+/* Take over what an earlier sfvmmd left in RUNDIR. Call before anything else is asked of it. */
+void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer data);
+void sf_host_recover_finish(SfHost *host, GAsyncResult *result);
+
+/* Start a VM. name NULL: the next free vmN. */
+void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
+                       GAsyncReadyCallback callback, gpointer data);
+SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error);
+
+SfHostVm *sf_host_vm(SfHost *host, const char *name, GError **error);
+SfHostVm *sf_host_vm_of(SfHost *host, SfVm *vm);       /* NULL: not a VM of ours any more */
+GList *sf_host_vms(SfHost *host);                      /* of SfHostVm, sorted by name; free the list */
+GList *sf_host_families(SfHost *host);                 /* of SfFamily, sorted by name; free the list */
+void sf_host_set_pool(SfHost *host, SfFamily *family, guint target);
+
+SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error);
+GList *sf_host_tickets(SfHost *host);                  /* of SfHostTicket, oldest first; free the list */
+/* An unused ticket that was granted to this request of this VM's agent, or NULL. */
+SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 request);
+SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request, GError **error);
+
+/* Use a ticket. The fork is the ticket's; its signals tell the rest. */
+SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error);
+
+/* Kill what lives of it, forget it and its results. */
+void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket);
+
+/* The fork and clone that a VM is, or NULL. */
+SfClone *sf_host_clone_of(SfHost *host, SfHostVm *vm);
+
+void sf_host_event(SfHost *host, const char *name, JsonObject *data);    /* takes data */
+
+#endif

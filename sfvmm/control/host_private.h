@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What host.c and recovery.c share. */
+#ifndef SF_HOST_PRIVATE_H
+#define SF_HOST_PRIVATE_H
+
+#include "sfvmm/control/host.h"
+
+#define SF_HOST_NAME_MAX  40u        /* of a VM that was started; leaves room for -TICKET4-ID within a host name */
+
+char *sf_host_path(SfHost *host, const char *folder, const char *name);    /* RUNDIR/folder/name; caller frees */
+
+SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
+SfFamily *sf_host_family(SfHost *host, const char *name);
+void sf_host_family_join(SfFamily *family);
+void sf_host_family_leave(SfHost *host, SfFamily *family);
+
+SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family);
+void sf_host_add_clone(SfHost *host, SfHostTicket *ticket, SfClone *clone);
+
+SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family);    /* takes grant; its slots are booked */
+void sf_host_ticket_save(SfHostTicket *ticket);
+void sf_host_connect_fork(SfHostTicket *ticket);
+SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket);
+SfResourceManager *sf_host_manager(SfHost *host);
+
+#endif

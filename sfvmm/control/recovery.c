@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * After a restart of sfvmmd. The QEMU processes went on; what is known of them stands in RUNDIR. In this order:
+ *
+ *     families/NAME.json   their configurations and (still empty) pools
+ *     vm/NAME/             each process is adopted, all at the same time; those that have ended are swept by vm/
+ *     tickets/HEX/         grants are booked again, forks find their clones among the adopted VMs and go on
+ *     pools                get their targets back, families without members go
+ *
+ * A file that can't be read costs what it describes, and nothing else: it is named in the log.
+ */
+#include <glib/gstdio.h>
+#include <string.h>
+
+#include "sfvmm/control/host_private.h"
+#include "sfvmm/wire/state_file.h"
+
+typedef struct {
+    guint pending;            /* adoptions, and one for the loop that starts them */
+    GPtrArray *vms;           /* of SfVm */
+} Recovery;
+
+static void recovery_free(gpointer data)
+{
+    Recovery *recovery = data;
+
+    g_ptr_array_unref(recovery->vms);
+    g_free(recovery);
+}
+
+static void recover_family(SfHost *host, const char *file)
+{
+    g_autofree char *path = sf_host_path(host, "families", file);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) object = sf_state_read(path, &error);
+    g_autoptr(SfVmConfig) config = NULL;
+    g_autofree char *name = NULL;
+    JsonNode *node;
+    gint64 target;
+
+    if (!object || !g_str_has_suffix(file, ".json")) {
+        g_warning("family \"%s\": %s", file, error ? error->message : "not a state file");
+        return;
+    }
+    node = json_object_get_member(object, "config");
+    config = node && JSON_NODE_HOLDS_OBJECT(node) ? sf_vm_config_from_json(json_node_get_object(node), &error) : NULL;
+    if (!config) {
+        g_warning("family \"%s\": %s", file, error ? error->message : "no configuration");
+        return;
+    }
+    name = g_strndup(file, strlen(file) - strlen(".json"));
+    target = json_object_get_int_member_with_default(object, "pool", 0);
+    sf_shell_pool_hold(sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES))->pool);
+}
+
+/* The family that a VM belongs to by its name: NAME, NAME-shell-N, NAME-TICKET4-ID, again and again for clones of clones. */
+static SfFamily *family_of_name(SfHost *host, const char *vm)
+{
+    g_autofree char *name = g_strdup(vm);
+    char *dash;
+
+    for (;;) {
+        SfFamily *family = sf_host_family(host, name);
+        if (family || !(dash = strrchr(name, '-'))) {
+            return family;
+        }
+        *dash = '\0';
+    }
+}
+
+static void sort_vm(SfHost *host, SfVm *vm)
+{
+    SfFamily *family = family_of_name(host, sf_vm_name(vm));
+
+    if (!family) {
+        g_warning("VM \"%s\": belongs to no family that is known; it is ended", sf_vm_name(vm));
+        sf_vm_kill(vm);
+        return;
+    }
+    switch (sf_vm_role(vm)) {
+    case SF_VM_PARENT:
+        family->root = vm;
+        sf_host_add_vm(host, vm, family);
+        break;
+    case SF_VM_SHELL:
+        sf_shell_pool_give(family->pool, vm);
+        break;
+    case SF_VM_CLONE:
+        break;                /* its ticket finds it */
+    }
+}
+
+static void recover_clones(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
+{
+    for (guint i = 0; i < vms->len; i++) {
+        SfVm *vm = g_ptr_array_index(vms, i);
+        SfClone *clone;
+        if (sf_vm_role(vm) == SF_VM_CLONE && sf_fork_adopt(ticket->fork, vm)) {
+            clone = sf_fork_clone_of_vm(ticket->fork, vm);
+            sf_host_add_clone(host, ticket, clone);
+        }
+    }
+}
+
+static void recover_ticket(SfHost *host, const char *folder, GPtrArray *vms)
+{
+    g_autofree char *directory = sf_host_path(host, "tickets", folder);
+    g_autofree char *path = g_build_filename(directory, "ticket.json", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) object = sf_state_read(path, &error);
+    g_autoptr(SfTicket) grant = object ? sf_ticket_from_json(object, &error) : NULL;
+    SfFamily *family = grant ? sf_host_family(host, json_object_get_string_member_with_default(object, "family", "")) : NULL;
+    SfHostTicket *ticket;
+    SfForkOptions options;
+
+    if (!family) {
+        g_warning("ticket %s: %s; it is dropped", folder, error ? error->message : "its family has gone");
+        sf_state_remove_folder(directory);
+        return;
+    }
+    sf_resource_manager_restore(sf_host_manager(host), grant);
+    ticket = sf_host_add_ticket(host, g_steal_pointer(&grant), family);
+    if (!ticket->grant->used) {
+        return;
+    }
+    options = sf_host_fork_options(host, ticket);
+    ticket->fork = sf_fork_restore(&options, &error);
+    if (!ticket->fork) {
+        g_message("ticket %s: %s; it may fork anew", folder, error->message);
+        ticket->grant->used = FALSE;
+        sf_host_ticket_save(ticket);
+        return;
+    }
+    sf_host_connect_fork(ticket);
+    recover_clones(host, ticket, vms);
+}
+
+/* Parents before clones of clones: a clone that forked must be known before its own tickets look for it. */
+static void recover_tickets(SfHost *host, GPtrArray *vms)
+{
+    g_autofree char *folder = sf_host_path(host, "tickets", NULL);
+    g_auto(GStrv) names = sf_state_list(folder);
+    g_autoptr(GList) tickets = NULL;
+
+    for (char **name = names; *name; name++) {
+        recover_ticket(host, *name, vms);
+    }
+    tickets = sf_host_tickets(host);
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (ticket->fork) {
+            sf_fork_resume(ticket->fork);
+        }
+    }
+}
+
+/* Clones whose ticket is gone serve nobody. */
+static void sweep_clones(SfHost *host, GPtrArray *vms)
+{
+    for (guint i = 0; i < vms->len; i++) {
+        SfVm *vm = g_ptr_array_index(vms, i);
+        if (sf_vm_role(vm) == SF_VM_CLONE && !sf_vm_is_gone(vm) && !sf_host_vm_of(host, vm)) {
+            g_message("VM \"%s\": its ticket has gone; it is ended", sf_vm_name(vm));
+            sf_vm_kill(vm);
+        }
+    }
+}
+
+static void wake_families(SfHost *host)
+{
+    g_autoptr(GList) families = sf_host_families(host);
+
+    for (GList *item = families; item; item = item->next) {
+        SfFamily *family = item->data;
+        sf_shell_pool_release(family->pool);
+        if (!family->root) {
+            sf_shell_pool_set_target(family->pool, 0);
+        }
+        sf_host_family_join(family);
+        sf_host_family_leave(host, family);      /* a family without members goes */
+    }
+}
+
+static void recovery_step_done(GTask *task)
+{
+    SfHost *host = g_task_get_source_object(task);
+    Recovery *recovery = g_task_get_task_data(task);
+
+    if (--recovery->pending > 0) {
+        return;
+    }
+    for (guint i = 0; i < recovery->vms->len; i++) {
+        sort_vm(host, g_ptr_array_index(recovery->vms, i));
+    }
+    recover_tickets(host, recovery->vms);
+    sweep_clones(host, recovery->vms);
+    wake_families(host);
+    g_task_return_boolean(task, TRUE);
+}
+
+static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    SfHost *host = g_task_get_source_object(task);
+    Recovery *recovery = g_task_get_task_data(task);
+    g_autoptr(GError) error = NULL;
+    SfVm *vm = sf_launcher_adopt_finish(sf_host_launcher(host), result, &error);
+
+    if (vm) {
+        g_ptr_array_add(recovery->vms, vm);
+    } else {
+        g_message("%s", error->message);
+    }
+    recovery_step_done(task);
+}
+
+void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer data)
+{
+    g_autoptr(GTask) task = g_task_new(host, NULL, callback, data);
+    Recovery *recovery = g_new0(Recovery, 1);
+    g_autofree char *families = sf_host_path(host, "families", NULL);
+    g_autofree char *vms = sf_host_path(host, "vm", NULL);
+    g_auto(GStrv) family_files = sf_state_list(families);
+    g_auto(GStrv) vm_folders = sf_state_list(vms);
+
+    recovery->vms = g_ptr_array_new_with_free_func(g_object_unref);
+    recovery->pending = 1;
+    g_task_set_task_data(task, recovery, recovery_free);
+    for (char **name = family_files; *name; name++) {
+        recover_family(host, *name);
+    }
+    for (char **name = vm_folders; *name; name++) {
+        recovery->pending++;
+        sf_launcher_adopt_async(sf_host_launcher(host), *name, on_adopted, g_object_ref(task));
+    }
+    recovery_step_done(task);
+}
+
+void sf_host_recover_finish(SfHost *host, GAsyncResult *result)
+{
+    g_task_propagate_boolean(G_TASK(result), NULL);
+}
