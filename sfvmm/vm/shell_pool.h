@@ -17,6 +17,9 @@ void sf_shell_pool_set_target(SfShellPool *pool, guint target);
 guint sf_shell_pool_ready(SfShellPool *pool);
 guint sf_shell_pool_target(SfShellPool *pool);
 
+/* Each ready shell, for `vm.usage`. */
+void sf_shell_pool_foreach(SfShellPool *pool, void (*visit)(SfVm *shell, gpointer data), gpointer data);
+
 /* A shell adopted after a restart goes back into its pool. */
 void sf_shell_pool_give(SfShellPool *pool, SfVm *shell);
 
