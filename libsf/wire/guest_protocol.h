@@ -69,12 +69,12 @@ struct sf_gp_header {
 /* Guest -> host. */
 #define SF_GP_TICKET         16  /* sf_gp_ticket -> sf_gp_granted */
 #define SF_GP_CLONE          17  /* sf_gp_clone -> sf_gp_cloned (host: to the parent only; agent: to clones) */
-#define SF_GP_SYNC           18  /* sf_gp_sync + data -> empty: a piece of the result; replaces the last result when whole */
+#define SF_GP_SYNC           18  /* sf_gp_sync + data -> empty: a piece of the result, which replaces the last */
 #define SF_GP_EXIT           19  /* sf_gp_exit -> empty; then the clone's VM is ended */
 #define SF_GP_JOIN           20  /* sf_gp_join -> n * sf_gp_member, a window of the member table */
 #define SF_GP_FETCH          21  /* sf_gp_fetch -> data; shorter than asked only where the result ends */
 #define SF_GP_KILL           22  /* sf_gp_kill -> empty: ends all clones of the ticket */
-#define SF_GP_RELEASE        23  /* sf_gp_kill -> empty: the ticket and its results are forgotten (clones still alive: killed) */
+#define SF_GP_RELEASE        23  /* sf_gp_kill -> empty: ticket and results are forgotten, clones still alive killed */
 
 /* Program -> agent only. */
 #define SF_GP_SELF           32  /* empty -> sf_gp_self */

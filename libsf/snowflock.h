@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libsf: fork this virtual machine.
+ *
+ *     sf_ticket *ticket = sf_request_ticket(8, 0);
+ *     int id = sf_clone(ticket);
+ *     if (id > 0) {                      // one of up to 8 clones of this whole VM
+ *         sf_exit_with(0, share, share_length);
+ *     }
+ *     sf_join(ticket, results, 8);       // the parent
+ *
+ * Link with -lsf (pkg-config libsf). Needs sf-agent in the VM and sfvmmd on the host; see snowflock(7).
+ *
+ * All functions are thread-safe. Those that fail return NULL or -1 with errno set; sf_error() has the reason in words.
+ * sf_join(), sf_join_timed(), sf_result_read() and sf_result_get() may be interrupted by a signal handler (EINTR) and
+ * repeated; the others wait on.
+ */
+#ifndef SNOWFLOCK_H
+#define SNOWFLOCK_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SF_MAX_CLONES  1024u              /* of one ticket */
+#define SF_MAX_RESULT  (64u * 1024 * 1024) /* bytes that a clone may hand back */
+#define SF_TEXT_LENGTH 256
+
+/* The right to fork this VM once into some number of clones. */
+typedef struct sf_ticket sf_ticket;
+
+/* What became of a clone. */
+#define SF_STARTING 0
+#define SF_RUNNING  1
+#define SF_EXITED   2 /* by sf_exit(): status is valid */
+#define SF_FAILED   3 /* never ran, or could not be made unique; text says why */
+#define SF_LOST     4 /* died without sf_exit(); text says why */
+#define SF_KILLED   5 /* by sf_kill() or an operator */
+
+struct sf_result {
+    unsigned id;                   /* 1..granted */
+    int state;
+    int status;                    /* of sf_exit() */
+    int reserved;                  /* 0 */
+    uint64_t result_length;        /* bytes that the clone handed back last */
+    char text[SF_TEXT_LENGTH];     /* why, for people; may be empty */
+};
+
+/*
+ * Asks for count clones (1..SF_MAX_CLONES). flags: 0. Fewer may be granted, at least one. Nothing is paused or copied
+ * yet. Returns a ticket to be freed with sf_ticket_free(), or NULL.
+ */
+sf_ticket *sf_request_ticket(unsigned count, unsigned flags);
+
+/* A handle for a ticket that another program of this VM holds. Does not ask whether it exists. NULL: ENOMEM, EINVAL. */
+sf_ticket *sf_ticket_open(uint64_t id);
+
+/* Clones granted; 0 for a handle of sf_ticket_open(). */
+unsigned sf_ticket_granted(const sf_ticket *ticket);
+
+/* The ticket's number, for sf_ticket_open() and the command sf. Never 0. */
+uint64_t sf_ticket_id(const sf_ticket *ticket);
+
+/* Frees the handle. Clones and results stay; see sf_release(). NULL is allowed. */
+void sf_ticket_free(sf_ticket *ticket);
+
+/*
+ * Forks the VM. Returns 0 in the parent and 1..granted in the clones, -1 if there was no fork. All programs of the VM
+ * exist in each clone; requests of others that wait there end with ECHILD, as does every use of a parent's ticket.
+ */
+int sf_clone(sf_ticket *ticket);
+
+/*
+ * In a clone: hands length bytes (at most SF_MAX_RESULT) to the host as the clone's result. When it returns 0 they are
+ * safe there and have replaced those of the last call. ENOTSUP in a VM that is no clone.
+ */
+int sf_sync(const void *data, size_t length);
+
+/* In a clone: ends the clone, the whole VM. Elsewhere: exit(status). */
+void sf_exit(int status) __attribute__((noreturn));
+
+/* sf_sync(), then sf_exit(). Returns only when the data could not be handed over: -1. */
+int sf_exit_with(int status, const void *data, size_t length);
+
+/*
+ * Waits until all clones of the ticket have ended and fills results[0..n-1] with those of ids 1..n.
+ * Returns the number of clones, which may be more than n.
+ */
+int sf_join(sf_ticket *ticket, struct sf_result *results, size_t n);
+
+/* As sf_join(), but waits at most timeout_ms (0: not at all, -1: no limit). Returns 0 when some have not ended. */
+int sf_join_timed(sf_ticket *ticket, struct sf_result *results, size_t n, int timeout_ms);
+
+/* Reads from clone id's result. Returns the bytes read, fewer than length only at its end. ENODATA: it gave none. */
+ssize_t sf_result_read(sf_ticket *ticket, unsigned id, void *buffer, size_t length, uint64_t offset);
+
+/* All of clone id's result, with a NUL byte behind it, in memory for free(). *length may be NULL. */
+char *sf_result_get(sf_ticket *ticket, unsigned id, size_t *length);
+
+/* Ends all clones of the ticket. Results that they handed over stay. */
+int sf_kill(sf_ticket *ticket);
+
+/* The host forgets ticket and results; clones that still run are killed. The handle remains to be freed. */
+int sf_release(sf_ticket *ticket);
+
+/* This VM's id among its siblings, 1..sf_count(); 0 in a VM that is no clone; -1: sf-agent cannot be asked. */
+int sf_id(void);
+
+/* How many clones were made with this one; 0 in a VM that is no clone; -1: sf-agent cannot be asked. */
+int sf_count(void);
+
+/* "running", "exited", ...; "?" for an unknown state. */
+const char *sf_state_name(int state);
+
+/* Why the last call of this thread that failed did so. Valid until the next one; "" when none has failed. */
+const char *sf_error(void);
+
+/* Version of the library, "0.1.0". */
+const char *sf_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
