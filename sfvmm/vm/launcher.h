@@ -13,6 +13,7 @@ typedef struct {
     char *qemu_img;
     char *firmware;           /* directories for -L, colon-separated */
     char *run_directory;      /* RUNDIR */
+    char *overlay_directory;  /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
     uid_t uid;                /* that QEMU runs as; own uid when not root */
     gid_t gid;
 } SfLauncherOptions;
@@ -31,6 +32,12 @@ SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GErro
 /* After a restart of sfvmmd: take over the process of RUNDIR/vm/NAME. NULL + error if it has gone (the directory is then removed). */
 void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
+
+/*
+ * Removes what no VM needs any more: run directories of ended VMs, overlay files that no adopted VM and no frozen chain uses.
+ * After all VMs have been adopted and all chains restored (sf_disk_chain_from_json), before the first VM is started.
+ */
+void sf_launcher_sweep(SfLauncher *launcher);
 
 /* "kvm" if /dev/kvm works here for Linux guests, else "tcg"; *reason says why, for the log. */
 const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason);

@@ -52,7 +52,13 @@ gboolean sf_vm_is_running(SfVm *vm);
 gboolean sf_vm_is_gone(SfVm *vm);
 gboolean sf_vm_has_agent(SfVm *vm);               /* the agent has answered on this connection */
 SfRamBase *sf_vm_ram_base(SfVm *vm);              /* of its family; for a clone that of its snapshot */
-SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);      /* what a clone was loaded from; NULL for a parent */
+SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);      /* what a clone was loaded from; NULL for a parent, and after adoption until set */
+const char *sf_vm_loaded_snapshot_id(SfVm *vm);   /* its id, after adoption too; NULL: not loaded from a snapshot */
+/*
+ * After adoption, once sf_snapshot_restore() has made the snapshot anew: a clone must hold a reference, or its family's base
+ * would count as unused, and be written, while the clone still maps it. A clone without it cannot fork.
+ */
+void sf_vm_set_loaded_snapshot(SfVm *vm, SfSnapshot *snapshot);
 GPtrArray *sf_vm_disks(SfVm *vm);                 /* of SfDiskChain */
 const char *sf_vm_qemu_version(SfVm *vm);         /* from HELLO */
 const char *sf_vm_machine(SfVm *vm);
