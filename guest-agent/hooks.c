@@ -76,9 +76,9 @@ bool hooks_start_next(struct identity *identity, struct sf_gp_error *error)
     const struct sf_gp_identity *value = &identity->value;
     const char *name = identity->hook_names[identity->next_hook++];
     char path[PATH_MAX], id[ENVIRONMENT_TEXT], count[ENVIRONMENT_TEXT], ticket[ENVIRONMENT_TEXT];
-    char parent[ENVIRONMENT_TEXT], hostname[ENVIRONMENT_TEXT];
+    char parent[ENVIRONMENT_TEXT], hostname[ENVIRONMENT_TEXT], socket[PATH_MAX];
     char *const argv[] = { path, NULL };
-    char *const environment[] = { id, count, ticket, parent, hostname, (char *)HOOK_PATH, NULL };
+    char *const environment[] = { id, count, ticket, parent, hostname, socket, (char *)HOOK_PATH, NULL };
     posix_spawn_file_actions_t files;
     posix_spawnattr_t attributes;
     sigset_t none, all;
@@ -91,6 +91,7 @@ bool hooks_start_next(struct identity *identity, struct sf_gp_error *error)
     snprintf(ticket, sizeof(ticket), "SF_TICKET=%016" PRIx64, value->ticket);
     snprintf(parent, sizeof(parent), "SF_PARENT=%s", value->parent);
     snprintf(hostname, sizeof(hostname), "SF_HOSTNAME=%s", value->hostname);
+    snprintf(socket, sizeof(socket), "SF_AGENT_SOCKET=%s", identity->options->socket);
 
     sigemptyset(&none);
     sigfillset(&all);

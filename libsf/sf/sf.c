@@ -90,6 +90,17 @@ static bool parse_status(const char *text, int *status)
     return ok;
 }
 
+/* Seconds, "2" or "0.5", as milliseconds. */
+static bool parse_seconds(const char *text, int *ms)
+{
+    char *end;
+    double seconds = strtod(text, &end);
+    bool ok = end != text && *end == '\0' && seconds >= 0 && seconds <= INT_MAX / MS_PER_S;
+
+    *ms = ok ? (int)(seconds * MS_PER_S) : 0;
+    return ok;
+}
+
 /* The ticket of the command line, else of the environment. */
 static sf_ticket *open_ticket(const char *text)
 {
@@ -413,7 +424,6 @@ static int run_join(int argc, char **argv)
         { "release", no_argument, NULL, RELEASE },       { NULL, 0, NULL, 0 },
     };
     bool json = false, quiet = false, release = false;
-    unsigned long long timeout = 0;
     const char *directory = NULL;
     int option, status, timeout_ms = -1;
     sf_ticket *ticket;
@@ -433,10 +443,9 @@ static int run_join(int argc, char **argv)
             release = true;
             break;
         case TIMEOUT:
-            if (!parse_number(optarg, 10, INT_MAX / MS_PER_S, &timeout)) {
+            if (!parse_seconds(optarg, &timeout_ms)) {
                 return bad_usage();
             }
-            timeout_ms = (int)timeout * MS_PER_S;
             break;
         default:
             return bad_usage();
