@@ -10,7 +10,8 @@
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/wire/state_file.h"
 
-#define NS_PER_US    1000
+#define NS_PER_US          1000
+#define DONE_TICKETS_MAX   64u        /* of one VM, kept for a join */
 
 struct _SfHost {
     GObject parent_instance;
@@ -459,6 +460,7 @@ SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family
     ticket->grant = grant;
     ticket->family = family;
     ticket->directory = sf_host_path(host, "tickets", id);
+    ticket->booked = TRUE;
     sf_host_family_join(family);
     g_hash_table_insert(host->tickets, &grant->id, ticket);
     if (!grant->used) {
@@ -538,6 +540,14 @@ SfClone *sf_host_clone_of(SfHost *host, SfHostVm *hvm)
     return ticket && ticket->fork ? sf_fork_clone_of_vm(ticket->fork, hvm->vm) : NULL;
 }
 
+void sf_host_ticket_unbook(SfHostTicket *ticket)
+{
+    if (ticket->booked) {
+        ticket->booked = FALSE;
+        sf_resource_manager_release(ticket->host->manager, ticket->grant);
+    }
+}
+
 void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
 {
     SfFamily *family = ticket->family;
@@ -547,7 +557,7 @@ void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
         g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
         sf_fork_kill(ticket->fork, "its ticket was released");
     }
-    sf_resource_manager_release(host->manager, ticket->grant);
+    sf_host_ticket_unbook(ticket);
     sf_state_remove_folder(ticket->directory);
     host_ticket_free(ticket);
     family_settle_later(host, family);
@@ -603,14 +613,40 @@ static gboolean on_release_idle(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+void sf_host_release_ticket_later(SfHostTicket *ticket)
+{
+    if (!ticket->expiry) {
+        ticket->expiry = g_idle_add(on_release_idle, ticket);
+    }
+}
+
+/* Finished forks that nobody joins are kept for a while, but not without bound. */
+static void drop_oldest_done(SfHost *host, const char *vm)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    guint done = 0;
+
+    for (GList *item = g_list_last(tickets); item; item = item->prev) {
+        SfHostTicket *ticket = item->data;
+        if (strcmp(ticket->grant->vm, vm) == 0 && ticket->fork && sf_fork_is_done(ticket->fork) && ++done > DONE_TICKETS_MAX) {
+            g_message("ticket %016" G_GINT64_MODIFIER "x: nobody joined it, and newer ones of its VM have ended; it is forgotten",
+                      ticket->grant->id);
+            sf_host_release_ticket_later(ticket);
+        }
+    }
+}
+
 static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
 {
     SfHost *host = ticket->host;
 
+    sf_host_ticket_unbook(ticket);
     sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
     family_settle_later(host, ticket->family);
-    if (!g_hash_table_contains(host->vms, ticket->grant->vm) && !ticket->expiry) {
-        ticket->expiry = g_idle_add(on_release_idle, ticket);      /* nobody is left to join it */
+    if (!g_hash_table_contains(host->vms, ticket->grant->vm)) {
+        sf_host_release_ticket_later(ticket);      /* nobody is left to join it */
+    } else {
+        drop_oldest_done(host, ticket->grant->vm);
     }
 }
 

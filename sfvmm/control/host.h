@@ -68,7 +68,8 @@ typedef struct {
     SfFamily *family;
     char *directory;
     SfFork *fork;             /* NULL until it is used */
-    guint expiry;             /* GSource id, 0: none */
+    gboolean booked;          /* its slots are taken in the resource manager: until its last clone has ended */
+    guint expiry;             /* GSource id that will release it, 0: none */
 } SfHostTicket;
 
 /* Takes launcher and manager. */
@@ -102,6 +103,7 @@ SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, 
 
 /* Kill what lives of it, forget it and its results. */
 void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket);
+void sf_host_release_ticket_later(SfHostTicket *ticket);       /* from the main loop: others may still look at it now */
 
 /* The fork and clone that a VM is, or NULL. */
 SfClone *sf_host_clone_of(SfHost *host, SfHostVm *vm);

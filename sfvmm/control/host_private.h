@@ -19,6 +19,7 @@ void sf_host_add_clone(SfHost *host, SfHostTicket *ticket, SfClone *clone);
 
 SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family);    /* takes grant; its slots are booked */
 void sf_host_ticket_save(SfHostTicket *ticket);
+void sf_host_ticket_unbook(SfHostTicket *ticket);
 void sf_host_connect_fork(SfHostTicket *ticket);
 SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket);
 SfResourceManager *sf_host_manager(SfHost *host);

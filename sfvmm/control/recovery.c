@@ -132,6 +132,9 @@ static void recover_ticket(SfHost *host, const char *folder, GPtrArray *vms)
         return;
     }
     sf_host_connect_fork(ticket);
+    if (sf_fork_is_done(ticket->fork)) {
+        sf_host_ticket_unbook(ticket);
+    }
     recover_clones(host, ticket, vms);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "libsf/wire/message.h"
 #include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/result.h"
 
@@ -138,23 +139,24 @@ static gboolean send_identity(SfClone *clone, GError **error)
 {
     SfFork *fork = clone->fork;
     struct sf_gp_identity identity = {
-        .ticket = GUINT64_TO_LE(fork->ticket),
-        .id = GUINT32_TO_LE(clone->id),
-        .count = GUINT32_TO_LE(fork->clones->len),
-        .clone_request = GUINT32_TO_LE(fork->clone_request),
-        .realtime = GUINT64_TO_LE((guint64)g_get_real_time() * NS_PER_US),
+        .ticket = fork->ticket,
+        .id = clone->id,
+        .count = fork->clones->len,
+        .clone_request = fork->clone_request,
+        .realtime = (guint64)g_get_real_time() * NS_PER_US,
     };
-    g_autofree char *hostname = g_strdup_printf("%s-%u", fork->parent_name, clone->id);
+    guint8 payload[SF_GP_IDENTITY_LENGTH];
     gboolean sent;
 
     if (getrandom(identity.seed, sizeof(identity.seed), 0) != sizeof(identity.seed)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "getrandom: %s", g_strerror(errno));
         return FALSE;
     }
-    g_strlcpy(identity.hostname, hostname, sizeof(identity.hostname));
-    g_strlcpy(identity.parent, fork->parent_name, sizeof(identity.parent));
-    sent = sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, &identity, sizeof(identity), error);
+    sf_gp_text_set(identity.hostname, sizeof(identity.hostname), "%s-%u", fork->parent_name, clone->id);
+    sf_gp_text_set(identity.parent, sizeof(identity.parent), "%s", fork->parent_name);
+    sent = sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, payload, sf_gp_identity_pack(payload, &identity), error);
     explicit_bzero(identity.seed, sizeof(identity.seed));
+    explicit_bzero(payload, sizeof(payload));
     return sent;
 }
 

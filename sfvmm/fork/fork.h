@@ -79,6 +79,7 @@ guint64 sf_fork_ticket(SfFork *fork);
 guint sf_fork_count(SfFork *fork);
 const char *sf_fork_parent_name(SfFork *fork);
 gboolean sf_fork_with_agent(SfFork *fork);
+guint32 sf_fork_clone_request(SfFork *fork);          /* 0: forked from outside */
 gboolean sf_fork_is_placed(SfFork *fork);
 gboolean sf_fork_is_done(SfFork *fork);               /* DONE or FAILED */
 gboolean sf_fork_is_answered(SfFork *fork);           /* placed, and no clone is still to become unique */

@@ -25,7 +25,6 @@ void sf_fork_timing_take(SfForkTiming *timing, const SfSnapshot *snapshot);
 /* Not in fork.h, as only the record needs them. */
 const SfForkTiming *sf_fork_timing(SfFork *fork);
 gint64 sf_fork_called(SfFork *fork);
-guint32 sf_fork_clone_request(SfFork *fork);
 
 typedef struct {
     SfForkState state;

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "sfvmm/control/describe.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "sfvmm/descriptor/descriptor.h"
+
+#define NS_PER_US 1000
+
+static const char *role_name(SfVm *vm)
+{
+    switch (sf_vm_role(vm)) {
+    case SF_VM_PARENT:
+        return "parent";
+    case SF_VM_SHELL:
+        return "shell";
+    case SF_VM_CLONE:
+        return "clone";
+    }
+    g_assert_not_reached();
+}
+
+static const char *state_name(SfVm *vm)
+{
+    if (sf_vm_is_gone(vm)) {
+        return "gone";
+    }
+    return sf_vm_is_running(vm) ? "running" : "paused";
+}
+
+static void set_path(JsonObject *object, const char *member, SfVm *vm, const char *file)
+{
+    g_autofree char *path = g_build_filename(sf_vm_directory(vm), file, NULL);
+
+    json_object_set_string_member(object, member, path);
+}
+
+static JsonArray *describe_disks(SfVm *vm)
+{
+    GPtrArray *disks = sf_vm_disks(vm);
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; disks && i < disks->len; i++) {
+        SfDiskChain *chain = g_ptr_array_index(disks, i);
+        SfDiskLayer *top = g_ptr_array_index(chain->layers, chain->layers->len - 1);
+        JsonObject *disk = json_object_new();
+        json_object_set_string_member(disk, "id", chain->id);
+        json_object_set_string_member(disk, "path", top->path);
+        json_object_set_int_member(disk, "size", (gint64)chain->size);
+        json_object_set_int_member(disk, "layers", chain->layers->len);
+        json_array_add_object_element(array, disk);
+    }
+    return array;
+}
+
+static JsonObject *describe_pool(const SfFamily *family)
+{
+    JsonObject *pool = json_object_new();
+
+    json_object_set_int_member(pool, "target", sf_shell_pool_target(family->pool));
+    json_object_set_int_member(pool, "ready", sf_shell_pool_ready(family->pool));
+    return pool;
+}
+
+JsonObject *sf_describe_vm(SfHostVm *hvm)
+{
+    SfVm *vm = hvm->vm;
+    SfVmConfig *config = sf_vm_config(vm);
+    JsonObject *object = json_object_new();
+
+    json_object_set_string_member(object, "name", sf_vm_name(vm));
+    json_object_set_string_member(object, "role", role_name(vm));
+    json_object_set_string_member(object, "state", state_name(vm));
+    json_object_set_int_member(object, "pid", sf_vm_pid(vm));
+    json_object_set_int_member(object, "memory", (gint64)config->memory);
+    json_object_set_int_member(object, "vcpus", config->vcpus);
+    json_object_set_string_member(object, "accel", config->accel);
+    json_object_set_boolean_member(object, "agent", sf_vm_has_agent(vm));
+    json_object_set_string_member(object, "family", hvm->family->name);
+    if (hvm->ticket) {
+        g_autofree char *ticket = sf_ticket_id_to_text(hvm->ticket);
+        json_object_set_string_member(object, "parent", hvm->parent);
+        json_object_set_string_member(object, "ticket", ticket);
+        json_object_set_int_member(object, "id", hvm->id);
+    }
+    json_object_set_string_member(object, "directory", sf_vm_directory(vm));
+    set_path(object, "console", vm, "console.sock");
+    set_path(object, "console_log", vm, "console.log");
+    json_object_set_object_member(object, "pool", describe_pool(hvm->family));
+    json_object_set_array_member(object, "disks", describe_disks(vm));
+    json_object_set_int_member(object, "started", hvm->started);
+    return object;
+}
+
+JsonObject *sf_describe_ticket(SfHostTicket *ticket)
+{
+    JsonObject *object = json_object_new();
+    g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
+
+    json_object_set_string_member(object, "ticket", id);
+    json_object_set_string_member(object, "vm", ticket->grant->vm);
+    json_object_set_int_member(object, "granted", ticket->grant->granted);
+    json_object_set_int_member(object, "created", ticket->grant->created * NS_PER_US);
+    if (ticket->fork) {
+        sf_fork_describe(ticket->fork, object);
+    } else {
+        json_object_set_string_member(object, "state", "granted");
+        json_object_set_array_member(object, "clones", json_array_new());
+    }
+    return object;
+}
+
+static guint count_shells(SfHost *host)
+{
+    g_autoptr(GList) families = sf_host_families(host);
+    guint shells = 0;
+
+    for (GList *item = families; item; item = item->next) {
+        shells += sf_shell_pool_ready(((SfFamily *)item->data)->pool);
+    }
+    return shells;
+}
+
+JsonObject *sf_describe_host(SfHost *host)
+{
+    const SfDaemonConfig *config = sf_host_config(host);
+    JsonObject *object = json_object_new(), *limits = json_object_new();
+    g_autoptr(GList) vms = sf_host_vms(host);
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    g_autofree char *reason = NULL;
+    guint clones = 0;
+
+    for (GList *item = vms; item; item = item->next) {
+        clones += ((SfHostVm *)item->data)->ticket != 0;
+    }
+    json_object_set_string_member(object, "version", SF_VERSION);
+    json_object_set_int_member(object, "pid", getpid());
+    json_object_set_string_member(object, "run_directory", config->launcher.run_directory);
+    json_object_set_string_member(object, "qemu", config->launcher.qemu);
+    json_object_set_string_member(object, "accel", sf_launcher_best_accel(sf_host_launcher(host), &reason));
+    json_object_set_string_member(object, "accel_reason", reason ? reason : "");
+    json_object_set_string_member(object, "launcher", "exec");
+    json_object_set_int_member(limits, "clones_per_ticket", config->limits.clones_per_ticket);
+    json_object_set_int_member(limits, "clones_per_vm", config->limits.clones_per_vm);
+    json_object_set_int_member(limits, "clones", config->limits.clones);
+    json_object_set_int_member(limits, "vms", config->vms);
+    json_object_set_int_member(limits, "memory", (gint64)config->limits.memory);
+    json_object_set_object_member(object, "limits", limits);
+    json_object_set_int_member(object, "vms", g_list_length(vms) - clones);
+    json_object_set_int_member(object, "clones", clones);
+    json_object_set_int_member(object, "shells", count_shells(host));
+    json_object_set_int_member(object, "tickets", g_list_length(tickets));
+    return object;
+}
+
+/* ---- usage ---- */
+
+static void add_usage(JsonArray *array, SfVm *vm, const char *parent, SfHostVm *hvm)
+{
+    JsonObject *object = json_object_new();
+    SfVmUsage usage = { 0 };
+    g_autoptr(GError) error = NULL;
+
+    if (!sf_vm_usage(vm, &usage, &error)) {
+        g_debug("VM \"%s\": %s", sf_vm_name(vm), error->message);
+    }
+    json_object_set_string_member(object, "name", sf_vm_name(vm));
+    json_object_set_string_member(object, "role", role_name(vm));
+    json_object_set_string_member(object, "state", state_name(vm));
+    json_object_set_int_member(object, "pid", sf_vm_pid(vm));
+    json_object_set_int_member(object, "private", (gint64)usage.private_bytes);
+    json_object_set_int_member(object, "shared", (gint64)usage.shared_bytes);
+    json_object_set_int_member(object, "cpu_ns", (gint64)usage.cpu_ns);
+    if (parent) {
+        json_object_set_string_member(object, "parent", parent);
+    }
+    if (hvm && hvm->ticket) {
+        g_autofree char *ticket = sf_ticket_id_to_text(hvm->ticket);
+        json_object_set_string_member(object, "ticket", ticket);
+        json_object_set_int_member(object, "id", hvm->id);
+    }
+    if (hvm && hvm->vm == hvm->family->root) {
+        json_object_set_int_member(object, "shells_ready", sf_shell_pool_ready(hvm->family->pool));
+    }
+    json_array_add_object_element(array, object);
+}
+
+static void add_shell_usage(SfVm *vm, gpointer data)
+{
+    add_usage(data, vm, NULL, NULL);
+}
+
+/* A line "Key:  N kB" of /proc/meminfo, in bytes; 0 when it is not there. */
+static guint64 meminfo(const char *text, const char *key)
+{
+    const char *line = strstr(text, key);
+
+    return line ? g_ascii_strtoull(line + strlen(key), NULL, 10) << 10 : 0;
+}
+
+JsonObject *sf_describe_usage(SfHost *host)
+{
+    JsonObject *object = json_object_new(), *memory = json_object_new();
+    JsonArray *array = json_array_new();
+    g_autoptr(GList) vms = sf_host_vms(host);
+    g_autoptr(GList) families = sf_host_families(host);
+    g_autofree char *text = NULL;
+
+    if (g_file_get_contents("/proc/meminfo", &text, NULL, NULL)) {
+        json_object_set_int_member(memory, "memory_total", (gint64)meminfo(text, "MemTotal:"));
+        json_object_set_int_member(memory, "memory_available", (gint64)meminfo(text, "MemAvailable:"));
+    }
+    for (GList *item = vms; item; item = item->next) {
+        SfHostVm *hvm = item->data;
+        add_usage(array, hvm->vm, hvm->parent, hvm);
+    }
+    for (GList *item = families; item; item = item->next) {
+        sf_shell_pool_foreach(((SfFamily *)item->data)->pool, add_shell_usage, array);
+    }
+    json_object_set_object_member(object, "host", memory);
+    json_object_set_array_member(object, "vms", array);
+    return object;
+}
+
+/* ---- descriptor ---- */
+
+static GBytes *read_state(const SfSnapshot *snapshot, GError **error)
+{
+    g_autofree char *state = g_malloc(snapshot->state_length);
+    gsize done = 0;
+
+    while (done < snapshot->state_length) {
+        ssize_t n = pread(snapshot->state, state + done, snapshot->state_length - done, (off_t)done);
+        if (n <= 0) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "snapshot \"%s\": its device state can't be read", snapshot->id);
+            return NULL;
+        }
+        done += (gsize)n;
+    }
+    return g_bytes_new_take(g_steal_pointer(&state), snapshot->state_length);
+}
+
+static gboolean add_blocks(SfDescriptor *descriptor, const SfSnapshot *snapshot, GError **error)
+{
+    for (guint i = 0; i < snapshot->n_blocks; i++) {
+        GArray *present = sf_snapshot_present_runs(snapshot, i, error);
+        SfDescriptorBlock *block;
+        if (!present) {
+            return FALSE;
+        }
+        block = g_new0(SfDescriptorBlock, 1);
+        block->id = g_strdup(snapshot->blocks[i].id);
+        block->length = snapshot->blocks[i].length;
+        block->present = present;
+        g_ptr_array_add(descriptor->blocks, block);
+    }
+    return TRUE;
+}
+
+static void add_disks(SfDescriptor *descriptor, SfVm *vm)
+{
+    GPtrArray *disks = sf_vm_disks(vm);
+
+    for (guint i = 0; disks && i < disks->len; i++) {
+        SfDiskChain *chain = g_ptr_array_index(disks, i);
+        SfDiskLayer *frozen = g_ptr_array_index(chain->layers, chain->layers->len > 1 ? chain->layers->len - 2 : 0);
+        SfDescriptorDisk *disk = g_new0(SfDescriptorDisk, 1);
+        disk->id = g_strdup(chain->id);
+        disk->size = chain->size;
+        disk->format = g_strdup(frozen->format);
+        disk->base = g_strdup(frozen->path);
+        g_ptr_array_add(descriptor->disks, disk);
+    }
+}
+
+GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error)
+{
+    g_autoptr(SfDescriptor) descriptor = sf_descriptor_new();
+    SfVmConfig *config = sf_vm_config(hvm->vm);
+
+    descriptor->version = SF_DESCRIPTOR_VERSION;
+    descriptor->id = g_strdup(snapshot->id);
+    descriptor->vm = g_strdup(hvm->parent ? hvm->parent : sf_vm_name(hvm->vm));
+    descriptor->lineage = g_new0(char *, 1);
+    descriptor->machine = g_strdup(sf_vm_machine(hvm->vm));
+    descriptor->cpu = g_strdup(config->cpu ? config->cpu : "");
+    descriptor->accel = g_strdup(config->accel);
+    descriptor->qemu_version = g_strdup(sf_vm_qemu_version(hvm->vm));
+    descriptor->config_hash = sf_vm_config_hash(config, descriptor->qemu_version);
+    descriptor->vcpus = config->vcpus;
+    descriptor->memory = config->memory;
+    descriptor->created = (guint64)g_get_real_time() * NS_PER_US;
+    descriptor->page_sources = g_new0(char *, 1);
+    descriptor->device_state = read_state(snapshot, error);
+    if (!descriptor->device_state || !add_blocks(descriptor, snapshot, error)) {
+        return NULL;
+    }
+    add_disks(descriptor, hvm->vm);
+    return sf_descriptor_encode(descriptor, error);
+}
