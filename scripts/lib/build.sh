@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# Builds of the project itself, in the checkout (git ignores them):
+#   build/        what runs: sfvmmd, sf-pager, sfctl, libsf, sf-agent
+#   build-asan/   the same under ASan and UBSan, for the unit tests
+#   build-fuzz/   the fuzz targets, with clang
+
+build_dir() {
+    echo "$SF_ROOT/build${1:+-$1}"
+}
+
+# build_make DIR OPTION...: configure once, or anew when the options have changed; then build.
+build_make() {
+    local dir=$1
+    shift
+    if [ ! -e "$dir/build.ninja" ] || [ "$(cat "$dir/sf-options" 2>/dev/null)" != "$*" ]; then
+        rm -rf "$dir"
+        meson setup "$dir" "$SF_ROOT" "$@"
+        echo "$*" > "$dir/sf-options"
+    fi
+    ninja -C "$dir"
+    note "$(ninja -C "$dir" -n | tail -n 1 | sed 's/^ninja: //')"
+}
+
+# Step.
+build_project() {
+    build_make "$(build_dir)" -Dwerror=true
+}
+
+# Step.
+build_asan() {
+    build_make "$(build_dir asan)" -Dwerror=true -Db_sanitize=address,undefined -Dbuildtype=debug -Doptimization=1
+}
+
+# Step.
+build_fuzz() {
+    CC=clang build_make "$(build_dir fuzz)" -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+        -Dbuildtype=debug -Doptimization=1
+}
+
+build_plan() {
+    plan_add "Project build" "read the log" build_project
+}

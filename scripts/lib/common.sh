@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# What every script sources first: where things are, and the other modules.
+#   SF_ROOT   the checkout
+#   SF_CACHE  everything downloaded or built outside the checkout. Root's default is /var/cache/snowflock and not in
+#             /root, because QEMU runs as another user and must reach its own binary and the image.
+#   SF_LOGS   logs of the steps
+
+set -euo pipefail
+umask 022
+
+SF_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+if [ -z "${SF_CACHE:-}" ]; then
+    if [ "$(id -u)" = 0 ]; then
+        SF_CACHE=/var/cache/snowflock
+    else
+        SF_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/snowflock
+    fi
+fi
+export SF_CACHE
+SF_LOGS=$SF_CACHE/log
+# Debian's own tools come first: a Python or a meson of another kind in PATH does not see Debian's modules.
+export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+export LC_ALL=C.UTF-8
+
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+# The comment on top of a script, up to the first line that is none, is its help.
+help_of_script() {
+    sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"
+}
+
+for module in plan cache packages qemu build image; do
+    # shellcheck source=/dev/null
+    . "$SF_ROOT/scripts/lib/$module.sh"
+done
+unset module
+
+# Everything that a first fork needs.
+setup_plan() {
+    packages_plan
+    qemu_plan
+    build_plan
+    image_plan apps
+}

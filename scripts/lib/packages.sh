@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# Debian packages that set-up needs, by purpose, and how they are installed: as root with apt; without root the exact
+# command is printed. Debian 12's meson is too old for QEMU 10: there meson and pycotap come from -backports.
+
+packages_build=(gcc libc6-dev make ninja-build meson ccache pkg-config git patch xz-utils libglib2.0-dev libjson-glib-dev
+    libfdt-dev liblz4-dev zlib1g-dev)
+packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev libslirp-dev
+    liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev)
+packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring)
+packages_image=(mmdebstrap e2fsprogs uidmap zstd)
+packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux)
+packages_plot=(python3-matplotlib)
+
+packages_backports=(meson python3-pycotap)
+packages_meson_minimum=1.5
+
+packages_release() {
+    (. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
+}
+
+packages_check_release() {
+    [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] || die "only Debian on amd64 is supported"
+    case $(packages_release) in
+    bookworm | trixie) ;;
+    *) die "Debian 12 (bookworm) or 13 (trixie) is needed; this is $(. /etc/os-release && echo "$PRETTY_NAME")" ;;
+    esac
+}
+
+# The mirror that this machine's apt uses for the release itself.
+packages_mirror() {
+    local uri
+    # shellcheck disable=SC2016  # apt expands the fields
+    uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v release="$(packages_release)" '$1 == release && $2 == "main" { print $3; exit }')
+    [ -n "$uri" ] || die "apt knows no source of $(packages_release) main: check /etc/apt/sources.list.d"
+    echo "${uri%/}"
+}
+
+packages_wanted() {
+    printf '%s\n' "${packages_build[@]}" "${packages_qemu[@]}" "${packages_run[@]}" "${packages_image[@]}" \
+        "${packages_test[@]}" "${packages_plot[@]}" | sort -u
+}
+
+packages_meson_is_old() {
+    local version
+    version=$(dpkg-query -W -f '${Version}' meson 2>/dev/null) || return 0
+    dpkg --compare-versions "$version" lt "$packages_meson_minimum"
+}
+
+# Names of the packages that are missing or too old, one a line.
+packages_missing() {
+    comm -23 <(packages_wanted) \
+        <(dpkg-query -W -f '${Package} ${db:Status-Status}\n' | awk '$2 == "installed" { print $1 }' | sort -u)
+    if dpkg-query -W meson > /dev/null 2>&1 && packages_meson_is_old; then
+        echo meson
+    fi
+}
+
+# Of the packages named, those that come from backports here.
+packages_from_backports() {
+    [ "$(packages_release)" = bookworm ] || return 0
+    printf '%s\n' "$@" | grep -Fx -f <(printf '%s\n' "${packages_backports[@]}") || true
+}
+
+packages_backports_known() {
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(RELEASE)' | grep -qx "$(packages_release)-backports"
+}
+
+packages_backports_source() {
+    cat << EOF
+Types: deb
+URIs: $(packages_mirror)
+Suites: $(packages_release)-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+EOF
+}
+
+# The commands that root has to run, for a person.
+packages_say_commands() {
+    local missing=("$@") backports
+    mapfile -t backports < <(packages_from_backports "${missing[@]}")
+    if ((${#backports[@]} > 0)) && ! packages_backports_known; then
+        printf 'sudo tee /etc/apt/sources.list.d/snowflock-backports.sources << EOF\n%s\nEOF\n' \
+            "$(packages_backports_source)"
+    fi
+    echo "sudo apt-get update"
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | grep -vFx -f <(printf '%s\n' "${backports[@]:-}") || true)
+    ((${#missing[@]} == 0)) || echo "sudo apt-get install --no-install-recommends ${missing[*]}"
+    ((${#backports[@]} == 0)) ||
+        echo "sudo apt-get install --no-install-recommends -t $(packages_release)-backports ${backports[*]}"
+}
+
+# Step: install what is missing.
+packages_install() {
+    local missing backports plain
+    mapfile -t missing < <(packages_missing)
+    if ((${#missing[@]} == 0)); then
+        note "all installed"
+        return
+    fi
+    if [ "$(id -u)" != 0 ]; then
+        echo "packages are missing and this is not root; run these, then this script again:"
+        packages_say_commands "${missing[@]}"
+        return 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    mapfile -t backports < <(packages_from_backports "${missing[@]}")
+    if ((${#backports[@]} > 0)) && ! packages_backports_known; then
+        packages_backports_source > /etc/apt/sources.list.d/snowflock-backports.sources
+    fi
+    apt-get -o Acquire::Retries=3 update
+    mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vFx -f <(printf '%s\n' "${backports[@]:-}") || true)
+    ((${#plain[@]} == 0)) ||
+        apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${plain[@]}"
+    ((${#backports[@]} == 0)) || apt-get -o Acquire::Retries=3 install -y --no-install-recommends \
+        -t "$(packages_release)-backports" "${backports[@]}"
+    note "${#missing[@]} installed"
+}
+
+# Step: the user that QEMU runs as when sfvmmd is root (sfvmm/snowflock.sysusers says the same to systemd).
+packages_user() {
+    if getent passwd snowflock-qemu > /dev/null; then
+        note "there"
+    elif [ "$(id -u)" = 0 ]; then
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
+            --comment "Snowflock's QEMU processes" snowflock-qemu
+    else
+        note "not needed without root: QEMU runs as you"
+    fi
+}
+
+packages_plan() {
+    plan_add "Debian packages" "as root: look what apt says; else: run the commands above" packages_install
+    plan_add "User snowflock-qemu" "read the log" packages_user
+}
