@@ -144,11 +144,11 @@ class Host:
             if data:
                 return unframe(data)
 
-    def silent(self):
+    def silent(self, wait=0):
         """True if nothing more of the agent is there; ask after a round trip."""
         while self.pending.startswith(b'\0'):
             self.pending = self.pending[1:]
-        return not self.pending and not select.select([self.connection], [], [], 0)[0]
+        return not self.pending and not select.select([self.connection], [], [], wait)[0]
 
     def greet(self):
         """A new nonce, as after a (re)connection."""

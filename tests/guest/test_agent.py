@@ -159,7 +159,7 @@ class Programs(Base):
         for _ in range(5):
             program = self.guest.sf('join', '--timeout', '0.02', '%016x' % TICKET_ID)
             while program.poll() is None:
-                if self.host.silent():
+                if self.host.silent(0.01):
                     continue
                 request, payload = self.host.expect(JOIN)
                 if struct.unpack('<QII', payload)[1] == 0:
