@@ -7,8 +7,9 @@
     Probe       the program sf-probe (tests/guest/probe.c) in the foreground of a guest's console
     Case        a test case that compares the daemon's footprint before and after each test
 
-A footprint is everything that a fork may leave behind: processes, descriptors of the daemon, files of the run directory,
-memory in memfds. Nothing here sleeps for a fixed time: wait() polls a condition up to a bound, and says what it last saw.
+A footprint is everything that a fork may leave behind: processes, descriptors of the daemon, files of the run
+directory, memory in memfds. Nothing here sleeps for a fixed time: wait() polls a condition up to a bound, and says what
+it last saw.
 """
 import base64
 import collections
@@ -59,7 +60,8 @@ def program(path):
 
 
 def qemu():
-    return need(os.path.join(environment("SF_QEMU_PREFIX", "the patched QEMU"), "bin/qemu-system-x86_64"), "patched QEMU")
+    prefix = environment("SF_QEMU_PREFIX", "the patched QEMU")
+    return need(os.path.join(prefix, "bin/qemu-system-x86_64"), "patched QEMU")
 
 
 def qemu_img():
@@ -97,7 +99,7 @@ def logs():
 # ---------------------------------------------------------------- waiting
 
 def wait(condition, timeout=SHORT, what="the condition"):
-    """Poll until condition() is true and return its value; AssertionError with the last value after `timeout` seconds."""
+    """Poll until condition() is true and return its value; AssertionError with the last one after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         value = condition()
@@ -123,8 +125,7 @@ class ControlError(Exception):
     """An error answer of sfvmmd."""
 
     def __init__(self, error):
-        super().__init__("%(code)s: %(message)s (%(hint)s)" % {"code": error.get("code"), "message": error.get("message"),
-                                                              "hint": error.get("hint")})
+        super().__init__("%s: %s (%s)" % (error.get("code"), error.get("message"), error.get("hint")))
         self.code = error.get("code")
         self.message = error.get("message") or ""
         self.hint = error.get("hint") or ""
@@ -175,7 +176,7 @@ class Control:
         return json.loads(line)
 
     def answer(self, number, timeout=LONG):
-        """The result of request `number`. ControlError for an error answer, ConnectionError when the daemon hangs up."""
+        """The result of request `number`. ControlError: an error answer; ConnectionError: the daemon hung up."""
         while number not in self.answers:
             message = self.line(timeout)
             if message is None:
@@ -211,12 +212,13 @@ class Control:
 # ---------------------------------------------------------------- the daemon
 
 class Daemon:
-    """A sfvmmd of its own. Everything it starts carries SF_TEST_RUN or the run directory's name, and is ended by close()."""
+    """A sfvmmd of its own. What it starts carries SF_TEST_RUN or the run directory's name, and is ended by close()."""
 
     def __init__(self, user=None, config=None, run_directory=None, path=None):
         self.top = tempfile.mkdtemp(prefix="sft")
         os.chmod(self.top, 0o755)
         self.run = run_directory or os.path.join(self.top, "run")
+        self.owner = not run_directory      # else the VMs in it are another daemon's
         os.makedirs(self.run, mode=0o755, exist_ok=True)
         self.user = pwd.getpwnam(user) if user else None
         if self.user:
@@ -302,7 +304,7 @@ class Daemon:
         """Everything ends: VMs by the daemon, what is left by hand. Returns what had to be ended by hand."""
         left = []
         try:
-            if self.control and self.process.poll() is None:
+            if self.owner and self.control and self.process.poll() is None:
                 for vm in self.control.call("vm.list")["vms"]:
                     with contextlib.suppress(ControlError):
                         self.control.call("vm.stop", vm=vm["name"], force=True)
@@ -312,7 +314,7 @@ class Daemon:
             pass
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.end()
-        for pid in self.processes():
+        for pid in self.processes() if self.owner else []:
             left.append(command_line(pid))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -624,7 +626,7 @@ def on_all(probes, command, timeout=LONG):
 
 
 def tools_image(folder):
-    """A raw disk that holds the guest programs as a tar archive: any guest can unpack it, no image needs to have them."""
+    """A raw disk with the guest programs as a tar archive: any guest can unpack it, no image needs to have them."""
     path = os.path.join(folder, "tools.img")
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name in ("sf-probe", "sf-garbage", "sf-forkbench"):
@@ -664,7 +666,7 @@ def blank_disk(daemon, name, mib, owner=None):
 # ---------------------------------------------------------------- test case
 
 class Case(unittest.TestCase):
-    """setUpModule of the test's file puts its daemon into `daemon` of the class, or the test starts one by start_daemon()."""
+    """A class has its daemon in `daemon`, or a test starts one by start_daemon()."""
 
     daemon = None
     check_footprint = True

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fork again and again: fifty cycles of ticket, clone 4, join, with no growth of processes, descriptors, memory and files.
-Second forks while the first clones live, and clones that fork: three levels.
+"""Fork again and again: fifty cycles of ticket, clone 4, join, with no growth of processes, descriptors, memory and
+files. Second forks while the first clones live, and clones that fork: three levels.
 """
 import unittest
 
@@ -86,7 +86,7 @@ class Cycles(harness.Case):
         probe("verify m 1")
         self.compare(vm, early, CLONES)
         # Memory is one again: what the parent wrote while it was forked is in its memfd, not beside it.
-        harness.wait(lambda: harness.resident(vm.pid)["private"] <= private + GROWTH, harness.SHORT, "the parent's own size")
+        harness.wait(lambda: harness.resident(vm.pid)["private"] <= private + GROWTH, what="the parent's own size")
 
 
 class Generations(harness.Case):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same fork under -accel kvm, with the tiny guest: timer interrupts and counters go on in each clone from where they were.
-Under TCG too, so that what fails is told apart. Four clones, twice, with one and with two vCPUs.
+"""The same fork under -accel kvm, with the tiny guest: timer interrupts and counters go on in each clone from where
+they were. Under TCG too, so that what fails is told apart. Four clones, twice, with one and with two vCPUs.
 """
 import unittest
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What gives memory back to the host (free-page reporting, the balloon) never changes a snapshot.
 
-Clones that have not touched their pages yet still see the snapshot's memory itself: while they wait, the parent frees, gives
-back and reuses all it can; then a clone does. Nobody may see a byte of it.
+Clones that have not touched their pages yet still see the snapshot's memory itself: while they wait, the parent frees,
+gives back and reuses all it can; then a clone does. Nobody may see a byte of it.
 """
 import json
 import os

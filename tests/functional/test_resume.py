@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The first test: the parent resumes, whatever fails.
 
-Every test makes a fork fail in its own way, and asks three things: the parent counts on, the error names what failed, and the
-next fork of the same parent, with nothing in its way, succeeds. VMs are tiny guests, which need neither Linux nor an agent.
+Every test makes a fork fail in its own way, and asks three things: the parent counts on, the error names what failed,
+and the next fork of the same parent, with nothing in its way, succeeds. VMs are tiny guests, which need neither Linux
+nor an agent.
 """
 import os
 import random
@@ -234,7 +235,7 @@ class Resume(harness.Case):
     # -- the daemon dies
 
     def test_daemon_killed_during_the_fork(self):
-        """SIGKILL at a random point, then a restart: the parent has gone on, and the ticket ends in a state that join tells."""
+        """SIGKILL at a random point, then a restart: the parent has gone on, the ticket ends and join tells how."""
         self.begin()
         start = time.monotonic()
         self.good_fork()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VMs of the tiny guest (tests/tiny): no agent, up in a moment, count on the serial console. For what needs no Linux."""
+"""VMs of the tiny guest (tests/tiny): no agent, up in a moment, count on the console. For what needs no Linux."""
 import os
 import re
 

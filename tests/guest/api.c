@@ -213,7 +213,7 @@ static void *work(void *data)
     return NULL;
 }
 
-/* Several threads of one process use the library at once. In a clone the threads that did not fork it see their calls fail. */
+/* Several threads of one process at once. In a clone the threads that did not fork it see their calls fail. */
 static bool do_threads(unsigned threads, unsigned turns, unsigned count, char *text)
 {
     static struct worker workers[THREADS_MAX];

@@ -58,7 +58,8 @@ static uint64_t memory_round(uint8_t *memory, uint64_t bytes, uint64_t seed)
 /* Does the job, writes its lines into text; returns their length, 0: bad arguments. */
 static size_t job(int argc, char **argv, char *text)
 {
-    uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 0) : 0, bytes = (argc > 2 ? strtoull(argv[2], NULL, 0) : 64) * MIB;
+    uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 0) : 0;
+    uint64_t bytes = (argc > 2 ? strtoull(argv[2], NULL, 0) : 64) * MIB;
     int memory = argc > 0 && strcmp(argv[0], "memory") == 0;
     uint8_t *area = NULL;
     size_t length = 0;
@@ -77,7 +78,8 @@ static size_t job(int argc, char **argv, char *text)
     for (uint64_t i = 0; i < rounds && length < RESULT_MAX - 128; i++) {
         uint64_t start = now();
         sum += memory ? memory_round(area, bytes, i + sum) : cpu_round(i + sum);
-        length += sprintf(text + length, "round %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", i, start - first, now() - start);
+        length += sprintf(text + length, "round %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", i, start - first,
+                          now() - start);
     }
     if (area) {
         munmap(area, bytes);
@@ -126,8 +128,8 @@ static int do_fork(int argc, char **argv, char *text)
     if (n < 0) {
         return fail("join");
     }
-    printf("fork granted=%u returned_ns=%" PRIu64 " joined_ns=%" PRIu64 "\n", sf_ticket_granted(ticket), returned - called,
-           now() - called);
+    printf("fork granted=%u returned_ns=%" PRIu64 " joined_ns=%" PRIu64 "\n", sf_ticket_granted(ticket),
+           returned - called, now() - called);
     for (int i = 0; i < n; i++) {
         show(ticket, &results[i]);
         bad |= results[i].state != SF_EXITED;
@@ -147,7 +149,7 @@ int main(int argc, char **argv)
     }
     length = argc > 2 ? job(argc - 1, argv + 1, text) : 0;
     if (!length) {
-        fprintf(stderr, "usage: sf-forkbench cpu ROUNDS | memory ROUNDS MIB | fork N [cpu ROUNDS | memory ROUNDS MIB]\n");
+        fprintf(stderr, "usage: sf-forkbench cpu ROUNDS | memory ROUNDS MIB | fork N [JOB]\n");
         return 1;
     }
     fwrite(text, 1, length, stdout);

@@ -8,8 +8,8 @@
  *   sf-garbage PORT flood COUNT          COUNT ticket requests, no answer is read
  *   sf-garbage PORT huge BYTES           one frame that never ends
  *
- * It never waits for ever: when the host takes nothing for STALL_MS, it says how far it came and ends. That is success too:
- * a host may stop reading. Prints "wrote BYTES stalled=0|1 answers=N errors=N".
+ * It never waits for ever: when the host takes nothing for STALL_MS, it says how far it came and ends. That is success
+ * too: a host may stop reading. Prints "wrote BYTES stalled=0|1 answers=N errors=N".
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +24,7 @@
 
 #define STALL_MS       3000
 #define PIECE          4096
+#define SYNC_DATA      8                /* bytes of a result */
 #define UNKNOWN_TICKET 0x0123456789abcdefull
 
 static int port;
@@ -116,6 +117,7 @@ static void absurd(void)
 {
     uint8_t buffer[SF_GP_MAX_PAYLOAD] = { 0 };
     const uint32_t counts[] = { 0, SF_GP_MAX_CLONES + 1, 0x7fffffff, 0xffffffff };
+    const struct sf_gp_sync syncs[] = { { UINT64_MAX - 7, UINT64_MAX }, { 0, SF_GP_MAX_RESULT + 1 }, { 0, SYNC_DATA } };
     uint32_t request = 1;
     int waits = 0;
 
@@ -130,9 +132,9 @@ static void absurd(void)
     frame(SF_GP_FETCH, request++, buffer,
           sf_gp_fetch_pack(buffer, &(struct sf_gp_fetch){ UNKNOWN_TICKET, 0xffffffff, 0xffffffff, UINT64_MAX }), 1);
     frame(SF_GP_EXIT, request++, buffer, sf_gp_exit_pack(buffer, &(struct sf_gp_exit){ 0 }), 1);
-    frame(SF_GP_SYNC, request++, buffer, sf_gp_sync_pack(buffer, &(struct sf_gp_sync){ UINT64_MAX - 7, UINT64_MAX }) + 8, 1);
-    frame(SF_GP_SYNC, request++, buffer, sf_gp_sync_pack(buffer, &(struct sf_gp_sync){ 0, SF_GP_MAX_RESULT + 1 }) + 8, 1);
-    frame(SF_GP_SYNC, request++, buffer, sf_gp_sync_pack(buffer, &(struct sf_gp_sync){ 0, 8 }) + 8, 1);
+    for (size_t i = 0; i < sizeof(syncs) / sizeof(*syncs); i++) {
+        frame(SF_GP_SYNC, request++, buffer, sf_gp_sync_pack(buffer, &syncs[i]) + SYNC_DATA, 1);
+    }
     while (answers < request - 1 && waits++ < 10) {
         struct pollfd wait = { .fd = port, .events = POLLIN };
         poll(&wait, 1, STALL_MS / 10);

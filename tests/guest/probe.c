@@ -8,9 +8,10 @@
  *   fill NAME NUMBER [STEP FIRST]      verify NAME NUMBER [STEP FIRST]         close NAME
  *   churn NAME                         settle NAME                             (store.h)
  *   clock start | read | stop          regs start | stop                       (watch.h)
- *   time                               rng                                     urandom
+ *   time   setclock SECONDS            rng                                     urandom             host
  *   ticket SLOT COUNT    clone SLOT    self      sync BYTES NUMBER             exit STATUS [BYTES NUMBER]
- *   join SLOT            member SLOT ID          fetch SLOT ID NUMBER          kill SLOT         (libsf)
+ *   join SLOT            look SLOT               fetch SLOT ID NUMBER          kill SLOT         release SLOT
+ *   cycles TURNS COUNT   threads THREADS TURNS COUNT                           programs PROGRAMS TURNS COUNT
  *   quit
  *
  * One thread reads and does; stores and watches have threads of their own.
@@ -18,6 +19,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +34,8 @@
 
 #define STORES_MAX    8
 #define WORDS_MAX     8
-#define LINE_MAX_     1024
+#define COMMAND_MAX   1024
+#define BLANKS        " \r\n"
 #define RANDOM_BYTES  16
 #define NS            UINT64_C(1000000000)
 
@@ -139,8 +142,8 @@ static void do_clock(char **words)
     } else {
         watch_clock_stop(&clock);
     }
-    answer(ok && !clock.backward, "ticks=%" PRIu64 " backward=%" PRIu64 " longest_ns=%" PRIu64, clock.ticks, clock.backward,
-           clock.longest_ns);
+    answer(ok && !clock.backward, "ticks=%" PRIu64 " backward=%" PRIu64 " longest_ns=%" PRIu64, clock.ticks,
+           clock.backward, clock.longest_ns);
 }
 
 static void do_regs(char **words)
@@ -189,7 +192,7 @@ static bool do_line(char *line)
     static const char *const store_verbs[] = { "fill", "verify", "churn", "settle", "close" };
     int count = 0;
 
-    for (char *word = strtok_r(line, " \r\n", &rest); word && count < WORDS_MAX; word = strtok_r(NULL, " \r\n", &rest)) {
+    for (char *word = strtok_r(line, BLANKS, &rest); word && count < WORDS_MAX; word = strtok_r(NULL, BLANKS, &rest)) {
         words[count++] = word;
     }
     if (!count) {
@@ -216,6 +219,13 @@ static bool do_line(char *line)
         do_random(false);
     } else if (strcmp(words[0], "urandom") == 0) {
         do_random(true);
+    } else if (strcmp(words[0], "setclock") == 0) {
+        struct timespec when = { .tv_sec = number(words, 1, 0) };
+        answer(clock_settime(CLOCK_REALTIME, &when) == 0, "set");
+    } else if (strcmp(words[0], "host") == 0) {
+        char name[HOST_NAME_MAX + 1] = "";
+        gethostname(name, sizeof(name) - 1);
+        answer(true, "name=%s", name);
     } else {
         char text[API_TEXT] = "unknown command";
         bool ok = api_command(words, count, text);
@@ -227,7 +237,7 @@ static bool do_line(char *line)
 
 int main(void)
 {
-    char line[LINE_MAX_];
+    char line[COMMAND_MAX];
 
     urandom = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
     answer(true, "probe pid=%d", (int)getpid());

@@ -34,7 +34,8 @@ static struct store *store_new(const char *name, size_t slot_size, char *error)
 {
     struct store *store = calloc(1, sizeof(*store));
 
-    if (!store || posix_memalign(&store->buffer, PAGE, slot_size) || posix_memalign(&store->expected, PAGE, slot_size)) {
+    if (!store || posix_memalign(&store->buffer, PAGE, slot_size)
+        || posix_memalign(&store->expected, PAGE, slot_size)) {
         snprintf(error, STORE_TEXT, "no memory for store %s", name);
         free(store);
         return NULL;
@@ -267,9 +268,10 @@ static bool slot_holds(struct store *store, uint64_t slot, uint64_t number)
     }
     for (size_t i = 0; i < store->slot_size / sizeof(*want); i++) {
         if (want[i] != have[i]) {
-            snprintf(store->error, sizeof(store->error), "slot %llu of %llu, word %zu: want %016llx (number %llu), have %016llx",
-                     (unsigned long long)slot, (unsigned long long)store->slots, i, (unsigned long long)want[i],
-                     (unsigned long long)number, (unsigned long long)have[i]);
+            snprintf(store->error, sizeof(store->error),
+                     "slot %llu of %llu, word %zu: want %016llx (number %llu), have %016llx", (unsigned long long)slot,
+                     (unsigned long long)store->slots, i, (unsigned long long)want[i], (unsigned long long)number,
+                     (unsigned long long)have[i]);
             break;
         }
     }

@@ -19,7 +19,7 @@ bool watch_clock_start(void);
 void watch_clock_read(struct watch_clock *clock);
 void watch_clock_stop(struct watch_clock *clock);
 
-/* A loop in registers alone: general, SSE and the direction of a running sum. *bad: times that one was not what it must be. */
+/* A loop in registers alone, general and SSE. *bad: times that one was not what it must be. */
 bool watch_registers_start(void);
 void watch_registers_stop(uint64_t *loops, uint64_t *bad);
 
