@@ -138,6 +138,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { "socket", &config->socket },
         { "group", &config->group },
         { "run-directory", &config->launcher.run_directory },
+        { "overlay-directory", &config->launcher.overlay_directory },
         { "qemu", &config->launcher.qemu },
         { "qemu-img", &config->launcher.qemu_img },
         { "firmware", &config->launcher.firmware },
@@ -223,5 +224,6 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->launcher.qemu_img);
     g_free(config->launcher.firmware);
     g_free(config->launcher.run_directory);
+    g_free(config->launcher.overlay_directory);
     g_free(config);
 }

@@ -152,7 +152,8 @@ static void recover_tickets(SfHost *host, GPtrArray *vms)
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
         if (ticket->fork) {
-            sf_fork_resume(ticket->fork);
+            SfVm *root = ticket->family->root;
+            sf_fork_resume(ticket->fork, root ? sf_vm_ram_base(root) : NULL);
         }
     }
 }
@@ -197,6 +198,7 @@ static void recovery_step_done(GTask *task)
     }
     recover_tickets(host, recovery->vms);
     sweep_clones(host, recovery->vms);
+    sf_launcher_sweep(sf_host_launcher(host));
     wake_families(host);
     g_task_return_boolean(task, TRUE);
 }

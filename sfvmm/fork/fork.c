@@ -271,11 +271,14 @@ static void fork_hold_pool(SfFork *fork, gboolean hold)
     }
 }
 
+/* The clones hold what they need of it themselves. Its record stays while one of them may have to be adopted. */
 static void fork_drop_snapshot(SfFork *fork)
 {
     g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
     g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
-    sf_fork_record_drop_snapshot(fork->directory);
+    if (sf_fork_alive(fork) == 0) {
+        sf_fork_record_drop_snapshot(fork->directory);
+    }
 }
 
 static void fork_fail(SfFork *fork, const char *reason)
@@ -338,6 +341,7 @@ static void fork_review(SfFork *fork)
         fork_hold_pool(fork, FALSE);
     }
     if (alive == 0) {
+        fork_drop_snapshot(fork);
         if (fork->state == SF_FORK_RUNNING) {
             fork->state = SF_FORK_DONE;
             fork_changed(fork, NULL);
@@ -703,7 +707,7 @@ gboolean sf_fork_adopt(SfFork *fork, SfVm *vm)
 {
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (strcmp(clone->name, sf_vm_name(vm)) == 0 && clone_is_alive(clone) && sf_vm_loaded_snapshot(vm)) {
+        if (strcmp(clone->name, sf_vm_name(vm)) == 0 && clone_is_alive(clone) && sf_vm_loaded_snapshot_id(vm)) {
             clone_take_vm(clone, vm);
             if (!clone->loaded) {
                 clone->loaded = clone->running = now_ns();
@@ -733,22 +737,32 @@ static GArray *fork_pids(SfFork *fork)
     return pids;
 }
 
-static gboolean fork_restore_snapshot(SfFork *fork, GError **error)
+/* The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. */
+static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GError **error)
 {
     g_autoptr(GArray) pids = fork_pids(fork);
-    SfRamBase *base = fork->parent ? sf_vm_ram_base(fork->parent) : NULL;
+    g_autoptr(SfRamBase) base = family_base ? sf_ram_base_ref(family_base) : sf_ram_base_new();
 
-    for (guint i = 0; !base && i < fork->clones->len; i++) {
-        SfClone *clone = g_ptr_array_index(fork->clones, i);
-        base = clone->vm ? sf_vm_ram_base(clone->vm) : NULL;
-    }
-    if (!base) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "no VM is left that holds the snapshot's memory");
-        return FALSE;
-    }
     fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
                                                      &fork->frozen_disks, error);
+    for (guint i = 0; fork->snapshot && i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->vm) {
+            sf_vm_set_loaded_snapshot(clone->vm, fork->snapshot);
+        }
+    }
     return fork->snapshot != NULL;
+}
+
+static gboolean fork_any_loaded(SfFork *fork)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->loaded) {
+            return TRUE;
+        }
+    }
+    return FALSE;
 }
 
 static void resume_clone(SfClone *clone, const char *why_not_placed)
@@ -757,12 +771,10 @@ static void resume_clone(SfClone *clone, const char *why_not_placed)
         return;
     }
     if (clone->vm) {
-        if (clone->state == SF_GP_STATE_STARTING) {
-            if (clone->fork->with_agent) {
-                clone_identify(clone);
-            } else {
-                clone->state = SF_GP_STATE_RUNNING;
-            }
+        if (clone->state == SF_GP_STATE_STARTING && clone->fork->with_agent) {
+            clone_identify(clone);
+        } else {
+            clone->state = SF_GP_STATE_RUNNING;
         }
     } else if (clone->loaded) {
         clone_end(clone, SF_GP_STATE_LOST, "its QEMU ended while sfvmmd was not running");
@@ -771,33 +783,40 @@ static void resume_clone(SfClone *clone, const char *why_not_placed)
     }
 }
 
-void sf_fork_resume(SfFork *fork)
+/* Nothing of the fork is left that its parent could not do again: to its guest, sf_clone() only takes longer. */
+static void fork_begin_again(SfFork *fork)
+{
+    if (fork->parent) {
+        fork->state = SF_FORK_NEW;
+        sf_fork_start(fork);
+    } else {
+        fork_fail_early(fork, "sfvmmd was restarted before the first clone ran, and the parent has ended since");
+    }
+}
+
+void sf_fork_resume(SfFork *fork, SfRamBase *base)
 {
     g_autoptr(SfFork) keep = g_object_ref(fork);
     g_autoptr(GError) error = NULL;
     g_autofree char *why = NULL;
-    SfForkState state = fork->state;
+    gboolean taken = fork->state == SF_FORK_PLACING || fork->state == SF_FORK_RUNNING;
 
     if (sf_fork_is_done(fork)) {
         return;
     }
-    if (state == SF_FORK_NEW || state == SF_FORK_SNAPSHOT) {
-        if (!fork->parent) {
-            fork_fail_early(fork, "sfvmmd was restarted before the snapshot, and the parent has ended since");
-            return;
-        }
-        fork->state = SF_FORK_NEW;
-        sf_fork_start(fork);
+    if (!taken || (!fork_restore_snapshot(fork, base, &error) && !fork_any_loaded(fork))) {
+        fork_begin_again(fork);
         return;
     }
-    if (state == SF_FORK_PLACING && !fork_restore_snapshot(fork, &error)) {
+    if (error) {
         why = g_strdup_printf("sfvmmd was restarted during the fork: %s", error->message);
+        g_message("ticket %016" G_GINT64_MODIFIER "x: %s", fork->ticket, error->message);
     }
     fork->state = SF_FORK_PLACING;               /* fork_review() finds out */
     for (guint i = 0; i < fork->clones->len; i++) {
         resume_clone(g_ptr_array_index(fork->clones, i), why);
     }
-    if (fork->snapshot) {
+    if (fork->snapshot && fork->state == SF_FORK_PLACING) {
         fork_hold_pool(fork, TRUE);
         fork_place(fork);
     }

@@ -111,9 +111,10 @@ JsonObject *sf_fork_describe_clone(const SfClone *clone);
 /*
  * After a restart of sfvmmd. options->parent may be NULL when it has ended. Then, for each living VM of it, adopt();
  * at last resume(), which places what was not placed, identifies what was not identified and reports what has died.
+ * base: of the family, NULL when the VM that owns it has ended.
  */
 SfFork *sf_fork_restore(const SfForkOptions *options, GError **error);
 gboolean sf_fork_adopt(SfFork *fork, SfVm *vm);       /* FALSE: not one of its clones */
-void sf_fork_resume(SfFork *fork);
+void sf_fork_resume(SfFork *fork, SfRamBase *base);
 
 #endif
