@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* VMs and tickets as text for people. Each takes objects as docs/control-protocol.md has them. */
+#ifndef SF_CTL_VIEW_H
+#define SF_CTL_VIEW_H
+
+#include "sfvmm/cli/cli.h"
+
+void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms);
+void sf_view_vm(const SfCtl *ctl, JsonObject *vm);
+void sf_view_ticket_list(const SfCtl *ctl, JsonArray *tickets);
+
+/* One ticket: a heading, the parent's pause and its parts, a table of the clones. */
+void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket);
+
+#endif
