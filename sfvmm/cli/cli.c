@@ -221,7 +221,7 @@ SfStyle sf_ctl_state_style(const char *state)
     } styles[] = {
         {"running", SF_STYLE_GREEN}, {"done", SF_STYLE_GREEN},     {"exited", SF_STYLE_BLUE},
         {"starting", SF_STYLE_CYAN}, {"forking", SF_STYLE_CYAN},   {"granted", SF_STYLE_CYAN},
-        {"paused", SF_STYLE_YELLOW}, {"killed", SF_STYLE_YELLOW},  {"failed", SF_STYLE_RED},
+        {"placing", SF_STYLE_CYAN},  {"paused", SF_STYLE_YELLOW}, {"killed", SF_STYLE_YELLOW},  {"failed", SF_STYLE_RED},
         {"lost", SF_STYLE_RED},      {"gone", SF_STYLE_DIM},
     };
     for (guint i = 0; state && i < G_N_ELEMENTS(styles); i++) {

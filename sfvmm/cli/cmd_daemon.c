@@ -45,15 +45,18 @@ int sf_ctl_daemon_status(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(status);
         return SF_CTL_OK;
     }
-    g_autofree char *up = sf_units_format_age_ms((guint64)sf_ctl_int(status, "uptime_ms"));
-    g_autofree char *qemu = g_strdup_printf("%s (%s)", sf_ctl_string(status, "qemu_version"), sf_ctl_string(status, "qemu"));
     g_autofree char *has = g_strdup_printf(
         "%" G_GINT64_FORMAT " VMs, %" G_GINT64_FORMAT " clones, %" G_GINT64_FORMAT " shells, %" G_GINT64_FORMAT " tickets",
         sf_ctl_int(status, "vms"), sf_ctl_int(status, "clones"), sf_ctl_int(status, "shells"), sf_ctl_int(status, "tickets"));
-    printf("sfvmmd %s runs since %s, pid %" G_GINT64_FORMAT "\n", sf_ctl_string(status, "version"), up,
-           sf_ctl_int(status, "pid"));
+    printf("sfvmmd %s, pid %" G_GINT64_FORMAT "\n", sf_ctl_string(status, "version"), sf_ctl_int(status, "pid"));
+    if (json_object_has_member(status, "uptime_ms")) {
+        g_autofree char *up = sf_units_format_age_ms((guint64)sf_ctl_int(status, "uptime_ms"));
+        print_line("up", up);
+    }
     print_line("socket", sf_client_socket(ctl->client));
-    print_line("QEMU", qemu);
+    print_line("state", sf_ctl_string(status, "run_directory"));
+    print_line("QEMU", sf_ctl_string(status, "qemu"));
+    print_line("version", sf_ctl_string(status, "qemu_version"));
     print_accel(status);
     print_line("launcher", sf_ctl_string(status, "launcher"));
     print_line("has", has);

@@ -31,46 +31,40 @@ static GBytes *read_file(SfCtl *ctl, const char *path)
     return g_bytes_new(bytes, length);
 }
 
-/* The file with the descriptor of a VM or ticket. NULL: could not, and said so. Caller unrefs the daemon's answer. */
-static JsonObject *ask_descriptor(SfCtl *ctl, const char *name)
+/* The descriptor of a VM's or ticket's snapshot. *result: the daemon's answer, the caller's. NULL: could not, and said so. */
+static GBytes *ask_descriptor(SfCtl *ctl, const char *name, JsonObject **result)
 {
     g_autoptr(GError) error = NULL;
-    JsonObject *result = sf_client_call(ctl->client, "descriptor", sf_ctl_params("vm", name), SF_CTL_SOON_MS, &error);
 
-    if (!result && sf_ctl_error_is(ctl, "no-such-vm") && sf_ctl_looks_like_ticket(name)) {
+    *result = sf_client_call(ctl->client, "descriptor", sf_ctl_params("vm", name), SF_CTL_SOON_MS, &error);
+    if (!*result && sf_ctl_error_is(ctl, "no-such-vm") && sf_ctl_looks_like_ticket(name)) {
         g_clear_error(&error);
         g_autofree char *id = sf_ctl_find_ticket(ctl, name, &error);
-        result = id ? sf_client_call(ctl->client, "descriptor", sf_ctl_params("ticket", id), SF_CTL_SOON_MS, &error) : NULL;
+        *result = id ? sf_client_call(ctl->client, "descriptor", sf_ctl_params("ticket", id), SF_CTL_SOON_MS, &error) : NULL;
     }
-    if (!result) {
+    if (!*result) {
         sf_ctl_fail_call(ctl, error);
-    } else if (!sf_ctl_string(result, "path")) {
-        sf_ctl_fail(ctl, NULL, "sfvmmd did not say where the descriptor of \"%s\" is", name);
-        g_clear_pointer(&result, json_object_unref);
+        return NULL;
     }
-    return result;
+    const char *data = sf_ctl_string(*result, "data");
+    gsize length = 0;
+    guchar *bytes = g_base64_decode(data ? data : "", &length);
+    return g_bytes_new_take(bytes, length);
 }
 
 static int run_show(SfCtl *ctl, const char *what)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonObject) result = NULL;
-    const char *path = what;
+    gboolean is_file = strchr(what, '/') || g_file_test(what, G_FILE_TEST_IS_REGULAR);
+    g_autoptr(GBytes) bytes = is_file ? read_file(ctl, what) : ask_descriptor(ctl, what, &result);
 
-    if (!strchr(what, '/') && !g_file_test(what, G_FILE_TEST_IS_REGULAR)) {
-        result = ask_descriptor(ctl, what);
-        if (!result) {
-            return SF_CTL_ERROR;
-        }
-        path = sf_ctl_string(result, "path");
-    }
-    g_autoptr(GBytes) bytes = read_file(ctl, path);
     if (!bytes) {
         return SF_CTL_ERROR;
     }
     g_autoptr(SfDescriptor) descriptor = sf_descriptor_decode(bytes, &error);
     if (!descriptor) {
-        return sf_ctl_fail(ctl, "`sfctl descriptor save VM FILE` makes one", "descriptor \"%s\": %s", path, error->message);
+        return sf_ctl_fail(ctl, "`sfctl descriptor save VM FILE` makes one", "descriptor \"%s\": %s", what, error->message);
     }
     if (ctl->json) {
         g_autoptr(JsonNode) node = sf_descriptor_to_json(descriptor);
@@ -89,8 +83,8 @@ static int run_show(SfCtl *ctl, const char *what)
 static int run_save(SfCtl *ctl, const char *name, const char *file)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonObject) result = ask_descriptor(ctl, name);
-    g_autoptr(GBytes) bytes = result ? read_file(ctl, sf_ctl_string(result, "path")) : NULL;
+    g_autoptr(JsonObject) result = NULL;
+    g_autoptr(GBytes) bytes = ask_descriptor(ctl, name, &result);
 
     if (!bytes) {
         return SF_CTL_ERROR;

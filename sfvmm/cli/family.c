@@ -5,6 +5,8 @@
 
 #include "sfvmm/cli/cli.h"
 
+#define SHELL_MARK   "-shell-"
+
 int sf_family_compare_names(const char *a, const char *b)
 {
     while (*a && *b) {
@@ -30,11 +32,23 @@ static const char *name_of(JsonObject *vm)
     return name ? name : "";
 }
 
-/* Siblings: by ticket (they differ in names only after it), then by id, then by name. */
+/* The name of a VM's parent, NULL: none. Shells are called PARENT-shell-N. Caller frees. */
+static char *parent_of(JsonObject *vm)
+{
+    const char *parent = sf_ctl_string(vm, "parent"), *mark = g_strrstr(name_of(vm), SHELL_MARK);
+
+    if (!parent && mark && g_strcmp0(sf_ctl_string(vm, "role"), "shell") == 0) {
+        return g_strndup(name_of(vm), (gsize)(mark - name_of(vm)));
+    }
+    return g_strdup(parent);
+}
+
+/* Siblings: clones before shells, by ticket, then by id, then by name. */
 static int compare_siblings(gconstpointer a, gconstpointer b)
 {
     JsonObject *x = *(JsonObject *const *)a, *y = *(JsonObject *const *)b;
-    int order = g_strcmp0(sf_ctl_string(x, "ticket"), sf_ctl_string(y, "ticket"));
+    const char *x_ticket = sf_ctl_string(x, "ticket"), *y_ticket = sf_ctl_string(y, "ticket");
+    int order = x_ticket && y_ticket ? strcmp(x_ticket, y_ticket) : (y_ticket != NULL) - (x_ticket != NULL);
     gint64 ids = sf_ctl_int(x, "id") - sf_ctl_int(y, "id");
 
     if (order == 0 && ids != 0) {
@@ -48,7 +62,8 @@ static void place_children(GArray *rows, GPtrArray *rest, const char *parent, gu
 {
     for (guint i = 0; i < rest->len; i++) {
         JsonObject *vm = g_ptr_array_index(rest, i);
-        if (vm && g_strcmp0(sf_ctl_string(vm, "parent"), parent) == 0) {
+        g_autofree char *own = vm ? parent_of(vm) : NULL;
+        if (vm && g_strcmp0(own, parent) == 0) {
             SfFamilyRow row = {vm, depth, depth == 0 ? rows->len : root};
             g_array_append_val(rows, row);
             g_ptr_array_index(rest, i) = NULL;
@@ -72,7 +87,7 @@ GArray *sf_family_sort(JsonArray *vms)
     for (guint pass = 0; pass < 2; pass++) {      /* first the roots; then what only names itself as an ancestor */
         for (guint i = 0; i < rest->len; i++) {
             JsonObject *vm = g_ptr_array_index(rest, i);
-            const char *parent = vm ? sf_ctl_string(vm, "parent") : NULL;
+            g_autofree char *parent = vm ? parent_of(vm) : NULL;
             if (vm && (pass == 1 || !parent || !g_hash_table_contains(names, parent))) {
                 SfFamilyRow row = {vm, 0, rows->len};
                 g_array_append_val(rows, row);

@@ -227,18 +227,20 @@ static gboolean is_over(const Known *known)
     return g_strcmp0(state, "done") == 0 || g_strcmp0(state, "failed") == 0;
 }
 
-/* What an event says of our ticket, into what we know: a whole TICKET, or members of one clone. */
+/* What an event says of our ticket, into what we know: fork.* and ticket.* have a whole TICKET, clone.* members of one clone. */
 static void learn(Known *known, const char *id, const char *name, JsonObject *data)
 {
-    JsonObject *ticket = sf_ctl_object(data, "ticket");
+    JsonArray *clones = known->ticket ? sf_ctl_array(known->ticket, "clones") : NULL;
 
-    if (ticket && g_strcmp0(sf_ctl_string(ticket, "ticket"), id) == 0 && sf_ctl_object(ticket, "fork")) {
-        g_clear_pointer(&known->ticket, json_object_unref);
-        known->ticket = json_object_ref(ticket);
+    if (g_strcmp0(sf_ctl_string(data, "ticket"), id) != 0) {
         return;
     }
-    JsonArray *clones = known->ticket ? sf_ctl_array(known->ticket, "clones") : NULL;
-    if (!clones || g_strcmp0(sf_ctl_string(data, "ticket"), id) != 0 || !g_str_has_prefix(name, "clone.")) {
+    if (sf_ctl_object(data, "fork")) {
+        g_clear_pointer(&known->ticket, json_object_unref);
+        known->ticket = json_object_ref(data);
+        return;
+    }
+    if (!clones || !g_str_has_prefix(name, "clone.")) {
         return;
     }
     static const char *const members[] = {"state",   "status",   "reason", "result_length", "loaded",
@@ -269,8 +271,7 @@ static gboolean take_events(SfCtl *ctl, Known *known, char **id, int timeout_ms,
         }
         *any = TRUE;
         if (!*id && (strcmp(name, "fork.snapshot") == 0 || strcmp(name, "ticket.granted") == 0)) {
-            JsonObject *ticket = sf_ctl_object(data, "ticket");
-            *id = g_strdup(ticket ? sf_ctl_string(ticket, "ticket") : sf_ctl_string(data, "ticket"));
+            *id = g_strdup(sf_ctl_string(data, "ticket"));
         }
         if (*id) {
             learn(known, *id, name, data);

@@ -68,12 +68,19 @@ char *sf_client_default_socket(void)
     return g_build_filename(runtime, SF_CLIENT_USER_SOCKET, NULL);
 }
 
+static SfJsonLineReader *reader_new(void)
+{
+    SfJsonLineReader *reader = sf_json_line_reader_new();
+    sf_json_line_reader_set_max(reader, SF_CLIENT_ANSWER_MAX);
+    return reader;
+}
+
 SfClient *sf_client_new(const char *socket)
 {
     SfClient *client = g_new0(SfClient, 1);
     client->socket = socket ? g_strdup(socket) : sf_client_default_socket();
     client->fd = -1;
-    client->reader = sf_json_line_reader_new();
+    client->reader = reader_new();
     g_queue_init(&client->events);
     return client;
 }
@@ -85,7 +92,7 @@ static void client_disconnect(SfClient *client)
         client->fd = -1;
     }
     sf_json_line_reader_free(client->reader);      /* what was half received belongs to the connection that ended */
-    client->reader = sf_json_line_reader_new();
+    client->reader = reader_new();
 }
 
 void sf_client_free(SfClient *client)
@@ -143,16 +150,16 @@ static void hint_no_daemon(SfClient *client, int error_number)
     g_autofree char *hint = NULL;
 
     if (error_number == EACCES || error_number == EPERM) {
-        hint = g_strdup("run as the daemon's user, or start one of your own: `sfvmmd --foreground`");
+        hint = g_strdup("run as the daemon's user, or start one of your own: `sfvmmd`");
     } else if (error_number == ENAMETOOLONG) {
         hint = g_strdup_printf("a socket's path has at most %zu bytes", sizeof(((struct sockaddr_un *)0)->sun_path) - 1);
     } else if (strcmp(client->socket, SF_CLIENT_SYSTEM_SOCKET) != 0 && access(SF_CLIENT_SYSTEM_SOCKET, F_OK) == 0) {
-        hint = g_strdup_printf("start one: `sfvmmd --foreground`; or use the system's: --socket %s",
+        hint = g_strdup_printf("start one: `sfvmmd`; or use the system's: --socket %s",
                                SF_CLIENT_SYSTEM_SOCKET);
     } else if (geteuid() == 0) {
-        hint = g_strdup("start one: `systemctl start sfvmmd`, or without systemd `sfvmmd --foreground &`");
+        hint = g_strdup("start one: `systemctl start sfvmmd`, or without systemd `sfvmmd &`");
     } else {
-        hint = g_strdup("start one: `sfvmmd --foreground &`");
+        hint = g_strdup("start one: `sfvmmd &`");
     }
     set_hint(client, "no-daemon", hint);
 }

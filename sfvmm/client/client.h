@@ -12,6 +12,7 @@
 #define SF_CLIENT_SOCKET_ENV      "SF_SOCKET"
 #define SF_CLIENT_SYSTEM_SOCKET   "/run/snowflock/control.sock"
 #define SF_CLIENT_USER_SOCKET     "snowflock/control.sock"   /* below $XDG_RUNTIME_DIR */
+#define SF_CLIENT_ANSWER_MAX      (16u << 20)                 /* bytes of an answer or event that we take */
 #define SF_CLIENT_EVENTS_MAX      4096u                       /* events kept while a call waits; the oldest goes first */
 
 #define SF_CLIENT_ERROR (sf_client_error_quark())

@@ -294,6 +294,7 @@ struct SfJsonLineReader {
     GByteArray *buffer;
     gsize consumed;                    /* bytes of the buffer that are done */
     gsize searched;                    /* bytes behind consumed that are known to have no newline */
+    gsize max;                         /* bytes of a line */
     gboolean too_long;
 };
 
@@ -302,7 +303,13 @@ SfJsonLineReader *sf_json_line_reader_new(void)
     SfJsonLineReader *reader = g_new0(SfJsonLineReader, 1);
 
     reader->buffer = g_byte_array_new();
+    reader->max = SF_JSON_LINE_MAX;
     return reader;
+}
+
+void sf_json_line_reader_set_max(SfJsonLineReader *reader, gsize max)
+{
+    reader->max = max;
 }
 
 void sf_json_line_reader_free(SfJsonLineReader *reader)
@@ -344,7 +351,7 @@ gboolean sf_json_line_reader_next(SfJsonLineReader *reader, JsonObject **object,
                             ? memchr(line + reader->searched, '\n', pending - reader->searched) : NULL;
         gsize length = newline ? (gsize)(newline - line) : pending;
 
-        if (length > SF_JSON_LINE_MAX) {
+        if (length > reader->max) {
             reader->too_long = TRUE;
             g_byte_array_set_size(reader->buffer, 0);
             reader->consumed = 0;
@@ -362,7 +369,7 @@ gboolean sf_json_line_reader_next(SfJsonLineReader *reader, JsonObject **object,
             return *object != NULL;
         }
     }
-    g_set_error(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE, "a line of more than %u bytes", SF_JSON_LINE_MAX);
+    g_set_error(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE, "a line of more than %zu bytes", reader->max);
     return FALSE;
 }
 

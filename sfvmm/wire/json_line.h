@@ -22,6 +22,9 @@ SfJsonLineReader *sf_json_line_reader_new(void);
 void sf_json_line_reader_free(SfJsonLineReader *reader);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfJsonLineReader, sf_json_line_reader_free)
 
+/* Takes lines of up to `max` bytes instead of SF_JSON_LINE_MAX: for who asks, as answers may be longer than requests. */
+void sf_json_line_reader_set_max(SfJsonLineReader *reader, gsize max);
+
 /* Adds what was read. Take all objects out with next() before pushing again: what is pushed at once is not bounded here. */
 void sf_json_line_reader_push(SfJsonLineReader *reader, const void *bytes, gsize length);
 
