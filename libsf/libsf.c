@@ -407,8 +407,8 @@ int sf_sync(const void *data, size_t length)
         size_t piece = length - sync.offset < SF_GP_MAX_CHUNK ? length - sync.offset : SF_GP_MAX_CHUNK;
 
         sf_gp_sync_pack(argument, &sync);
-        got = call_ask(&call, SF_GP_SYNC, argument, sizeof(argument), piece > 0 ? (const char *)data + sync.offset : NULL,
-                       piece, reply, sizeof(reply));
+        got = call_ask(&call, SF_GP_SYNC, argument, sizeof(argument),
+                       piece > 0 ? (const char *)data + sync.offset : NULL, piece, reply, sizeof(reply));
         sync.offset += piece;
     } while (got == 0 && sync.offset < length);
     call_end(&call);

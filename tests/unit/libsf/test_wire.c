@@ -82,7 +82,8 @@ static void test_messages(void)
 /* Every byte of a valid message set to every value: parse says yes or no, and never reads elsewhere (sanitizers). */
 static void test_strictness(void)
 {
-    struct sf_gp_identity identity = { .ticket = 7, .id = 3, .count = 8, .realtime = 1, .hostname = "a", .parent = "b" };
+    struct sf_gp_identity identity = { .ticket = 7, .id = 3, .count = 8, .realtime = 1, .hostname = "a",
+                                       .parent = "b" };
     uint8_t buf[SF_GP_IDENTITY_LENGTH];
     const size_t reserved = 20, hostname = 32 + SF_GP_SEED_LEN;
 
