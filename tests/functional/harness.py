@@ -35,6 +35,7 @@ LONG = 180 * SCALE              # bound for what takes some seconds: a boot, a l
 MIB = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SETTLE_MS = 100                 # after the last clone, until the daemon makes memory and disks one again
+TOOLS = "/opt/sft"              # of the guest programs, in a guest
 RESULT_CHUNK = 512 * 1024       # bytes of a result in one answer of the control socket
 
 
@@ -463,45 +464,48 @@ def resident(pid):
 # ---------------------------------------------------------------- guests
 
 class Console:
-    """A serial console: read from its log, which has everything from the start; written through its socket."""
+    """A serial console. Up to the first send() it is read from its log; then through its socket, because QEMU logs a byte
+    twice that a full socket did not take. At its first send() the guest must be waiting for input.
+    """
 
     def __init__(self, vm):
         self.log = vm.info["console_log"]
         self.path = vm.info["console"]
         self.socket = None
-        self.position = 0
-        self.serial = 0
+        self.early = b""            # of the log, when the socket was connected
+        self.late = b""             # from the socket since
+        self.position = 0           # in early + late: what is before has been used up
 
     def connect(self):
         if not self.socket:
+            self.early = self.whole()
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(self.path)
             self.socket.setblocking(False)
 
-    def drain(self):
-        """QEMU stops sending to a reader that does not read."""
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while self.socket and self.socket.recv(1 << 16):
-                pass
-
-    def text(self):
-        self.drain()
+    def whole(self):
+        if self.socket:
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                while True:
+                    more = self.socket.recv(1 << 16)
+                    if not more:
+                        break
+                    self.late += more
+            return self.early + self.late
         with contextlib.suppress(OSError):
             with open(self.log, "rb") as file:
-                file.seek(self.position)
                 return file.read()
         return b""
 
-    def all(self):
-        with open(self.log, errors="replace") as file:
-            return file.read()
+    def text(self):
+        return self.whole()[self.position:]
 
     def send(self, text):
         self.connect()
         data = text.encode()
         end = time.monotonic() + SHORT
         while data:
-            self.drain()
+            self.whole()
             try:
                 data = data[self.socket.send(data):]
             except BlockingIOError:
@@ -523,7 +527,7 @@ class Console:
         except AssertionError:
             raise AssertionError("console: no %r within %.0f s; it ends in: %s" %
                                  (pattern, timeout, self.text()[-1500:].decode(errors="replace"))) from None
-        text = self.text()[:match.start()].decode(errors="replace")
+        text = match.string[:match.start()].decode(errors="replace")
         self.position += match.end()
         return match, text
 
@@ -558,7 +562,7 @@ class Vm:
     def start_shell(self):
         """First contact with the guest's shell: echo and line editing off."""
         self.console.expect(r"[#$] $")
-        self.console.send("stty -echo cols 4000; PS1=; PS2=; unset PROMPT_COMMAND; echo sf-\"ready\"\n")
+        self.console.send("exec bash --noediting --norc\nstty -echo; PS1=; PS2=; echo sf-\"ready\"\n")
         self.console.expect(r"sf-ready\r?\n")
 
     def shell(self, command, timeout=LONG, check=True):
@@ -584,7 +588,7 @@ class Vm:
 
     def probe(self, memory=None):
         probe = Probe(self)
-        self.console.send("/run/sft/sf-probe\n")
+        self.console.send(TOOLS + "/sf-probe\n")
         probe.reply()
         return probe
 
@@ -650,7 +654,7 @@ def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=
     daemon.call("vm.wait", vm=vm.name, agent=True, timeout_ms=int(LONG * 1000))
     vm.start_shell()
     if tools:
-        vm.shell("mkdir -p /run/sft && tar -xf /dev/vdb -C /run/sft")
+        vm.shell("mkdir -p %s && tar -xf /dev/vdb -C %s" % (TOOLS, TOOLS))
     return vm
 
 

@@ -17,7 +17,7 @@ CONNECTIONS = 300
 NOISE_LINES = 200
 LINE_LIMIT = 1 << 20               # bytes of a request, CONTRACT of the control socket
 FLOOD = 20000                      # messages of a guest's flood
-PORT = "/dev/virtio-ports/org.snowflock.agent.0"
+PORT = "/dev/vport*p1"            # the guest image has no udev to give it its name
 NOISE = 2 * harness.MIB
 
 
@@ -319,7 +319,7 @@ class HostileGuest(harness.Case):
         self.parent.shell("sed -i 's/^sf:2:respawn/sf:2:off/' /etc/inittab; telinit q; "
                           "while pidof sf-agent; do sleep 0.1; done")
         try:
-            return self.parent.shell("/run/sft/sf-garbage %s %s" % (PORT, " ".join(arguments)))
+            return self.parent.shell("%s/sf-garbage %s %s" % (harness.TOOLS, PORT, " ".join(arguments)))
         finally:
             self.parent.shell("sed -i 's/^sf:2:off/sf:2:respawn/' /etc/inittab; telinit q; "
                               "until pidof sf-agent; do sleep 0.1; done")
