@@ -47,3 +47,13 @@ setup_plan() {
     build_plan
     image_plan apps
 }
+
+# What tests, benches and examples find their programs by, once setup_plan has run (tests/README.md).
+run_environment() {
+    SF_BUILD=$(build_dir)
+    SF_QEMU_PREFIX=$(qemu_prefix)
+    SF_IMAGE=$(image_dir apps)
+    SF_FIRMWARE=$qemu_firmware
+    SF_TEST_LOGS=$SF_BUILD/test-logs
+    export SF_BUILD SF_QEMU_PREFIX SF_IMAGE SF_FIRMWARE SF_TEST_LOGS
+}

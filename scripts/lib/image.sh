@@ -12,7 +12,7 @@
 # The release is the host's, so that guest binaries built here run there.
 
 image_size=2G
-image_cmdline="root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet"
+image_cmdline="root=/dev/vda rw console=ttyS0 rootflags=noatime net.ifnames=0 quiet"
 image_layer_days=2        # an unused guest layer is removed after that
 
 image_packages() {

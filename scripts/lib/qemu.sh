@@ -14,13 +14,15 @@ qemu_version_series=10.0.                # any point release that apt verifies w
 qemu_pinned_version=10.0.13              # the one the series was measured with
 qemu_pinned_sha256=6a0888e806c2ffc0c5f0733e974f9aea55491950d3c47c98669c8b236dde59ae
 
+qemu_firmware=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu
+
 qemu_options=(
     --python=/usr/bin/python3 --disable-download
     --target-list=x86_64-softmmu --without-default-features
     --enable-system --enable-tools --enable-kvm --enable-tcg --enable-slirp --enable-linux-io-uring
     --enable-fdt=system --enable-seccomp --enable-cap-ng --enable-pixman --enable-zstd --enable-numa
     --disable-docs --disable-install-blobs --disable-debug-info
-    --firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu
+    --firmwarepath=$qemu_firmware
 )
 
 qemu_source_dir() {

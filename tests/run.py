@@ -1,0 +1,414 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the tests. scripts/test calls it after set-up, with the environment that tests/README.md lists.
+
+    run.py [--fast] [PATTERN...]        run the tests whose GROUP/MODULE/TEST has one of the patterns in it; all without
+    run.py --list [PATTERN...]          name them
+    run.py --needs [--fast] [PATTERN..] what set-up they need, words for scripts/test
+
+    group --- makes ---> Job (one process: a module of Python tests, a C test, a fuzz target)
+                            |  events: start, end(pass | fail | skip)
+                            v
+                         Report: a line for each test, a log for each job, the summary, the exit status
+
+A job has a bound for each of its tests and is killed with all it started when one takes longer; tests that it then never
+ran count as failed. Jobs of a group run side by side as the group allows. The whole run has a bound too, so that a CI
+run always ends with a report. Exit status: 0 only if something passed and nothing failed.
+"""
+import argparse
+import concurrent.futures
+import glob
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+RUN_BOUND = float(os.environ.get("SF_TEST_RUN_BOUND", 70 * 60))     # seconds; CI's own bound is 90 minutes, with set-up
+SCALE = float(os.environ.get("SF_TEST_TIMEOUT_SCALE", "1"))
+FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
+FUZZ_SLACK = 60             # seconds that a fuzz target may take beyond its time: loading the corpus, the last input
+CLEAN_UP_BOUND = 60         # seconds that a test which reached its bound has to end what it started
+SKIP_STATUS = 77
+TAIL_LINES = 25             # of a failed job's log
+TAP = re.compile(r"^(not )?ok \d+\s*(?:- )?([^#]*?)\s*(?:#\s*(skip|todo)\b[: ]*(.*))?$", re.IGNORECASE)
+
+
+class Report:
+    """Collects results; used by many threads."""
+
+    def __init__(self, logs):
+        self.logs = logs
+        self.lock = threading.Lock()
+        self.results = {"pass": [], "fail": [], "skip": []}
+
+    def add(self, name, result, text="", seconds=None, log=None):
+        with self.lock:
+            self.results[result].append((name, text.strip()))
+            took = "" if seconds is None else "  %.1f s" % seconds
+            said = "  (%s)" % last_line(text) if result == "skip" else ""
+            print("%s %s%s%s" % (result.upper(), name, took, said), flush=True)
+            if result == "fail":
+                for line in text.strip().splitlines()[-TAIL_LINES:]:
+                    print("    | " + line)
+                if log:
+                    print("    log: " + os.path.relpath(log, ROOT), flush=True)
+
+    def summary(self):
+        count = {kind: len(found) for kind, found in self.results.items()}
+        for kind, title in (("skip", "skipped"), ("fail", "failed")):
+            if self.results[kind]:
+                print("\n%s:" % title)
+                for name, text in sorted(self.results[kind]):
+                    print("  %s: %s" % (name, last_line(text)))
+        print("\n%d passed, %d failed, %d skipped" % (count["pass"], count["fail"], count["skip"]), flush=True)
+        return 0 if count["pass"] and not count["fail"] else 1
+
+
+def last_line(text):
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+# ---------------------------------------------------------------- processes
+
+class Process:
+    """A job's process in a session of its own, its output in a log, ended with all it started."""
+
+    def __init__(self, command, log, env=None, pass_fds=(), cwd=ROOT):
+        os.makedirs(os.path.dirname(log), exist_ok=True)
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd,
+                                            env=dict(os.environ, **(env or {})), pass_fds=pass_fds,
+                                            start_new_session=True)
+
+    def wait(self, timeout):
+        """The exit status, negative for a signal; None when the bound was reached."""
+        try:
+            return self.process.wait(max(0.0, timeout))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self):
+        """Whatever is left of it and of its session's process group is killed."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+def tail(path):
+    try:
+        with open(path, errors="replace") as file:
+            return "".join(file.readlines()[-TAIL_LINES:])
+    except OSError:
+        return ""
+
+
+def ending(status):
+    if status is None:
+        return "took longer than its bound"
+    if status < 0:
+        return "ended by signal %d (%s)" % (-status, signal.Signals(-status).name)
+    return "ended with status %d" % status
+
+
+# ---------------------------------------------------------------- kinds of jobs
+
+class PythonModule:
+    """A file test_*.py of unittest cases, run by worker.py in its own process."""
+
+    def __init__(self, group, path):
+        self.group = group
+        self.path = path
+        self.name = "%s/%s" % (group.name, os.path.splitext(os.path.basename(path))[0])
+
+    def list(self):
+        """Names of its tests, found without importing it: set-up may not have been done yet."""
+        names, current = [], None
+        with open(self.path) as file:
+            for line in file:
+                found = re.match(r"class (\w+)", line)
+                current = found.group(1) if found else current
+                found = re.match(r"    def (test\w*)", line)
+                if found and current:
+                    names.append("%s/%s.%s" % (self.name, current, found.group(1)))
+        return names
+
+    def wanted(self, patterns):
+        """Ids to run; [] is all, None is none. A module whose name matches runs whole."""
+        if not patterns or any(pattern in self.name for pattern in patterns):
+            return []
+        listed = subprocess.run([sys.executable, os.path.join(TESTS, "worker.py"), self.path, "list"],
+                                capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        ids = [test for test in listed.stdout.split("\n") if test
+               and any(pattern in "%s/%s" % (self.name, test) for pattern in patterns)]
+        return ids or None
+
+    def run(self, report, patterns, deadline):
+        ids = self.wanted(patterns)
+        if ids is None:
+            return
+        log = os.path.join(report.logs, self.name + ".log")
+        read_end, write_end = os.pipe()
+        process = Process([sys.executable, "-u", os.path.join(TESTS, "worker.py"), self.path, str(write_end)] + ids, log,
+                          env=self.group.env, pass_fds=(write_end,))
+        os.close(write_end)
+        with os.fdopen(read_end, "rb", buffering=0) as events:
+            state = self.follow(report, events, log, process, deadline)
+        status = process.wait(self.group.bound)
+        process.end()       # whatever a crashed test left in its group
+        problem = "%s: %s" % (state["running"] or "the module", state["hung"] or ending(status))
+        for test in state["left"]:
+            report.add("%s/%s" % (self.name, test), "fail", "%s\nnot finished: %s" % (tail(log), problem), log=log)
+        if not state["left"] and (status != 0 or state["all"] is None):
+            report.add(self.name, "fail", "%s\n%s" % (tail(log), problem), log=log)
+
+    def follow(self, report, events, log, process, deadline):
+        """Read the worker's events up to their end. At a bound the running test gets an exception, so that it cleans
+        up; if that does not end it either, it is killed. Returns what was left."""
+        state = {"left": [], "all": None, "running": None, "hung": None}
+        selector = selectors.DefaultSelector()
+        selector.register(events, selectors.EVENT_READ)
+        data = b""
+        while True:
+            left = deadline - time.monotonic()
+            patience = CLEAN_UP_BOUND if state["hung"] else max(0.0, min(self.group.bound, left))
+            if not selector.select(patience):
+                if state["hung"]:
+                    process.end()
+                    return state
+                state["hung"] = "the whole run reached its bound" if left <= self.group.bound else \
+                    "nothing for %.0f s, its bound" % self.group.bound
+                process.process.send_signal(signal.SIGINT)
+                continue
+            more = events.read(1 << 16)
+            if not more:
+                return state
+            data += more
+            while b"\n" in data:
+                line, _, data = data.partition(b"\n")
+                self.event(report, state, json.loads(line), log)
+
+    def event(self, report, state, message, log):
+        if "tests" in message:
+            state["left"] = message["tests"]
+            state["all"] = list(message["tests"])
+        elif "start" in message:
+            state["running"] = message["start"]
+        else:
+            test, result, text = message["end"], message["result"], message["text"]
+            # A fixture of a class or module speaks for all its tests that have not run.
+            found = re.match(r"(setUpClass|tearDownClass|setUpModule|tearDownModule) \((?:.*\.)?(\w+)\)$", test)
+            if found and found.group(1).startswith("setUp"):
+                prefix = found.group(2) + "." if found.group(1) == "setUpClass" else ""
+                for name in [name for name in state["left"] if name.startswith(prefix)]:
+                    state["left"].remove(name)
+                    report.add("%s/%s" % (self.name, name), result, text, log=log)
+                return
+            if test in state["left"]:
+                state["left"].remove(test)
+            report.add("%s/%s" % (self.name, test), result, text, message["seconds"], log)
+
+
+class Executable:
+    """A C test as meson knows it: exit status, 77 for a skip, or TAP."""
+
+    def __init__(self, group, test):
+        self.group = group
+        self.test = test
+        suite = test["suite"][-1].split(":")[-1] if test["suite"] else "test"
+        self.name = "%s/%s/%s" % (group.name, suite, test["name"])
+
+    def list(self):
+        return [self.name]
+
+    def run(self, report, patterns, deadline):
+        if patterns and not any(pattern in self.name for pattern in patterns):
+            return
+        log = os.path.join(report.logs, self.name + ".log")
+        begin = time.monotonic()
+        process = Process(self.test["cmd"], log, env=dict(self.group.env, **self.test["env"]),
+                          cwd=self.test["workdir"] or ROOT)
+        bound = (self.test["timeout"] or 30) * SCALE
+        status = process.wait(min(bound, deadline - begin))
+        process.end()
+        seconds = time.monotonic() - begin
+        lines = [TAP.match(line) for line in self.output(log)]
+        lines = [line for line in lines if line]
+        for line in lines:
+            failed, what, directive, reason = line.groups()
+            what = "%s/%s" % (self.name, what.strip().lstrip("/") or "?")
+            if failed:
+                report.add(what, "fail", tail(log), log=log)
+            elif directive and directive.lower() == "skip":
+                report.add(what, "skip", reason)
+            else:
+                report.add(what, "pass")
+        if status == SKIP_STATUS:
+            report.add(self.name, "skip", tail(log), seconds)
+        elif status != 0:
+            if not any(line.group(1) for line in lines):
+                report.add(self.name, "fail", "%s\n%s" % (tail(log), ending(status)), seconds, log)
+        elif not lines:
+            report.add(self.name, "pass", "", seconds)
+
+    @staticmethod
+    def output(log):
+        with open(log, errors="replace") as file:
+            return [line.rstrip("\n") for line in file]
+
+
+class FuzzTarget:
+    """A libFuzzer target, for FUZZ_SECONDS from its corpus; what it finds goes to the logs, not into the tree."""
+
+    def __init__(self, group, path):
+        self.group = group
+        self.path = path
+        self.short = os.path.basename(path)[len("fuzz_"):]
+        self.name = "%s/%s" % (group.name, self.short)
+
+    def list(self):
+        return [self.name]
+
+    def run(self, report, patterns, deadline):
+        if patterns and not any(pattern in self.name for pattern in patterns):
+            return
+        log = os.path.join(report.logs, self.name + ".log")
+        corpus = os.path.join(TESTS, "fuzz", "corpus", self.short)
+        if not os.path.isdir(corpus) or not os.listdir(corpus):
+            report.add(self.name, "fail", "no corpus: %s" % os.path.relpath(corpus, ROOT))
+            return
+        found = os.path.join(report.logs, self.name + ".found", "")
+        grown = os.path.join(report.logs, self.name + ".corpus")
+        os.makedirs(found, exist_ok=True)
+        os.makedirs(grown, exist_ok=True)
+        begin = time.monotonic()
+        process = Process([self.path, "-max_total_time=%d" % FUZZ_SECONDS, "-timeout=20", "-rss_limit_mb=2048",
+                           "-print_final_stats=1", "-artifact_prefix=" + found, grown, corpus], log, env=self.group.env)
+        status = process.wait(min(FUZZ_SECONDS + FUZZ_SLACK * SCALE, deadline - begin))
+        process.end()
+        shutil.rmtree(grown, ignore_errors=True)
+        seconds = time.monotonic() - begin
+        if status == 0:
+            report.add(self.name, "pass", "", seconds)
+        else:
+            report.add(self.name, "fail", "%s\n%s; input: %s" % (tail(log), ending(status),
+                       ", ".join(os.listdir(found)) or "none kept"), seconds, log)
+
+
+# ---------------------------------------------------------------- groups
+
+SANITIZERS = {
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:check_initialization_order=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+}
+
+
+class Group:
+    """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take."""
+
+    def __init__(self, name, make, needs=(), fast=False, jobs=1, bound=300, env=None):
+        self.name = name
+        self.make = make
+        self.needs = needs
+        self.fast = fast
+        self.jobs = jobs
+        self.bound = bound * SCALE
+        self.env = env or {}
+
+    def all_jobs(self):
+        return self.make(self)
+
+
+def python_modules(group):
+    return [PythonModule(group, path) for path in sorted(glob.glob(os.path.join(TESTS, group.name, "test_*.py")))]
+
+
+def meson_tests(group):
+    build = os.path.join(ROOT, "build-asan")
+    if not os.path.exists(os.path.join(build, "build.ninja")):
+        return []
+    listed = subprocess.run(["meson", "introspect", "--tests", build], capture_output=True, text=True, check=True)
+    return [Executable(group, test) for test in json.loads(listed.stdout)]
+
+
+def fuzz_targets(group):
+    found = glob.glob(os.path.join(ROOT, "build-fuzz", "tests", "fuzz", "fuzz_*"))
+    return [FuzzTarget(group, path) for path in sorted(found) if os.path.isfile(path) and os.access(path, os.X_OK)]
+
+
+GROUPS = [
+    Group("house", python_modules, fast=True),
+    Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
+    Group("guest", python_modules, needs=("build",), fast=True),
+    Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
+    Group("qemu", python_modules, needs=("build", "qemu")),
+    Group("functional", python_modules, needs=("build", "qemu", "image"), bound=600),
+]
+
+
+def chosen_groups(fast, patterns):
+    """Groups that may hold a test that matches. Names of C tests are known only after the build: a pattern that
+    matches nothing else is taken for one of theirs."""
+    groups = [group for group in GROUPS if group.fast or not fast]
+    if not patterns:
+        return groups
+    chosen = []
+    for group in groups:
+        names = [group.name + "/"]
+        if group.make is python_modules:
+            names += [name for job in group.all_jobs() for name in job.list()]
+        elif group.name == "unit":
+            names += ["unit/" + folder + "/" for folder in os.listdir(os.path.join(TESTS, "unit"))]
+        else:
+            names += ["fuzz/" + os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(TESTS, "fuzz/fuzz_*.c"))]
+        if any(pattern in name for pattern in patterns for name in names):
+            chosen.append(group)
+    return chosen or [group for group in groups if group.name == "unit"]
+
+
+def run_group(group, report, patterns, deadline):
+    with concurrent.futures.ThreadPoolExecutor(group.jobs) as pool:
+        for future in [pool.submit(job.run, report, patterns, deadline) for job in group.all_jobs()]:
+            future.result()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="run the tests (scripts/test does the set-up first)")
+    parser.add_argument("--fast", action="store_true", help="only what needs no VM")
+    parser.add_argument("--list", action="store_true", help="name the tests, run none")
+    parser.add_argument("--needs", action="store_true", help="name the set-up that the tests need")
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="only tests with this in their name")
+    options = parser.parse_args()
+
+    groups = chosen_groups(options.fast, options.patterns)
+    if options.needs:
+        print(*sorted({need for group in groups for need in group.needs}))
+        return 0
+    if options.list:
+        for group in groups:
+            for name in [name for job in group.all_jobs() for name in job.list()]:
+                if not options.patterns or any(pattern in name for pattern in options.patterns):
+                    print(name)
+        return 0
+
+    logs = os.environ.setdefault("SF_TEST_LOGS", os.path.join(ROOT, "build", "test-logs"))
+    shutil.rmtree(logs, ignore_errors=True)
+    report = Report(logs)
+    deadline = time.monotonic() + RUN_BOUND
+    for group in groups:
+        run_group(group, report, options.patterns, deadline)
+    return report.summary()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
