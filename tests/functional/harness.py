@@ -229,7 +229,7 @@ class Daemon:
         if os.geteuid() == 0 and not user:
             self.config["user"] = qemu_user()
         self.config.update(config or {})
-        self.path = path or program("sfvmm/control/sfvmmd")
+        self.path = path or os.environ.get("SF_TEST_SFVMMD") or program("sfvmm/control/sfvmmd")
         self.log_path = os.path.join(logs(), "sfvmmd-%s.log" % os.path.basename(self.top))
         self.socket_path = os.path.join(self.run, "control.sock")
         self.process = None
@@ -354,6 +354,20 @@ class Daemon:
     def clones(self, ticket):
         """Vm of each clone of a TICKET, in the order of the ids."""
         return [self.vm(clone["vm"]) for clone in sorted(ticket["clones"], key=lambda c: c["id"])]
+
+    def end_ticket(self, ticket):
+        """Kill what lives of a ticket and forget it; its last state, None when it had not forked."""
+        self.call("kill", ticket=ticket)
+        try:
+            return self.call("join", ticket=ticket)["ticket"]
+        except ControlError as error:
+            if error.code != "no-such-ticket":
+                raise
+            return None
+
+    def end_tickets(self):
+        for ticket in self.call("ticket.list")["tickets"]:
+            self.end_ticket(ticket["ticket"])
 
     def result(self, ticket, number):
         data = b""

@@ -60,8 +60,7 @@ class Cycles(harness.Case):
                 early = Measure(self, vm)
             ticket = self.daemon.call("ticket.request", vm=vm.name, count=CLONES, all=True)["ticket"]["ticket"]
             self.daemon.call("clone", ticket=ticket)
-            self.daemon.call("kill", ticket=ticket)
-            self.daemon.call("join", ticket=ticket)
+            self.daemon.end_ticket(ticket)
         vm.counts_on()
         self.compare(vm, early, CLONES)
 
@@ -105,8 +104,7 @@ class Generations(harness.Case):
         return ticket["ticket"], self.daemon.clones(ticket)
 
     def end(self, ticket):
-        self.daemon.call("kill", ticket=ticket)
-        self.daemon.call("join", ticket=ticket)
+        self.daemon.end_ticket(ticket)
 
     def open(self):
         self.probe("open m mem 80")

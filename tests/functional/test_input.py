@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bad input from everywhere: a clear error that names object and reason, nothing lost, the next request works."""
+import base64
 import json
 import os
 import random
@@ -113,7 +114,7 @@ class ControlSocket(harness.Case):
         self.error("no-such-vm", "vm.status", "nobody", vm="nobody")
         self.error("no-such-vm", "clone", "nobody", vm="nobody", count=1)
         self.error("no-such-ticket", "join", ticket="0123456789abcdef")
-        self.error("bad-params", "join", ticket="not a ticket")
+        self.error("no-such-ticket", "join", "not a ticket", ticket="not a ticket")
         self.error("bad-params", "clone", vm=name, count=1, wait="forever")
         self.error("bad-params", "vm.pool", vm=name, target=-1)
 
@@ -270,6 +271,48 @@ class Start(harness.Case):
         self.refuses(daemon, daemon.run)
 
 
+class Quotas(harness.Case):
+    """Each bound of the local resource manager, and that what was granted comes back."""
+
+    @harness.fast
+    def test_quotas(self):
+        self.daemon = self.start_daemon(config={"clones-per-ticket": 3, "clones-per-vm": 5, "clones": 6})
+        first, second = tiny.start(self.daemon), tiny.start(self.daemon)
+
+        def granted(vm, count, **more):
+            return self.daemon.call("ticket.request", vm=vm.name, count=count, **more)["ticket"]
+        self.error("quota", "ticket.request", "clones-per-ticket", vm=first.name, count=4, all=True)
+        tickets = [granted(first, 10), granted(first, 10)]
+        self.assertEqual([t["granted"] for t in tickets], [3, 2])
+        self.error("quota", "ticket.request", "clones-per-vm", vm=first.name, count=1)
+        tickets.append(granted(second, 2))
+        self.assertEqual(tickets[-1]["granted"], 1)
+        self.error("no-capacity", "ticket.request", vm=second.name, count=1)
+        self.daemon.end_ticket(tickets[0]["ticket"])
+        made = self.daemon.call("clone", ticket=granted(second, 3, all=True)["ticket"])["ticket"]
+        self.error("no-capacity", "clone", vm=second.name, count=1)
+        self.error("busy", "clone", ticket=made["ticket"])
+        for clone in tiny.clones(self.daemon, made):
+            clone.counts_on()
+        self.daemon.end_tickets()
+        self.assertEqual(granted(first, 3, all=True)["granted"], 3)
+
+    @harness.fast
+    def test_memory_quota(self):
+        """Less memory for clones than one of them needs: the refusal says so."""
+        self.daemon = self.start_daemon(config={"memory": 1})
+        vm = tiny.start(self.daemon)
+        self.error("no-capacity", "clone", "memory", vm=vm.name, count=1)
+        vm.counts_on()
+
+    @harness.fast
+    def test_unused_ticket_expires(self):
+        self.daemon = self.start_daemon(config={"ticket-seconds": 1})
+        vm = tiny.start(self.daemon)
+        self.daemon.call("ticket.request", vm=vm.name, count=1)
+        harness.wait(lambda: not self.daemon.call("ticket.list")["tickets"], what="the ticket's end")
+
+
 class Descriptor(harness.Case):
     """`sfctl descriptor show` of what is no descriptor."""
 
@@ -279,10 +322,9 @@ class Descriptor(harness.Case):
         vm = tiny.start(daemon)
         ticket = vm.clone(1)
         found = daemon.call("descriptor", ticket=ticket["ticket"])
-        with open(found["path"], "rb") as file:
-            good = file.read()
-        daemon.call("kill", ticket=ticket["ticket"])
-        daemon.call("join", ticket=ticket["ticket"])
+        good = base64.b64decode(found["data"])
+        self.assertEqual(len(good), found["size"])
+        daemon.end_ticket(ticket["ticket"])
         sfctl = harness.program("sfvmm/cli/sfctl")
         path = os.path.join(daemon.top, "descriptor")
 
@@ -329,11 +371,8 @@ class HostileGuest(harness.Case):
         self.assertEqual(self.daemon.call("daemon.status")["pid"], self.daemon.process.pid)
         ticket = self.other.clone(1)
         tiny.clones(self.daemon, ticket)[0].counts_on()
-        self.daemon.call("kill", ticket=ticket["ticket"])
-        self.daemon.call("join", ticket=ticket["ticket"])
-        for ticket in self.daemon.call("ticket.list")["tickets"]:
-            self.daemon.call("kill", ticket=ticket["ticket"])
-            self.daemon.call("join", ticket=ticket["ticket"])
+        self.daemon.end_ticket(ticket["ticket"])
+        self.daemon.end_tickets()
         text = self.parent.shell('eval "$(sf clone -n 1)"; test "$SF_ID" = 0 || sf exit 0; sf join; echo "joined $?"; '
                                  'sf release')
         self.assertIn("joined 0", text)

@@ -49,8 +49,7 @@ class Isolation(harness.Case):
 
     def end_fork(self):
         if self.ticket:
-            self.daemon.call("kill", ticket=self.ticket)
-            self.daemon.call("join", ticket=self.ticket)
+            self.daemon.end_ticket(self.ticket)
             self.ticket = None
 
     def each_writes_its_own(self, store, everyone):

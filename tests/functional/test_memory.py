@@ -82,8 +82,7 @@ class Memory(harness.Case):
         return [harness.Probe(vm) for vm in self.vms]
 
     def end_fork(self):
-        self.daemon.call("kill", ticket=self.ticket)
-        self.daemon.call("join", ticket=self.ticket)
+        self.daemon.end_ticket(self.ticket)
 
     def free_and_use(self, probe, number):
         """Give all memory back to the guest's kernel, which reports it, and use it again for something else."""

@@ -97,8 +97,7 @@ class Restart(harness.Case):
         on_all([harness.Probe(vm) for vm in self.daemon.clones(second)], "verify m 3")
         self.daemon.restart(signal.SIGTERM)
         for made in (third["ticket"], second["ticket"], ticket):
-            self.daemon.call("kill", ticket=made)
-            self.daemon.call("join", ticket=made)
+            self.daemon.end_ticket(made)
         self.probe("verify m 3")
         self.probe("close m")
 
@@ -133,8 +132,7 @@ class RestartIdle(harness.Case):
         ticket = vm.clone(2)
         for clone in tiny.clones(daemon, ticket):
             clone.counts_on()
-        daemon.call("kill", ticket=ticket["ticket"])
-        daemon.call("join", ticket=ticket["ticket"])
+        daemon.end_ticket(ticket["ticket"])
 
 
 if __name__ == "__main__":

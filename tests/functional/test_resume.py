@@ -196,8 +196,7 @@ class Resume(harness.Case):
             os.kill(self.parent.pid, signal.SIGKILL)
             try:
                 ticket = control.answer(number)["ticket"]
-                self.daemon.call("kill", ticket=ticket["ticket"])
-                self.daemon.call("join", ticket=ticket["ticket"])
+                self.daemon.end_ticket(ticket["ticket"])
             except harness.ControlError:
                 pass
             control.close()
@@ -263,8 +262,7 @@ class Resume(harness.Case):
                 state = harness.wait(settled, harness.LONG, "the end of the fork")
                 for clone in tiny.clones(self.daemon, state):
                     clone.counts_on()
-                self.daemon.call("kill", ticket=ticket["ticket"])
-                self.daemon.call("join", ticket=ticket["ticket"])
+                self.daemon.end_ticket(ticket["ticket"])
                 self.compare_footprint()
         self.good_fork()
 

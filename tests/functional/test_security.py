@@ -80,8 +80,7 @@ class Confinement(harness.Case):
             for name in os.listdir(vm.info["directory"]):
                 if name.endswith(".sock"):
                     self.assertEqual(os.stat(os.path.join(vm.info["directory"], name)).st_mode & 0o007, 0, name)
-        self.daemon.call("kill", ticket=self.ticket["ticket"])
-        self.daemon.call("join", ticket=self.ticket["ticket"])
+        self.daemon.end_ticket(self.ticket["ticket"])
 
 
 class ConfinementOfUser(Confinement):
