@@ -7,6 +7,9 @@
  *   sf-forkbench fork N                ticket, clone, join; prints what the parent's clock saw
  *   sf-forkbench fork N cpu ROUNDS     as fork, and each clone does the job and hands back its rounds
  *   sf-forkbench fork N memory ROUNDS MIB
+ *   sf-forkbench fork N hold           as fork, and each clone hands back a byte at once, then waits to be killed
+ *   sf-forkbench resident              takes all memory that is available; writes to each page of it, and prints a line
+ *                                      "resident MIB", once for each line of input
  *
  * A round is one line "round I START NS": start since the first round and duration, ns of CLOCK_MONOTONIC, so that the
  * reader can leave out the first second. Lines of a clone begin with "clone ID ".
@@ -18,6 +21,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "libsf/snowflock.h"
 
@@ -27,6 +31,9 @@
 #define CPU_STEPS     4000000              /* of a round; some 50 ms under TCG */
 #define TABLE         4096                 /* words, fits the first-level cache */
 #define RESULT_MAX    (1u << 20)
+#define SPARE         (UINT64_C(24) * MIB) /* of the available memory, left to the kernel and to other programs */
+#define PAGE          4096
+#define KIB           1024
 
 static uint64_t now(void)
 {
@@ -94,6 +101,17 @@ static int fail(const char *what)
     return 1;
 }
 
+/* The host sees when the byte arrives: sf_clone() has returned here by then. */
+static int hold(void)
+{
+    if (sf_sync("", 1) < 0) {
+        return fail("sync");
+    }
+    for (;;) {
+        pause();
+    }
+}
+
 static void show(sf_ticket *ticket, const struct sf_result *result)
 {
     size_t length = 0;
@@ -119,7 +137,11 @@ static int do_fork(int argc, char **argv, char *text)
         return fail("fork");
     }
     if (id > 0) {
-        size_t length = argc > 1 ? job(argc - 1, argv + 1, text) : 0;
+        size_t length;
+        if (argc > 1 && strcmp(argv[1], "hold") == 0) {
+            return hold();
+        }
+        length = argc > 1 ? job(argc - 1, argv + 1, text) : 0;
         sf_exit_with(0, text, length);
         return fail("result");
     }
@@ -139,6 +161,45 @@ static int do_fork(int argc, char **argv, char *text)
     return bad;
 }
 
+static uint64_t available(void)
+{
+    char line[256];
+    uint64_t kib = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+
+    while (file && !kib && fgets(line, sizeof(line), file)) {
+        sscanf(line, "MemAvailable: %" SCNu64, &kib);
+    }
+    if (file) {
+        fclose(file);
+    }
+    return kib * KIB;
+}
+
+static int resident(void)
+{
+    uint64_t bytes = available();
+    uint8_t *area;
+    int input;
+
+    bytes = bytes > SPARE ? (bytes - SPARE) / PAGE * PAGE : 0;
+    area = bytes ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
+    if (area == MAP_FAILED) {
+        perror("sf-forkbench: memory");
+        return 1;
+    }
+    while ((input = getchar()) != EOF) {
+        if (input == '\n') {
+            for (uint64_t at = 0; at < bytes; at += PAGE) {
+                area[at]++;
+            }
+            printf("resident %" PRIu64 "\n", bytes / MIB);
+            fflush(stdout);
+        }
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static char text[RESULT_MAX];
@@ -147,9 +208,12 @@ int main(int argc, char **argv)
     if (argc > 2 && strcmp(argv[1], "fork") == 0) {
         return do_fork(argc - 2, argv + 2, text);
     }
+    if (argc == 2 && strcmp(argv[1], "resident") == 0) {
+        return resident();
+    }
     length = argc > 2 ? job(argc - 1, argv + 1, text) : 0;
     if (!length) {
-        fprintf(stderr, "usage: sf-forkbench cpu ROUNDS | memory ROUNDS MIB | fork N [JOB]\n");
+        fprintf(stderr, "usage: sf-forkbench cpu ROUNDS | memory ROUNDS MIB | fork N [JOB|hold] | resident\n");
         return 1;
     }
     fwrite(text, 1, length, stdout);
