@@ -294,7 +294,7 @@ static bool listen_for_programs(void)
     }
     group = getgrnam(agent.options.group);
     if (!group) {
-        agent_log(LOG_WARNING, "no group %s: only root may use %s", agent.options.group, path);
+        agent_log(LOG_NOTICE, "no group %s: only root may use %s", agent.options.group, path);
     } else if (chown(path, (uid_t)-1, group->gr_gid) < 0) {
         agent_log(LOG_WARNING, "%s: group %s: %s", path, agent.options.group, strerror(errno));
     }

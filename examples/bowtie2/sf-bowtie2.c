@@ -117,7 +117,7 @@ typedef void progress(unsigned lines, unsigned all, unsigned id);
  * Runs a program and takes in what it prints. After each quarter of `all` lines `step` is told.
  * False when it cannot be started or fails; it has then said why on standard error.
  */
-static bool capture(char *const argv[], struct text *out, progress *step, unsigned all, unsigned id)
+static bool capture(const char *const argv[], struct text *out, progress *step, unsigned all, unsigned id)
 {
     char buffer[READ_SIZE];
     unsigned lines = 0, told = 0;
@@ -133,7 +133,7 @@ static bool capture(char *const argv[], struct text *out, progress *step, unsign
         dup2(pipe_fd[1], STDOUT_FILENO);
         close(pipe_fd[0]);
         close(pipe_fd[1]);
-        execvp(argv[0], argv);
+        execvp(argv[0], (char *const *)argv);
         fprintf(stderr, "sf-bowtie2: %s: %s\n", argv[0], strerror(errno));
         _exit(127);
     }
@@ -162,8 +162,8 @@ static void print_progress(unsigned lines, unsigned all, unsigned id)
 static bool align(const struct job *job, unsigned first, unsigned count, bool headers, unsigned id, struct text *out)
 {
     char skip[16], upto[16];
-    char *argv[] = { "bowtie2", "--quiet", "-p", "1", "-x", (char *)job->index, "-1", (char *)job->reads_1,
-                     "-2", (char *)job->reads_2, "-s", skip, "-u", upto, headers ? NULL : "--no-hd", NULL };
+    const char *argv[] = { "bowtie2", "--quiet", "-p", "1", "-x", job->index, "-1", job->reads_1, "-2", job->reads_2,
+                           "-s", skip, "-u", upto, headers ? NULL : "--no-hd", NULL };
 
     snprintf(skip, sizeof(skip), "%u", first);
     snprintf(upto, sizeof(upto), "%u", count); /* counted behind the skipped ones; 0 would be all */
@@ -178,7 +178,7 @@ static void slice_of(const struct job *job, unsigned id, unsigned count, unsigne
 
 /* ---- preparation ---- */
 
-static void run(char *const argv[])
+static void run(const char *const argv[])
 {
     struct text out = { 0 };
 
@@ -195,8 +195,8 @@ static void prepare(struct job *job)
         "set -e; mkdir -p \"$2\"; for f in \"$1\"/index/" GENOME ".*bt2* \"$1\"/reads/reads_[12].fq*; do "
         "out=\"$2/$(basename \"$f\" .gz)\"; [ ! -s \"$out\" ] || continue; "
         "case $f in *.gz) zcat \"$f\" ;; *) cat \"$f\" ;; esac > \"$out.new\"; mv \"$out.new\" \"$out\"; done";
-    char *argv[] = { "sh", "-c", (char *)unpack, "sh", (char *)job->examples, (char *)job->work, NULL };
-    char *count[] = { "cat", job->reads_1, NULL };
+    const char *argv[] = { "sh", "-c", unpack, "sh", job->examples, job->work, NULL };
+    const char *count[] = { "cat", job->reads_1, NULL };
     struct text reads = { 0 };
 
     snprintf(job->index, sizeof(job->index), "%s/" GENOME, job->work);

@@ -2,6 +2,7 @@
 /* cc -o sf-hello hello.c $(pkg-config --cflags --libs libsf) */
 #include <snowflock.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int main(void)
@@ -22,6 +23,9 @@ int main(void)
         char *result = sf_result_get(ticket, i, NULL);
 
         puts(result ? result : sf_error());
+        free(result);
     }
-    return sf_release(ticket);
+    sf_release(ticket);
+    sf_ticket_free(ticket);
+    return 0;
 }
