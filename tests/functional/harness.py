@@ -92,7 +92,8 @@ def have_kvm():
 def logs():
     """Folder for the logs of this module, kept after the run."""
     top = os.environ.get("SF_TEST_LOGS") or os.path.join(tempfile.gettempdir(), "sf-test-logs")
-    name = os.path.join(top, os.path.splitext(os.path.basename(sys.argv[0] or "functional"))[0])
+    module = next((word for word in sys.argv if "test_" in word and word.endswith(".py")), "functional")
+    name = os.path.join(top, "functional", os.path.splitext(os.path.basename(module))[0])
     os.makedirs(name, exist_ok=True)
     return name
 

@@ -29,23 +29,23 @@ class ForkTiny(harness.Case):
         self.assertEqual(parent.info["accel"], self.accel)
         tickets, families = [], []
         for _ in range(ROUNDS):
-            before = parent.counts_on(vcpus)
+            before = parent.counts_on()
             ticket = parent.clone(CLONES)
             self.assertEqual([c["state"] for c in ticket["clones"]], ["running"] * CLONES, ticket)
             family = tiny.clones(self.daemon, ticket)
             for clone in family:
-                clone.counts_on(vcpus)
-                for cpu, value in tiny.first_counters(clone).items():
+                clone.counts_on()
+                for cpu, value in clone.first_counters().items():
                     self.assertGreaterEqual(value, before[cpu], "%s went back before its fork" % clone.name)
-            parent.counts_on(vcpus)
+            parent.counts_on()
             tickets.append(ticket["ticket"])
             families += family
         for vm in families + [parent]:              # the clones of both forks live at once, and all count
-            vm.counts_on(vcpus)
+            vm.counts_on()
         for ticket in tickets:
             self.assertEqual(self.daemon.call("kill", ticket=ticket)["killed"], CLONES)
             self.daemon.call("join", ticket=ticket)
-        parent.counts_on(vcpus)
+        parent.counts_on()
 
     @harness.fast
     def test_one_vcpu(self):

@@ -55,15 +55,15 @@ class Resume(harness.Case):
             text = str(error)
         for word in words:
             self.assertIn(word, text)
-        self.parent.counts_on(len(self.parent.counters()))
+        self.parent.counts_on()
         return text
 
     def good_fork(self):
         ticket = self.parent.clone(CLONES)
         self.assertEqual([c["state"] for c in ticket["clones"]], ["running"] * CLONES, ticket)
         for clone in tiny.clones(self.daemon, ticket):
-            clone.counts_on(len(self.parent.counters()))
-        self.parent.counts_on(len(self.parent.counters()))
+            clone.counts_on()
+        self.parent.counts_on()
         self.end_fork(ticket)
 
     def end_fork(self, ticket):
