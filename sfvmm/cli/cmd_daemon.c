@@ -23,6 +23,22 @@ static void print_accel(JsonObject *status)
     print_line("accel", text);
 }
 
+static void print_counts(JsonObject *status)
+{
+    static const struct {
+        const char *member, *one, *many;
+    } counts[] = {
+        {"vms", "VM", "VMs"}, {"clones", "clone", "clones"}, {"shells", "shell", "shells"}, {"tickets", "ticket", "tickets"},
+    };
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    for (guint i = 0; i < G_N_ELEMENTS(counts); i++) {
+        gint64 n = sf_ctl_int(status, counts[i].member);
+        g_string_append_printf(text, "%s%" G_GINT64_FORMAT " %s", i ? ", " : "", n, n == 1 ? counts[i].one : counts[i].many);
+    }
+    print_line("has", text->str);
+}
+
 static void print_limits(JsonObject *limits)
 {
     gint64 memory = sf_ctl_int(limits, "memory");
@@ -45,9 +61,6 @@ int sf_ctl_daemon_status(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(status);
         return SF_CTL_OK;
     }
-    g_autofree char *has = g_strdup_printf(
-        "%" G_GINT64_FORMAT " VMs, %" G_GINT64_FORMAT " clones, %" G_GINT64_FORMAT " shells, %" G_GINT64_FORMAT " tickets",
-        sf_ctl_int(status, "vms"), sf_ctl_int(status, "clones"), sf_ctl_int(status, "shells"), sf_ctl_int(status, "tickets"));
     printf("sfvmmd %s, pid %" G_GINT64_FORMAT "\n", sf_ctl_string(status, "version"), sf_ctl_int(status, "pid"));
     if (json_object_has_member(status, "uptime_ms")) {
         g_autofree char *up = sf_units_format_age_ms((guint64)sf_ctl_int(status, "uptime_ms"));
@@ -59,7 +72,7 @@ int sf_ctl_daemon_status(SfCtl *ctl, int argc, char **argv)
     print_line("version", sf_ctl_string(status, "qemu_version"));
     print_accel(status);
     print_line("launcher", sf_ctl_string(status, "launcher"));
-    print_line("has", has);
+    print_counts(status);
     print_limits(sf_ctl_object(status, "limits"));
     return SF_CTL_OK;
 }

@@ -225,7 +225,8 @@ static void draw_marks(Svg *svg, const SfTimelineClone *clone, gint64 span, doub
     }
 }
 
-static void draw_clone(Svg *svg, const SfTimelineClone *clone, gint64 span, double y, const char *notes)
+static void draw_clone(Svg *svg, const SfTimelineClone *clone, gint64 span, double y, const char *notes,
+                       gboolean bad)
 {
     const SfTimeline *t = svg->timeline;
     double middle = y + svg->row / 2, height = svg->row >= 8 ? svg->row * 0.58 : svg->row * 0.8;
@@ -245,7 +246,7 @@ static void draw_clone(Svg *svg, const SfTimelineClone *clone, gint64 span, doub
     if (svg->row >= TEXT_ROW_HEIGHT) {
         g_autofree char *label = g_strdup_printf("clone %" G_GINT64_FORMAT, clone->id);
         text(svg, MARGIN, middle + 5, "row", "start", label);
-        text(svg, NOTES_X, middle + 5, sf_timeline_failed(clone) ? "note bad" : "note", "start", notes);
+        text(svg, NOTES_X, middle + 5, bad ? "note bad" : "note", "start", notes);
     }
 }
 
@@ -287,7 +288,8 @@ static void draw_panel(Svg *svg, const char *heading, gint64 span, char *(*notes
     for (guint i = 0; i < t->clones->len; i++) {
         const SfTimelineClone *clone = g_ptr_array_index(t->clones, i);
         g_autofree char *notes = notes_of(clone);
-        draw_clone(svg, clone, span, top + parent + i * svg->row, notes);
+        draw_clone(svg, clone, span, top + parent + i * svg->row, notes,
+                   sf_timeline_failed(clone) && clone->exited <= span);
     }
     svg->y = bottom + 40;
 }
@@ -306,7 +308,7 @@ static void draw_legend(Svg *svg)
     for (guint i = 0; i < G_N_ELEMENTS(entries); i++) {
         rect(svg, x, svg->y - 10, 12, 12, 3, entries[i].color);
         text(svg, x + 18, svg->y, "label", "start", entries[i].name);
-        x += 50 + 6.6 * (double)strlen(entries[i].name);     /* the width of such letters, roughly */
+        x += 44 + 6.3 * (double)strlen(entries[i].name);     /* the width of such letters, roughly */
     }
     svg->y += 22;
 }

@@ -3,7 +3,7 @@
  * The timeline as text: one or two panels with a row for the parent and for each clone.
  *
  *      THE FORK       0         100 ms     200 ms     300 ms
- *      web            ━▓━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━     paused 3.61 ms
+ *      web            ━█━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━     paused 3.61 ms
  *      clone 1        ··░░▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒████████     ran 31.0 ms, answered 280 ms
  *
  * The first panel ends when all clones are up; the second, drawn only when the clones work longer than that, shows the
@@ -24,13 +24,14 @@
 #define TICK_CELLS       13u       /* at least, between two marks of the axis */
 #define TWO_PANELS       1.3       /* the second panel is worth it when all lasts so many times longer than the fork */
 
-typedef enum { WAITING, LOADING, WAKING, WORKING, PAUSED, SYNCED, ENDED, FAILED, NOTHING, PHASES } Phase;
+typedef enum { PARENT, PAUSED, WAITING, LOADING, WAKING, WORKING, SYNCED, ENDED, FAILED, NOTHING, PHASES } Phase;
 
 static const struct {
     const char *unicode, *ascii;
     SfStyle style;
     const char *legend;
 } phases[PHASES] = {
+    [PARENT] = {"━", "-", SF_STYLE_PLAIN, "parent runs"},
     [PAUSED] = {"█", "X", SF_STYLE_RED, "parent paused"},
     [WAITING] = {"·", ".", SF_STYLE_DIM, "waits for its turn"},
     [LOADING] = {"░", ":", SF_STYLE_YELLOW, "loaded"},
@@ -123,7 +124,7 @@ static void append_parent(const Panel *panel)
 
     for (guint i = 0; i < panel->bar; i++) {
         gint64 at = cell_time(panel, i);
-        cells[i] = at >= timeline->pause_at && at < pause_end ? PAUSED : WORKING;
+        cells[i] = at >= timeline->pause_at && at < pause_end ? PAUSED : PARENT;
     }
     cells[time_cell(panel, timeline->pause_at)] = PAUSED;
     append_row(panel, timeline->vm, cells, notes);
@@ -269,7 +270,6 @@ static void append_summary(const Panel *panel)
 /* Only what the panels show. */
 static void append_legend(const Panel *panel)
 {
-    static const Phase order[] = {PAUSED, WAITING, LOADING, WAKING, WORKING, SYNCED, ENDED, FAILED};
     gboolean seen[PHASES] = {[PAUSED] = TRUE, [WORKING] = TRUE};
     guint used = 2;
 
@@ -284,19 +284,19 @@ static void append_legend(const Panel *panel)
         }
     }
     g_string_append(panel->out, "\n  ");
-    for (guint i = 0; i < G_N_ELEMENTS(order); i++) {
-        if (!seen[order[i]]) {
+    for (Phase i = PAUSED; i < NOTHING; i++) {
+        if (!seen[i]) {
             continue;
         }
-        guint length = sf_text_width(phases[order[i]].legend) + 2;
+        guint length = sf_text_width(phases[i].legend) + 2;
         if (used + length + 3 > panel->style->width && used > 2) {
             g_string_append(panel->out, "\n  ");
             used = 2;
         }
         g_string_append(panel->out, used > 2 ? "   " : "");
         used += length + (used > 2 ? 3 : 0);
-        sf_text_append_styled(panel->out, glyph(panel, order[i]), phases[order[i]].style, panel->style->color);
-        g_string_append_printf(panel->out, " %s", phases[order[i]].legend);
+        sf_text_append_styled(panel->out, glyph(panel, i), phases[i].style, panel->style->color);
+        g_string_append_printf(panel->out, " %s", phases[i].legend);
     }
     g_string_append_c(panel->out, '\n');
 }

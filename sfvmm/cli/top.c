@@ -275,7 +275,7 @@ static void add_row(SfTable *table, const Row *row)
 
     sf_table_add_row(table);
     if (row->shells) {
-        sf_table_add_cellf(table, style, "%*s%u shell%s ready", (int)row->depth * 2, "", row->shells,
+        sf_table_add_cellf(table, style, "%*s%u shell%s", (int)row->depth * 2, "", row->shells,
                            row->shells == 1 ? "" : "s");
     } else {
         sf_table_add_cellf(table, row->depth == 0 ? SF_STYLE_BOLD : style, "%*s%s", (int)row->depth * 2, "", row->name);
@@ -410,10 +410,10 @@ static char *render(const Samples *samples, SfTopView *view)
 static void draw(const Samples *samples, SfTopView *view)
 {
     sf_term_size(&view->width, &view->height);
-    g_autofree char *text = render(samples, view);
+    g_autofree char *text = g_strchomp(render(samples, view));     /* a newline on the last row would scroll */
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     g_autofree char *joined = g_strjoinv("\033[K\n", lines);
-    printf("\033[H%s\033[J", joined);
+    printf("\033[H%s\033[K\033[J", joined);
     fflush(stdout);
 }
 

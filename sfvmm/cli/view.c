@@ -33,12 +33,13 @@ static void add_state(SfTable *table, JsonObject *object)
     sf_table_add_cell(table, state, sf_ctl_state_style(state));
 }
 
+/* Clones have their family's pool: it is shown where it was asked for. */
 static void add_pool(SfTable *table, JsonObject *vm)
 {
     JsonObject *pool = sf_ctl_object(vm, "pool");
     gint64 ready = sf_ctl_int(pool, "ready"), target = sf_ctl_int(pool, "target");
 
-    if (!pool || target == 0) {
+    if (!pool || target == 0 || g_strcmp0(sf_ctl_string(vm, "role"), "parent") != 0) {
         sf_table_add_cell(table, NULL, SF_STYLE_PLAIN);
     } else {
         sf_table_add_cellf(table, ready < target ? SF_STYLE_YELLOW : SF_STYLE_PLAIN,
