@@ -16,7 +16,7 @@
 #include "sfvmm/wire/qemu_channel.h"
 
 #define SF_QC_MAX_EXTENTS   (1u << 24)        /* of one delta; QEMU fills gaps to stay far below */
-#define SF_QC_MAX_STATE     (256u << 20)      /* bytes of device state and small RAM blocks */
+#define SF_QC_MAX_STATE     (64u << 20)       /* bytes of device state and small RAM blocks */
 #define SF_QC_MAX_LENGTH    (1ull << 42)      /* bytes of one RAM block */
 
 /* A message as received. The descriptors are its own until they are stolen. */
