@@ -742,11 +742,5 @@ def changes(difference):
     return result
 
 
-def fast(test):
-    """Mark of a test or class that belongs to `tests/run.py --fast`."""
-    test.fast = True
-    return test
-
-
 def main():
     unittest.main(verbosity=2)

@@ -56,7 +56,6 @@ class ControlSocket(harness.Case):
         finally:
             control.close()
 
-    @harness.fast
     def test_not_json(self):
         for data in (b"hello\n", b"{\n", b"[]\n", b"null\n", b"42\n", b"\"text\"\n", b"\xff\xfe\x00\n", b"{}{}\n",
                      b"{\"id\":1}\n", b"{\"id\":1,\"method\":7}\n", b"{\"id\":{},\"method\":\"vm.list\"}\n",
@@ -73,7 +72,6 @@ class ControlSocket(harness.Case):
         self.refused(b"[" * 100000 + b"\n")
         self.refused(b"{\"a\":" * 50000 + b"\n")
 
-    @harness.fast
     def test_line_that_is_too_long(self):
         self.refused(b"x" * (LINE_LIMIT + 10) + b"\n")
         self.refused(b"{\"id\":1,\"method\":\"vm.list\",\"params\":{\"x\":\"" + b"y" * LINE_LIMIT + b"\"}}\n")
@@ -81,7 +79,6 @@ class ControlSocket(harness.Case):
         control.raw(b"{\"id\":1,\"meth")                       # and hang up
         control.close()
 
-    @harness.fast
     def test_noise(self):
         """Requests with one thing changed at random. SF_TEST_SEED repeats a run."""
         chance = random.Random(self.seed)
@@ -104,7 +101,6 @@ class ControlSocket(harness.Case):
                 self.assertIn("error", answer, "seed %d: %r" % (self.seed, data))
         control.close()
 
-    @harness.fast
     def test_params(self):
         name = self.vm.name
         self.error("no-such-method", "vm.fly", "vm.fly")
@@ -118,7 +114,6 @@ class ControlSocket(harness.Case):
         self.error("bad-params", "clone", vm=name, count=1, wait="forever")
         self.error("bad-params", "vm.pool", vm=name, target=-1)
 
-    @harness.fast
     def test_absurd_counts(self):
         for count in (0, -1, 1025, 1 << 31, (1 << 32) + 1, 1 << 63, 1.5, "4", None, True, [4]):
             with self.subTest(count):
@@ -127,7 +122,6 @@ class ControlSocket(harness.Case):
                         self.daemon.call(method, vm=self.vm.name, count=count)
                     self.assertIn(caught.exception.code, ("bad-params", "quota", "bad-request"))
 
-    @harness.fast
     def test_vm_configurations(self):
         top = self.daemon.top
         text = os.path.join(top, "text.qcow2")
@@ -173,7 +167,6 @@ class ControlSocket(harness.Case):
         self.error("exists", "vm.run", self.vm.name, name=self.vm.name, memory=tiny.MEMORY,
                    disks=[{"path": tiny.image(), "format": "raw", "ephemeral": True}])
 
-    @harness.fast
     def test_many_connections(self):
         """Refused or served, but never in the way of the one that is there."""
         crowd = []
@@ -192,7 +185,6 @@ class ControlSocket(harness.Case):
             for peer in crowd:
                 peer.close()
 
-    @harness.fast
     def test_subscriber_that_does_not_read(self):
         """Requests without end and no answer read: the daemon takes no more, or hangs up; it does not grow endlessly."""
         deaf = socket.socket(socket.AF_UNIX)
@@ -227,7 +219,6 @@ class Start(harness.Case):
         self.addCleanup(daemon.close)
         return daemon
 
-    @harness.fast
     def test_socket_in_use(self):
         first = self.start_daemon()
         second = self.new(run_directory=first.run)
@@ -236,7 +227,6 @@ class Start(harness.Case):
         first.end(signal.SIGKILL)                           # its socket stays, with nobody behind it
         first.start()
 
-    @harness.fast
     def test_bad_configuration(self):
         self.refuses(self.new(config={"colour": "red"}), "colour")
         self.refuses(self.new(config={"clones-per-vm": "many"}), "clones-per-vm")
@@ -247,7 +237,6 @@ class Start(harness.Case):
         daemon.extra = ["--no-such-option"]
         self.refuses(daemon, "no-such-option")
 
-    @harness.fast
     def test_bad_qemu(self):
         for path in ("/no/such/qemu", "/bin/true", "/etc/passwd"):
             with self.subTest(path):
@@ -262,7 +251,6 @@ class Start(harness.Case):
                     tiny.start(daemon)
                 self.assertIn(path, str(caught.exception))
 
-    @harness.fast
     def test_bad_run_directory(self):
         daemon = self.new()
         os.rmdir(daemon.run)
@@ -274,7 +262,6 @@ class Start(harness.Case):
 class Quotas(harness.Case):
     """Each bound of the local resource manager, and that what was granted comes back."""
 
-    @harness.fast
     def test_quotas(self):
         self.daemon = self.start_daemon(config={"clones-per-ticket": 3, "clones-per-vm": 5, "clones": 6})
         first, second = tiny.start(self.daemon), tiny.start(self.daemon)
@@ -297,7 +284,6 @@ class Quotas(harness.Case):
         self.daemon.end_tickets()
         self.assertEqual(granted(first, 3, all=True)["granted"], 3)
 
-    @harness.fast
     def test_memory_quota(self):
         """Less memory for clones than one of them needs: the refusal says so."""
         self.daemon = self.start_daemon(config={"memory": 1})
@@ -305,7 +291,6 @@ class Quotas(harness.Case):
         self.error("no-capacity", "clone", "memory", vm=vm.name, count=1)
         vm.counts_on()
 
-    @harness.fast
     def test_unused_ticket_expires(self):
         self.daemon = self.start_daemon(config={"ticket-seconds": 1})
         vm = tiny.start(self.daemon)
@@ -316,7 +301,6 @@ class Quotas(harness.Case):
 class Descriptor(harness.Case):
     """`sfctl descriptor show` of what is no descriptor."""
 
-    @harness.fast
     def test_damaged_descriptors(self):
         daemon = self.start_daemon()
         vm = tiny.start(daemon)

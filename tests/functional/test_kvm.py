@@ -47,7 +47,6 @@ class ForkTiny(harness.Case):
             self.daemon.call("join", ticket=ticket)
         parent.counts_on()
 
-    @harness.fast
     def test_one_vcpu(self):
         self.fork_twice(1)
 
@@ -62,7 +61,6 @@ class ForkTinyKvm(ForkTiny):
 class NoKvm(harness.Case):
     """Asked for KVM where there is none: a clear refusal. Asked for auto: TCG, and the reason is told."""
 
-    @harness.fast
     def test_accelerator_is_told(self):
         self.daemon = self.start_daemon()
         status = self.daemon.call("daemon.status")

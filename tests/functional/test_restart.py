@@ -118,7 +118,6 @@ class Restart(harness.Case):
 
 
 class RestartIdle(harness.Case):
-    @harness.fast
     def test_idle_vm_and_pool_survive(self):
         daemon = self.daemon = self.start_daemon()
         vm = tiny.start(daemon, pool=2)

@@ -75,7 +75,6 @@ class Resume(harness.Case):
 
     # -- shells
 
-    @harness.fast
     def test_shell_does_not_start(self):
         self.begin()
         self.wrapper.rule(shell="echo 'no such machine' >&2; exit 1")
@@ -122,7 +121,6 @@ class Resume(harness.Case):
 
     # -- state and devices
 
-    @harness.fast
     def test_shell_refuses_the_state(self):
         """The parent has a device that the shells have not: its state is in the stream, and loading it fails."""
         self.wrapper.rule(parent="extra+=(-device pci-bridge,chassis_nr=7,id=odd0)")
@@ -130,7 +128,6 @@ class Resume(harness.Case):
         self.failed_fork()
         self.parent.counts_on()
 
-    @harness.fast
     def test_unsupported_device_is_refused_by_name(self):
         self.wrapper.rule(parent="extra+=(-device nvme,id=bad0,serial=1)")
         self.begin()

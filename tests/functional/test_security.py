@@ -45,7 +45,6 @@ class Confinement(harness.Case):
         return pwd.getpwnam(self.daemon.config["user"]).pw_uid if os.geteuid() == 0 and not self.user \
             else pwd.getpwnam(self.user).pw_uid if self.user else os.geteuid()
 
-    @harness.fast
     def test_confinement(self):
         pids = self.daemon.qemus()
         self.assertGreaterEqual(len(pids), CLONES + 1)
