@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drives the patched QEMU without a daemon: QMP, the sf channel (sfvmm/wire/qemu_channel.h) and the tiny guest.
+
+Environment: SF_QEMU is the binary, else SF_QEMU_PREFIX/bin/qemu-system-x86_64. SF_FIRMWARE are the directories for -L.
+SF_TINY is the tiny guest's disk, else SF_BUILD/tests/tiny/tiny.img. What is missing skips the test.
+"""
+import array
+import collections
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+MIB = 1 << 20
+PAGE = 4096
+# No test measures time; this is when we call something hung. A KVM that emulates instructions is slow.
+PATIENCE = 60
+
+MAGIC = 0x31514653
+HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW = range(1, 7)
+REPLY, ERROR, RUNNING = 0x8000, 0xffff, 0x4001
+SHARED, FROZEN, LAYERED = range(3)
+SHARED_BASE = 1
+RESUME = 1
+MAX_MESSAGE, MAX_FDS, MAX_BLOCKS, MAX_LAYERS, MAX_DISKS = 65536, 64, 16, 24, 32
+
+HEADER = struct.Struct("<IHHII")
+HELLO_REPLY = struct.Struct("<6I64s64s64s64s")
+BLOCK = struct.Struct("<64sQII")
+SNAPSHOT_REQUEST = struct.Struct("<II")
+DISK = struct.Struct("<64s64s")
+SNAPSHOT_REPLY = struct.Struct("<9QII")
+SNAPSHOT_BLOCK = struct.Struct("<64sQQII")
+EXTENT = struct.Struct("<QQ")
+LOAD_REQUEST = struct.Struct("<IIQ")
+LOAD_BLOCK = struct.Struct("<64sQII%dI" % MAX_LAYERS)
+LOAD_REPLY = struct.Struct("<4Q")
+FOLD_REPLY = struct.Struct("<3Q")
+
+
+def text(field):
+    return field.split(b"\0")[0].decode()
+
+
+def environment(name, what):
+    if not os.environ.get(name):
+        raise unittest.SkipTest("%s is not set: %s" % (name, what))
+    return os.environ[name]
+
+
+def binary():
+    path = os.environ.get("SF_QEMU") or os.path.join(environment("SF_QEMU_PREFIX", "where the patched QEMU is"),
+                                                     "bin/qemu-system-x86_64")
+    if not os.access(path, os.X_OK):
+        raise unittest.SkipTest("%s: no such program" % path)
+    return path
+
+
+def firmware():
+    return [word for path in environment("SF_FIRMWARE", "directories of QEMU's firmware").split(":")
+            for word in ("-L", path)]
+
+
+def tiny_image():
+    path = os.environ.get("SF_TINY") or os.path.join(environment("SF_BUILD", "build directory"), "tests/tiny/tiny.img")
+    if not os.path.exists(path):
+        raise unittest.SkipTest("%s: no such file (tiny guest)" % path)
+    return path
+
+
+def need_kvm():
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise unittest.SkipTest("/dev/kvm: not there, or not for this user")
+
+
+def wait(condition, what, timeout=PATIENCE):
+    """Until condition() is true; returns what it returned."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError("not within %d s: %s" % (timeout, what))
+        select.select([], [], [], 0.01)
+
+
+class ChannelError(Exception):
+    """The ERROR reply."""
+
+
+class Gone(Exception):
+    """The peer hung up."""
+
+
+class Channel:
+    """One end of the sf channel."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.sock.settimeout(PATIENCE)
+        self.serial = 0
+        self.events = []
+
+    def send(self, kind, payload=b"", fds=(), serial=None, magic=MAGIC, zero=0, length=None):
+        """A request, or with the keywords something that looks like one."""
+        if serial is None:
+            self.serial += 1
+            serial = self.serial
+        data = HEADER.pack(magic, kind, zero, serial, len(payload) if length is None else length) + payload
+        self.send_raw(data, fds)
+        return serial
+
+    def send_raw(self, data, fds=()):
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self.sock.sendmsg([data], control)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Gone from None
+
+    def receive(self):
+        """(type, serial, payload, fds) of the next packet."""
+        try:
+            data, control, _, _ = self.sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4))
+        except ConnectionResetError:
+            raise Gone from None
+        fds = array.array("i")
+        for level, kind, content in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(content[:len(content) // 4 * 4])
+        if not data:
+            raise Gone
+        magic, kind, zero, serial, length = HEADER.unpack_from(data)
+        assert magic == MAGIC and zero == 0 and length == len(data) - HEADER.size, data[:HEADER.size]
+        return kind, serial, data[HEADER.size:], list(fds)
+
+    def answer(self, serial, kind):
+        while True:
+            got, number, payload, fds = self.receive()
+            if number == 0:
+                self.events.append((got, payload))
+                continue
+            assert number == serial, (number, serial)
+            if got == ERROR:
+                raise ChannelError(text(payload))
+            assert got == kind | REPLY, hex(got)
+            return payload, fds
+
+    def call(self, kind, payload=b"", fds=()):
+        return self.answer(self.send(kind, payload, fds), kind)
+
+    def running(self):
+        """Wait for EVENT_RUNNING; its time."""
+        while not self.events:
+            kind, serial, payload, _ = self.receive()
+            assert serial == 0, kind
+            self.events.append((kind, payload))
+        kind, payload = self.events.pop(0)
+        assert kind == RUNNING, hex(kind)
+        return struct.unpack("<Q", payload)[0]
+
+    def close(self):
+        self.sock.close()
+
+
+class Qmp:
+    def __init__(self, sock):
+        self.sock = sock
+        self.sock.settimeout(PATIENCE)
+        self.buffer = b""
+        self.events = []
+        self.line()
+        self.call("qmp_capabilities")
+
+    def line(self):
+        while b"\n" not in self.buffer:
+            data = self.sock.recv(65536)
+            if not data:
+                raise Gone
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def answer(self):
+        while True:
+            reply = self.line()
+            if "event" in reply:
+                self.events.append(reply["event"])
+            elif "error" in reply:
+                raise RuntimeError(reply["error"]["desc"])
+            else:
+                return reply["return"]
+
+    def call(self, command, fds=(), **arguments):
+        request = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.sock.sendmsg([json.dumps(request).encode() + b"\n"], control)
+        return self.answer()
+
+
+Layer = collections.namedtuple("Layer", "delta extents count")
+
+
+class Snapshot:
+    """What SNAPSHOT gave, with the layers below it: all that LOAD wants. Owns its descriptors."""
+
+    Block = collections.namedtuple("Block", "id length base layers folded")
+
+    def __init__(self, payload, fds, below=None):
+        head = SNAPSHOT_REPLY.unpack_from(payload)
+        (self.at, self.pause, self.stop, self.device, self.ram, self.disk, self.start,
+         self.state_length, self.device_length, count, _) = head
+        self.fds = fds
+        fds = list(fds)
+        self.state = fds.pop(0)
+        self.blocks = []
+        for i in range(count):
+            name, length, folded, has_delta, extents = SNAPSHOT_BLOCK.unpack_from(
+                payload, SNAPSHOT_REPLY.size + i * SNAPSHOT_BLOCK.size)
+            base = fds.pop(0)
+            layers = list(below.block(text(name)).layers) if below else []
+            if has_delta:
+                layers.append(Layer(fds.pop(0), fds.pop(0), extents))
+            self.blocks.append(self.Block(text(name), length, base, layers, folded))
+        assert not fds, fds
+        assert len(payload) == SNAPSHOT_REPLY.size + count * SNAPSHOT_BLOCK.size
+
+    def block(self, name):
+        return next(b for b in self.blocks if b.id == name)
+
+    def load_request(self, flags=RESUME):
+        payload = LOAD_REQUEST.pack(flags, len(self.blocks), self.state_length)
+        fds = [self.state]
+        for b in self.blocks:
+            counts = [layer.count for layer in b.layers]
+            payload += LOAD_BLOCK.pack(b.id.encode(), b.length, len(b.layers), 0,
+                                       *(counts + [0] * (MAX_LAYERS - len(counts))))
+            fds.append(b.base)
+            for layer in b.layers:
+                fds += [layer.delta, layer.extents]
+        return payload, fds
+
+    def extents(self, name, layer=-1):
+        layer = self.block(name).layers[layer]
+        data = os.pread(layer.extents, layer.count * EXTENT.size, 0)
+        return [EXTENT.unpack_from(data, i * EXTENT.size) for i in range(layer.count)]
+
+    def content(self, name):
+        """The whole block as the snapshot has it."""
+        b = self.block(name)
+        data = bytearray(os.pread(b.base, b.length, 0))
+        for i, layer in enumerate(b.layers):
+            for offset, length in self.extents(name, i):
+                data[offset:offset + length] = os.pread(layer.delta, length, offset)
+        return bytes(data)
+
+    def close(self):
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+class Vm:
+    """One QEMU process with a QMP connection, an sf channel when asked for, and a serial port."""
+
+    count = 0
+
+    def __init__(self, test, *options, accel="tcg", vcpus=1, memory=32, ram=None, machine="q35", disk=True, paused=False,
+                 user=None, wrapper=()):
+        Vm.count += 1
+        self.directory = os.path.join(test.directory, "vm%d" % Vm.count)
+        os.mkdir(self.directory)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        if user is not None:
+            os.chown(self.directory, user, user)
+        serial_ours, serial_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        if ram is None:
+            ram = "memory-backend-memfd,id=pc.ram,share=on,size=%dM" % memory
+        self.arguments = [binary(), *firmware(), "-nodefaults", "-no-user-config", "-display", "none",
+                          "-machine", machine + (",memory-backend=pc.ram" if ram else ""), "-accel", accel,
+                          "-smp", str(vcpus), "-m", "%dM" % memory,
+                          "-chardev", "socket,id=qmp,fd=%d" % theirs.fileno(), "-mon", "chardev=qmp,mode=control",
+                          "-chardev", "socket,id=serial,fd=%d" % serial_theirs.fileno(), "-serial", "chardev:serial"]
+        if ram:
+            self.arguments += ["-object", ram]
+        if disk:
+            self.arguments += ["-blockdev", "driver=file,node-name=boot-file,filename=%s,read-only=on" % tiny_image(),
+                               "-blockdev", "driver=raw,node-name=boot,file=boot-file,read-only=on",
+                               "-device", "virtio-blk-pci,drive=boot,romfile=,bootindex=0"]
+        if paused:
+            self.arguments.append("-S")
+        self.arguments += options
+        self.log = open(os.path.join(self.directory, "log"), "w+b")
+        self.process = subprocess.Popen(list(wrapper) + self.arguments, stdin=subprocess.DEVNULL, stdout=self.log,
+                                        stderr=self.log, pass_fds=(theirs.fileno(), serial_theirs.fileno()),
+                                        user=user, group=user, extra_groups=[] if user is not None else None)
+        theirs.close()
+        serial_theirs.close()
+        test.addCleanup(self.close)
+        self.serial = serial_ours
+        self.serial.setblocking(False)
+        self.output = ""
+        try:
+            self.qmp = Qmp(ours)
+        except (Gone, ConnectionResetError):
+            self.process.wait(PATIENCE)
+            raise AssertionError("QEMU did not start: " + self.messages()) from None
+        self.channel = None
+
+    def messages(self):
+        with open(self.log.name, errors="replace") as log:
+            return log.read()
+
+    def attach(self):
+        """A new sf channel."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.qmp.call("getfd", fds=[theirs.fileno()], fdname="sf")
+        theirs.close()
+        self.qmp.call("sf-attach", fd="sf")
+        if self.channel:
+            self.channel.close()
+        self.channel = Channel(ours)
+        return self.channel
+
+    def hello(self):
+        """(fields, {id: (length, mode)}), with the descriptors closed."""
+        payload, fds = self.channel.call(HELLO, struct.pack("<II", 1, 0))
+        for fd in fds:
+            os.close(fd)
+        fields = HELLO_REPLY.unpack_from(payload)
+        blocks = [BLOCK.unpack_from(payload, HELLO_REPLY.size + i * BLOCK.size) for i in range(fields[1])]
+        assert len(payload) == HELLO_REPLY.size + len(blocks) * BLOCK.size and len(fds) == len(blocks)
+        return fields, {text(b[0]): (b[1], b[2]) for b in blocks}
+
+    def mode(self):
+        return self.hello()[1]["pc.ram"][1]
+
+    def check(self):
+        payload, fds = self.channel.call(CHECK)
+        assert not fds
+        return payload.decode().splitlines()
+
+    def snapshot(self, flags=0, disks=(), below=None):
+        payload = SNAPSHOT_REQUEST.pack(flags, len(disks))
+        for node, overlay in disks:
+            payload += DISK.pack(node.encode(), overlay.encode())
+        return Snapshot(*self.channel.call(SNAPSHOT, payload), below=below)
+
+    def load(self, snapshot, flags=RESUME):
+        payload, fds = snapshot.load_request(flags)
+        return LOAD_REPLY.unpack(self.channel.call(LOAD, payload, fds)[0])
+
+    def fold(self, limit):
+        return FOLD_REPLY.unpack(self.channel.call(FOLD, struct.pack("<Q", limit))[0])
+
+    def thaw(self):
+        return FOLD_REPLY.unpack(self.channel.call(THAW)[0])
+
+    def status(self):
+        return self.qmp.call("query-status")["status"]
+
+    # The tiny guest
+
+    def read(self):
+        """What has come from the serial port so far."""
+        while True:
+            try:
+                data = self.serial.recv(65536)
+            except BlockingIOError:
+                return self.output
+            if not data:
+                return self.output
+            self.output += data.decode("ascii", "replace")
+
+    def counters(self, start=""):
+        """{vcpu: [numbers]} of all lines; start is what was printed before this VM was born."""
+        found = {}
+        for cpu, value in re.findall(r"^cpu(\d+) (\d+)\n", start + self.read(), re.M):
+            found.setdefault(int(cpu), []).append(int(value))
+        return found
+
+    def lines(self, vcpus=1, more=2):
+        """Wait until every vCPU has printed some more lines."""
+        def seen():
+            return {cpu: len(values) for cpu, values in self.counters().items()}
+        before = seen()
+        wait(lambda: len(seen()) >= vcpus and all(n >= before.get(cpu, 0) + more for cpu, n in seen().items()),
+             "%d lines of each of %d vCPUs; %r" % (more, vcpus, self.output[-200:]))
+
+    def command(self, letter, argument):
+        self.read()
+        mark = len(self.output)
+        self.serial.send(letter.encode() + bytes([argument]))
+        return wait(lambda: re.search("^(ok|no) %s$" % letter, self.read()[mark:], re.M),
+                    "answer to %s%d" % (letter, argument)).group(1) == "ok"
+
+    def memory(self, offset=0, length=None):
+        """Guest-physical memory; the VM should stand still."""
+        path = os.path.join(self.directory, "memory")
+        if length is None:
+            length = self.qmp.call("query-memory-size-summary")["base-memory"] - offset
+        self.qmp.call("pmemsave", val=offset, size=length, filename=path)
+        with open(path, "rb") as f:
+            return f.read()
+
+    def private(self):
+        """Bytes of private anonymous memory, all of the process."""
+        with open("/proc/%d/smaps_rollup" % self.process.pid) as f:
+            return int(re.search(r"^Anonymous:\s+(\d+) kB", f.read(), re.M).group(1)) * 1024
+
+    def descriptors(self):
+        return len(os.listdir("/proc/%d/fd" % self.process.pid))
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def close(self):
+        if self.alive():
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        if self.channel:
+            self.channel.close()
+        self.qmp.sock.close() if hasattr(self, "qmp") else None
+        self.serial.close()
+        self.log.close()
+
+
+class TestCase(unittest.TestCase):
+    """A directory, VMs that end with the test, and what every fork must fulfil."""
+
+    accel = "tcg"
+
+    def setUp(self):
+        if self.accel == "kvm":
+            need_kvm()
+        self.directory = tempfile.mkdtemp(prefix="sf-qemu-")
+        os.chmod(self.directory, 0o755)
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def vm(self, *options, **keywords):
+        keywords.setdefault("accel", self.accel)
+        vm = Vm(self, *options, **keywords)
+        vm.attach()
+        return vm
+
+    def take(self, vm, *arguments, **keywords):
+        snapshot = vm.snapshot(*arguments, **keywords)
+        self.addCleanup(snapshot.close)
+        return snapshot
+
+    def clone(self, snapshot, *options, **keywords):
+        clone = self.vm(*options, paused=True, **keywords)
+        clone.load(snapshot)
+        clone.channel.running()
+        return clone
+
+    def assertContinues(self, before, vm, vcpus=1):
+        """What vm printed goes on from `before`, what its parent had printed, with no number missing or twice."""
+        for cpu, values in vm.counters(before).items():
+            self.assertEqual(values, list(range(values[0], values[0] + len(values))), "cpu%d" % cpu)
+        self.assertHealthy(vm, before)
+
+    def assertHealthy(self, vm, before=""):
+        """The guest never read from its memory what it had not written."""
+        found = re.findall(r"^mem(\d+) .* sum (\w+) read (\w+) .*\n", before + vm.read(), re.M)
+        self.assertTrue(found)
+        for cpu, kept, read in found:
+            self.assertEqual(kept, read, "memory of vCPU %s" % cpu)
