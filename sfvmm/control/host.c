@@ -101,7 +101,8 @@ static void family_free(gpointer data)
     SfFamily *family = data;
 
     g_clear_handle_id(&family->settle_timer, g_source_remove);
-    sf_shell_pool_free(family->pool);
+    sf_shell_pool_close(family->pool);
+    sf_shell_pool_unref(family->pool);
     sf_vm_config_unref(family->config);
     g_free(family->name);
     g_free(family);

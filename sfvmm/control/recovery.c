@@ -102,31 +102,14 @@ static void recover_clones(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
     }
 }
 
-static void recover_ticket(SfHost *host, const char *folder, GPtrArray *vms)
+static void recover_fork(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
 {
-    g_autofree char *directory = sf_host_path(host, "tickets", folder);
-    g_autofree char *path = g_build_filename(directory, "ticket.json", NULL);
+    SfForkOptions options = sf_host_fork_options(host, ticket);
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonObject) object = sf_state_read(path, &error);
-    g_autoptr(SfTicket) grant = object ? sf_ticket_from_json(object, &error) : NULL;
-    SfFamily *family = grant ? sf_host_family(host, json_object_get_string_member_with_default(object, "family", "")) : NULL;
-    SfHostTicket *ticket;
-    SfForkOptions options;
 
-    if (!family) {
-        g_warning("ticket %s: %s; it is dropped", folder, error ? error->message : "its family has gone");
-        sf_state_remove_folder(directory);
-        return;
-    }
-    sf_resource_manager_restore(sf_host_manager(host), grant);
-    ticket = sf_host_add_ticket(host, g_steal_pointer(&grant), family);
-    if (!ticket->grant->used) {
-        return;
-    }
-    options = sf_host_fork_options(host, ticket);
     ticket->fork = sf_fork_restore(&options, &error);
     if (!ticket->fork) {
-        g_message("ticket %s: %s; it may fork anew", folder, error->message);
+        g_message("ticket %016" G_GINT64_MODIFIER "x: %s; it may fork anew", ticket->grant->id, error->message);
         ticket->grant->used = FALSE;
         sf_host_ticket_save(ticket);
         return;
@@ -138,7 +121,25 @@ static void recover_ticket(SfHost *host, const char *folder, GPtrArray *vms)
     recover_clones(host, ticket, vms);
 }
 
-/* Parents before clones of clones: a clone that forked must be known before its own tickets look for it. */
+static void recover_ticket(SfHost *host, const char *folder)
+{
+    g_autofree char *directory = sf_host_path(host, "tickets", folder);
+    g_autofree char *path = g_build_filename(directory, "ticket.json", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) object = sf_state_read(path, &error);
+    g_autoptr(SfTicket) grant = object ? sf_ticket_from_json(object, &error) : NULL;
+    SfFamily *family = grant ? sf_host_family(host, json_object_get_string_member_with_default(object, "family", "")) : NULL;
+
+    if (!family) {
+        g_warning("ticket %s: %s; it is dropped", folder, error ? error->message : "its family has gone");
+        sf_state_remove_folder(directory);
+        return;
+    }
+    sf_resource_manager_restore(sf_host_manager(host), grant);
+    sf_host_add_ticket(host, g_steal_pointer(&grant), family);
+}
+
+/* Oldest first: a clone that forked is known by its own, older ticket before its younger one looks for it. */
 static void recover_tickets(SfHost *host, GPtrArray *vms)
 {
     g_autofree char *folder = sf_host_path(host, "tickets", NULL);
@@ -146,13 +147,19 @@ static void recover_tickets(SfHost *host, GPtrArray *vms)
     g_autoptr(GList) tickets = NULL;
 
     for (char **name = names; *name; name++) {
-        recover_ticket(host, *name, vms);
+        recover_ticket(host, *name);
     }
     tickets = sf_host_tickets(host);
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
+        if (ticket->grant->used) {
+            recover_fork(host, ticket, vms);
+        }
+    }
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        SfVm *root = ticket->family->root;
         if (ticket->fork) {
-            SfVm *root = ticket->family->root;
             sf_fork_resume(ticket->fork, root ? sf_vm_ram_base(root) : NULL);
         }
     }

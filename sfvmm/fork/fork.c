@@ -21,7 +21,7 @@ struct _SfFork {
     char *directory;
     char *parent_name;
     SfVm *parent;             /* NULL when it has ended */
-    SfShellPool *pool;        /* not owned; lives at least as long as the host has forks of that VM */
+    SfShellPool *pool;
     gboolean pool_held;
     gboolean with_agent;
     guint32 clone_request;
@@ -622,7 +622,7 @@ static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
     fork->directory = g_strdup(options->directory);
     fork->parent = options->parent ? g_object_ref(options->parent) : NULL;
     fork->parent_name = g_strdup(parent_name);
-    fork->pool = options->pool;
+    fork->pool = sf_shell_pool_ref(options->pool);
     fork->with_agent = options->with_agent;
     fork->clone_request = options->clone_request;
     fork->identify_seconds = options->identify_seconds;
@@ -654,6 +654,7 @@ static void sf_fork_finalize(GObject *object)
     if (fork->pool_held) {
         sf_shell_pool_release(fork->pool);
     }
+    sf_shell_pool_unref(fork->pool);
     g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
     g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
     g_ptr_array_unref(fork->clones);

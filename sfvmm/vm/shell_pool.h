@@ -12,7 +12,11 @@ typedef struct SfShellPool SfShellPool;
 
 /* Shells are named PREFIX-shell-N. A failed refill is retried with growing delay and logged. */
 SfShellPool *sf_shell_pool_new(SfLauncher *launcher, const char *prefix, SfVmConfig *config, guint target);
-void sf_shell_pool_free(SfShellPool *pool);               /* kills its shells */
+
+/* References: its owner's, a fork's, each take in flight. close() kills its shells and starts no more; a take then fails. */
+SfShellPool *sf_shell_pool_ref(SfShellPool *pool);
+void sf_shell_pool_unref(SfShellPool *pool);
+void sf_shell_pool_close(SfShellPool *pool);
 void sf_shell_pool_set_target(SfShellPool *pool, guint target);
 guint sf_shell_pool_ready(SfShellPool *pool);
 guint sf_shell_pool_target(SfShellPool *pool);
