@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Theory of operation
+ *
+ *     start:  look at the disks (worker thread: qemu-img) --> run directory, sockets, descriptors --> fork, exec --> vm.json
+ *             --> QMP, sf channel, agent port (vm.c) --> finished
+ *     adopt:  vm.json --> pidfd of pid and start time --> QMP, sf channel, agent port --> finished
+ *
+ * QEMU is a process in a session of its own, without controlling terminal, its output in qemu.log: it lives on when sfvmmd
+ * ends or is killed. The run directory belongs to sfvmmd's user, not QEMU's: vm.json in it names images that a later sfvmmd
+ * opens, and a QEMU that its guest has taken over must not choose them. All that QEMU uses of it comes as
+ * descriptors.
+ *
+ * Kernel and initrd are opened by sfvmmd too. QEMU opens them again through /proc/self/fd, for which the kernel asks the rights on the
+ * file itself, not those on its path; a file that QEMU's user may not read is copied to a memfd.
+ */
+#include "sfvmm/vm/launcher.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "sfvmm/vm/command_line.h"
+#include "sfvmm/vm/process.h"
+#include "sfvmm/vm/vm_private.h"
+#include "sfvmm/wire/state_file.h"
+
+#define LISTEN_BACKLOG        4           /* a connection that is lost and the one made anew */
+#define MODE_DIRECTORY        0700
+
+struct SfLauncher {
+    SfLauncherOptions options;
+    char *accel;              /* the best one; NULL: not looked for yet */
+    char *accel_reason;
+};
+
+/* ---- the launcher ---- */
+
+SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
+{
+    SfLauncher *launcher = g_new0(SfLauncher, 1);
+
+    launcher->options = *options;
+    launcher->options.qemu = g_strdup(options->qemu);
+    launcher->options.qemu_img = g_strdup(options->qemu_img);
+    launcher->options.firmware = g_strdup(options->firmware);
+    launcher->options.run_directory = g_strdup(options->run_directory);
+    launcher->options.overlay_directory = options->overlay_directory ? g_strdup(options->overlay_directory)
+                                                                     : g_build_filename(options->run_directory, "disk", NULL);
+    return launcher;
+}
+
+void sf_launcher_free(SfLauncher *launcher)
+{
+    if (launcher) {
+        g_free(launcher->options.qemu);
+        g_free(launcher->options.qemu_img);
+        g_free(launcher->options.firmware);
+        g_free(launcher->options.run_directory);
+        g_free(launcher->options.overlay_directory);
+        g_free(launcher->accel);
+        g_free(launcher->accel_reason);
+        g_free(launcher);
+    }
+}
+
+const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher)
+{
+    return &launcher->options;
+}
+
+/*
+ * A /dev/kvm alone says little: where neither VMX nor SVM is in the CPU's flags, KVM emulates instruction by instruction,
+ * which is far slower than TCG and knows too few instructions for Linux.
+ */
+const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason)
+{
+    if (!launcher->accel) {
+        g_autofree char *cpuinfo = NULL;
+        gboolean hardware = g_file_get_contents("/proc/cpuinfo", &cpuinfo, NULL, NULL) &&
+                            g_regex_match_simple("^flags\\s*:.*\\b(vmx|svm)\\b", cpuinfo, G_REGEX_MULTILINE, 0);
+        int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+        int error = errno;
+
+        launcher->accel = g_strdup(fd >= 0 && hardware ? "kvm" : "tcg");
+        launcher->accel_reason =
+            fd < 0     ? g_strdup_printf("/dev/kvm can't be used (%s): guests are emulated", g_strerror(error))
+            : hardware ? g_strdup("/dev/kvm works, and the CPU has hardware virtualization")
+                       : g_strdup("/dev/kvm is there, but the CPU shows neither vmx nor svm: such a KVM emulates in software and is "
+                                  "too slow for Linux guests; give accel kvm to use it all the same");
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+    if (reason) {
+        *reason = g_strdup(launcher->accel_reason);
+    }
+    return launcher->accel;
+}
+
+void sf_launcher_sweep(SfLauncher *launcher)
+{
+    g_autoptr(GDir) dir = g_dir_open(launcher->options.overlay_directory, 0, NULL);
+    const char *file;
+
+    while (dir && (file = g_dir_read_name(dir))) {
+        g_autofree char *path = g_build_filename(launcher->options.overlay_directory, file, NULL);
+        if (g_str_has_suffix(file, ".qcow2")) {
+            /* Layers are interned by path: if nobody has this one, then ours is the last reference, and takes the file with it. */
+            sf_disk_layer_unref(sf_disk_layer_new(path, "qcow2", TRUE));
+        }
+    }
+}
+
+/* ---- start ---- */
+
+typedef struct {
+    SfLauncher *launcher;     /* must outlive the call */
+    char *name;
+    SfVmRole role;
+    SfVmConfig *config;       /* our own until the VM has it */
+    SfVm *vm;
+    GArray *fds;              /* of int: to be closed here after the start */
+    GArray *disk_fds;         /* of int: numbers in the child */
+} StartOp;
+
+static void start_op_free(gpointer data)
+{
+    StartOp *op = data;
+
+    for (guint i = 0; i < op->fds->len; i++) {
+        close(g_array_index(op->fds, int, i));
+    }
+    g_array_unref(op->fds);
+    g_array_unref(op->disk_fds);
+    g_clear_object(&op->vm);
+    sf_vm_config_unref(op->config);
+    g_free(op->name);
+    g_free(op);
+}
+
+static gboolean fail_errno(GError **error, const char *what)
+{
+    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "%s: %s", what, g_strerror(errno));
+    return FALSE;
+}
+
+/* The child's number of a descriptor (taken). */
+static int give_fd(StartOp *op, int fd)
+{
+    g_array_append_val(op->fds, fd);
+    return SF_PROCESS_FIRST_FD + op->fds->len - 1;
+}
+
+static gboolean listen_at(StartOp *op, int directory, const char *file, int *number, GError **error)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    mode_t mask = umask(0177);
+    gboolean ok;
+
+    g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
+    ok = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, LISTEN_BACKLOG) == 0;
+    umask(mask);
+    if (fd >= 0) {
+        *number = give_fd(op, fd);
+    }
+    return ok || fail_errno(error, file);
+}
+
+static gboolean append_to(int directory, const char *file, int *fd, GError **error)
+{
+    *fd = openat(directory, file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return *fd >= 0 || fail_errno(error, file);
+}
+
+/* A copy that any user may open again through /proc/self/fd. */
+static int copy_to_memfd(int from, off_t size)
+{
+    int to = memfd_create("snowflock-boot", MFD_CLOEXEC);
+
+    while (to >= 0 && size > 0) {
+        ssize_t n = sendfile(to, from, NULL, size);
+        if (n <= 0) {
+            close(to);
+            return -1;
+        }
+        size -= n;
+    }
+    return to;
+}
+
+static gboolean open_boot_file(StartOp *op, const char *path, int *number, GError **error)
+{
+    const SfLauncherOptions *options = &op->launcher->options;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        if (fd >= 0) {
+            close(fd);
+            errno = EINVAL;
+        }
+        return fail_errno(error, path);
+    }
+    if (geteuid() == 0 && options->uid != 0 && !(st.st_mode & S_IROTH)) {
+        int copy = copy_to_memfd(fd, st.st_size);
+        close(fd);
+        fd = copy;
+    }
+    if (fd < 0) {
+        return fail_errno(error, path);
+    }
+    *number = give_fd(op, fd);
+    return TRUE;
+}
+
+static gboolean open_kvm(StartOp *op, int *number, GError **error)
+{
+    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+    if (fd < 0) {
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+                    "/dev/kvm can't be opened: %s; load the kvm_intel or kvm_amd module, give sfvmmd's user the right (group kvm), "
+                    "or use accel tcg", g_strerror(errno));
+        return FALSE;
+    }
+    *number = give_fd(op, fd);
+    return TRUE;
+}
+
+static gboolean open_layer(SfDiskLayer *layer, gboolean writable, guint *fdset, gpointer data, GError **error)
+{
+    StartOp *op = data;
+    int fd = open(layer->path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    int number;
+
+    if (fd < 0) {
+        return fail_errno(error, layer->path);
+    }
+    number = give_fd(op, fd);
+    g_array_append_val(op->disk_fds, number);
+    *fdset = SF_FDSET_DISK_FIRST + op->disk_fds->len - 1;
+    return TRUE;
+}
+
+static gboolean disk_nodes(StartOp *op, GPtrArray *blockdevs, GError **error)
+{
+    for (guint i = 0; i < op->config->disks->len; i++) {
+        SfVmDisk *disk = g_ptr_array_index(op->vm->disks, i);
+        if (op->role == SF_VM_SHELL) {
+            sf_vm_disk_placeholder_blockdevs(g_ptr_array_index(op->config->disks, i), blockdevs);
+        } else if (!sf_vm_disk_blockdevs(disk, blockdevs, open_layer, op, error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, GError **error)
+{
+    const SfVmConfig *config = op->config;
+    int log;
+
+    *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1 };
+    if (!listen_at(op, directory, SF_VM_FILE_QMP, &fds->qmp, error) ||
+        !listen_at(op, directory, SF_VM_FILE_AGENT, &fds->agent, error) ||
+        !listen_at(op, directory, SF_VM_FILE_CONSOLE, &fds->console, error) ||
+        !append_to(directory, SF_VM_FILE_CONSOLE_LOG, &log, error)) {
+        return FALSE;
+    }
+    fds->console_log = give_fd(op, log);
+    if (strcmp(config->accel, "kvm") == 0 && !open_kvm(op, &fds->kvm, error)) {
+        return FALSE;
+    }
+    if (op->role != SF_VM_PARENT || !config->kernel) {
+        return TRUE;
+    }
+    return open_boot_file(op, config->kernel, &fds->kernel, error) &&
+           (!config->initrd || open_boot_file(op, config->initrd, &fds->initrd, error));
+}
+
+static gboolean start_process(StartOp *op, int directory, GError **error)
+{
+    const SfLauncherOptions *options = &op->launcher->options;
+    g_autoptr(GPtrArray) blockdevs = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GPtrArray) argv = NULL;
+    SfCommandLineFds fds;
+    SfProcessOptions process = { .program = options->qemu, .fds = op->fds, .uid = options->uid, .gid = options->gid };
+    pid_t pid;
+    int pidfd;
+    gboolean ok;
+
+    if (!collect_fds(op, directory, &fds, error) || !disk_nodes(op, blockdevs, error) ||
+        !append_to(directory, SF_VM_FILE_LOG, &process.log, error)) {
+        return FALSE;
+    }
+    argv = sf_command_line_new(options, op->name, op->role, op->config, &fds, blockdevs, op->disk_fds);
+    process.argv = argv;
+    ok = sf_process_start(&process, &pid, &pidfd, error);
+    close(process.log);
+    if (ok) {
+        sf_vm_set_process(op->vm, pid, sf_process_start_time(pid), pidfd);
+        sf_vm_save(op->vm, NULL);
+    }
+    return ok;
+}
+
+/* The run directory and the process in it. */
+static gboolean start_vm(StartOp *op, GError **error)
+{
+    int directory;
+    gboolean ok;
+
+    if (mkdir(op->vm->directory, MODE_DIRECTORY) < 0) {
+        return fail_errno(error, op->vm->directory);
+    }
+    directory = open(op->vm->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    ok = directory >= 0 ? start_process(op, directory, error) : fail_errno(error, op->vm->directory);
+    if (directory >= 0) {
+        close(directory);
+    }
+    if (!ok) {
+        sf_state_remove_folder(op->vm->directory);
+    }
+    return ok;
+}
+
+static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    SfVm *vm = SF_VM(source);
+    GError *error = NULL;
+
+    if (sf_vm_connect_finish(vm, result, &error)) {
+        g_task_return_pointer(task, g_object_ref(vm), g_object_unref);
+        return;
+    }
+    sf_vm_kill(vm);
+    g_task_return_error(task, error);
+}
+
+/* Ends the task's reference that the caller has given. */
+static void start_continue(GTask *task)
+{
+    StartOp *op = g_task_get_task_data(task);
+    GError *error = NULL;
+
+    if (!start_vm(op, &error)) {
+        g_prefix_error(&error, "VM %s: ", op->name);
+        g_task_return_error(task, error);
+        g_object_unref(task);
+        return;
+    }
+    sf_vm_connect_async(op->vm, on_connected, task);
+}
+
+/* ---- the disks of a VM that is to boot: in a worker thread, as qemu-img is run ---- */
+
+static gboolean make_template(StartOp *op, guint64 size, GError **error)
+{
+    g_autofree char *path = sf_vm_template_path(op->vm, size);
+
+    return g_file_test(path, G_FILE_TEST_EXISTS) ||
+           sf_disk_template_create(op->launcher->options.qemu_img, path, size, error);
+}
+
+static gboolean prepare_disk(StartOp *op, SfDiskConfig *config, GError **error)
+{
+    const SfLauncherOptions *options = &op->launcher->options;
+    g_autofree char *format = NULL;
+    g_autoptr(SfDiskChain) chain = NULL;
+
+    if (!sf_disk_probe(options->qemu_img, config->path, config->format, &format, &config->size, error)) {
+        return FALSE;
+    }
+    g_free(config->format);
+    config->format = g_steal_pointer(&format);
+    chain = sf_disk_chain_new(config->id, config->size, config->readonly);
+    g_ptr_array_add(chain->layers, sf_disk_layer_new(config->path, config->format, FALSE));
+    if (!config->readonly && !make_template(op, config->size, error)) {
+        return FALSE;
+    }
+    if (config->ephemeral) {
+        g_autofree char *template = sf_vm_template_path(op->vm, config->size);
+        g_autofree char *path = sf_vm_overlay_path(op->vm, config->id);
+        SfDiskLayer *overlay = sf_disk_overlay_create(template, path, options->uid, options->gid, error);
+        if (!overlay) {
+            return FALSE;
+        }
+        g_ptr_array_add(chain->layers, overlay);
+    }
+    sf_vm_add_disk(op->vm, sf_vm_disk_new(g_steal_pointer(&chain)));
+    return TRUE;
+}
+
+static void prepare_thread(GTask *task, gpointer source, gpointer data, GCancellable *cancellable)
+{
+    StartOp *op = data;
+    GError *error = NULL;
+
+    for (guint i = 0; i < op->config->disks->len; i++) {
+        if (!prepare_disk(op, g_ptr_array_index(op->config->disks, i), &error)) {
+            g_prefix_error(&error, "VM %s: ", op->name);
+            g_task_return_error(task, error);
+            return;
+        }
+    }
+    g_task_return_boolean(task, TRUE);
+}
+
+static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    GError *error = NULL;
+
+    if (g_task_propagate_boolean(G_TASK(result), &error)) {
+        start_continue(task);
+    } else {
+        g_task_return_error(task, error);
+        g_object_unref(task);
+    }
+}
+
+/* ---- */
+
+static SfVmConfig *resolve_config(SfLauncher *launcher, const SfVmConfig *config, GError **error)
+{
+    g_autoptr(JsonObject) object = sf_vm_config_to_json(config);
+    SfVmConfig *copy = sf_vm_config_from_json(object, error);
+
+    if (copy && strcmp(copy->accel, "auto") == 0) {
+        g_free(copy->accel);
+        copy->accel = g_strdup(sf_launcher_best_accel(launcher, NULL));
+    }
+    return copy;
+}
+
+static gboolean make_directories(SfLauncher *launcher, GError **error)
+{
+    g_autofree char *vms = g_build_filename(launcher->options.run_directory, "vm", NULL);
+    g_autofree char *templates = g_build_filename(launcher->options.run_directory, "template", NULL);
+    const char *const directories[] = { vms, templates, launcher->options.overlay_directory };
+
+    for (guint i = 0; i < G_N_ELEMENTS(directories); i++) {
+        if (g_mkdir_with_parents(directories[i], MODE_DIRECTORY) < 0) {
+            return fail_errno(error, directories[i]);
+        }
+    }
+    return TRUE;
+}
+
+void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
+                             GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    StartOp *op = g_new0(StartOp, 1);
+    GError *error = NULL;
+    g_autoptr(GTask) work = NULL;
+
+    op->launcher = launcher;
+    op->name = g_strdup(name);
+    op->role = role;
+    op->fds = g_array_new(FALSE, FALSE, sizeof(int));
+    op->disk_fds = g_array_new(FALSE, FALSE, sizeof(int));
+    g_task_set_task_data(task, op, start_op_free);
+    op->config = role == SF_VM_SHELL ? sf_vm_config_ref(config) : resolve_config(launcher, config, &error);
+    if (!op->config || !make_directories(launcher, &error)) {
+        g_prefix_error(&error, "VM %s: ", name);
+        g_task_return_error(task, error);
+        g_object_unref(task);
+        return;
+    }
+    op->vm = sf_vm_new(&launcher->options, name, role, op->config);
+    if (role == SF_VM_SHELL || op->config->disks->len == 0) {
+        for (guint i = 0; i < op->config->disks->len; i++) {
+            sf_vm_add_disk(op->vm, sf_vm_disk_new(NULL));
+        }
+        start_continue(task);
+        return;
+    }
+    work = g_task_new(NULL, NULL, on_prepared, task);
+    g_task_set_task_data(work, op, NULL);
+    g_task_run_in_thread(work, prepare_thread);
+}
+
+SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_pointer(G_TASK(result), error);
+}
+
+/* ---- adopt ---- */
+
+static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    SfVm *vm = SF_VM(source);
+    GError *error = NULL;
+
+    if (!sf_vm_connect_finish(vm, result, &error)) {
+        g_task_return_error(task, error);         /* it lives but does not answer: left to the operator */
+    } else if (vm->role == SF_VM_SHELL && vm->hello.loaded) {
+        sf_vm_kill(vm);
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: sfvmmd ended while it was being loaded; killed",
+                                vm->name);
+    } else {
+        sf_vm_settle_recover(vm);
+        g_task_return_pointer(task, g_object_ref(vm), g_object_unref);
+    }
+}
+
+/* NULL, and whatever there is of it has been removed. */
+static SfVm *adopt_process(SfLauncher *launcher, const char *name, GError **error)
+{
+    g_autofree char *directory = g_build_filename(launcher->options.run_directory, "vm", name, NULL);
+    g_autoptr(SfVm) vm = sf_vm_restore(&launcher->options, name, error);
+    g_autofree char *loading = vm ? sf_vm_path(vm, SF_VM_FILE_LOADING) : NULL;
+    int pidfd = vm ? sf_process_open(vm->pid, vm->start_time) : -1;
+
+    if (pidfd >= 0 && !strstr(name, SF_VM_DYING) && !g_file_test(loading, G_FILE_TEST_EXISTS)) {
+        sf_vm_set_process(vm, vm->pid, vm->start_time, pidfd);
+        return g_steal_pointer(&vm);
+    }
+    if (pidfd >= 0) {
+        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+        close(pidfd);
+    }
+    sf_state_remove_folder(directory);
+    if (vm) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", name,
+                    pidfd >= 0 ? "sfvmmd ended while it was being loaded or killed; killed" : "it ended while sfvmmd was not running");
+    }
+    return NULL;
+}
+
+void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    GError *error = NULL;
+    g_autoptr(SfVm) vm = adopt_process(launcher, name, &error);
+
+    if (!vm) {
+        g_task_return_error(task, error);
+        g_object_unref(task);
+        return;
+    }
+    sf_vm_connect_async(vm, on_adopted, task);
+}
+
+SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_pointer(G_TASK(result), error);
+}

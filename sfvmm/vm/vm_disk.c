@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Theory of operation
+ *
+ *     virtio-blk --> disk0-slot (throttle, without limits) --> disk0-2 (qcow2) --> disk0-2-file
+ *                                                                 | backing
+ *                                                              disk0-1 (qcow2) --> disk0-1-file
+ *                                                                 | backing
+ *                                                              disk0-0 (raw)   --> disk0-0-file
+ *
+ * The slot is what the device knows, from start to end; all else changes below it: a shell's slot stands over a null-co node of the right
+ * size until the load, a snapshot puts an overlay between slot and top, a commit takes overlays away. It is a throttle node and not a
+ * raw one because block-commit of the active layer must start at a root node and looks through filters only.
+ *
+ * File nodes are nodes of their own with an explicit read-only, as a nested file node would follow its format node to read-only at the
+ * snapshot and then need another descriptor. So the descriptor of a former top stays writable, but its format node is reopened
+ * read-only, which gives up QEMU's write lock on the image: clones, that open the same file in their own processes,
+ * are refused while anybody holds that lock. And while clones have it open, nobody can get it: the base is locked.
+ *
+ * QEMU opens no path: each layer comes as a descriptor in an fdset, which is removed as soon as the node has its copy.
+ * Read-only layers get descriptors that can't be written.
+ */
+#include "sfvmm/vm/vm_disk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+#include "sfvmm/wire/json_line.h"
+
+#define FDSET_LOAD_FIRST      1000u       /* ids of fdsets that live for one batch only */
+#define FDSETS_PER_DISK       1000u       /* above SF_DISK_LAYERS_MAX: ids never clash within a batch */
+
+SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null)
+{
+    SfVmDisk *disk = g_new0(SfVmDisk, 1);
+
+    disk->chain = chain_or_null;
+    disk->nodes = g_ptr_array_new_with_free_func(g_free);
+    disk->commit_to = G_MAXUINT;
+    return disk;
+}
+
+static void drop_overlay(SfVmDisk *disk)
+{
+    g_clear_pointer(&disk->overlay, sf_disk_layer_unref);
+    g_clear_pointer(&disk->overlay_node, g_free);
+}
+
+void sf_vm_disk_free(SfVmDisk *disk)
+{
+    if (disk) {
+        drop_overlay(disk);
+        g_clear_pointer(&disk->chain, sf_disk_chain_free);
+        g_ptr_array_unref(disk->nodes);
+        g_free(disk);
+    }
+}
+
+JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
+{
+    JsonObject *object = json_object_new();
+    JsonArray *nodes = json_array_new();
+
+    if (disk->chain) {
+        json_object_set_object_member(object, "chain", sf_disk_chain_to_json(disk->chain));
+    }
+    for (guint i = 0; i < disk->nodes->len; i++) {
+        json_array_add_string_element(nodes, g_ptr_array_index(disk->nodes, i));
+    }
+    json_object_set_array_member(object, "nodes", nodes);
+    json_object_set_int_member(object, "writable", disk->writable);
+    json_object_set_int_member(object, "next_node", disk->next_node);
+    if (disk->commit_to != G_MAXUINT) {
+        json_object_set_int_member(object, "commit_to", disk->commit_to);
+    }
+    return object;
+}
+
+SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
+{
+    SfVmDisk *disk = sf_vm_disk_new(NULL);
+    JsonNode *chain = json_object_get_member(object, "chain");
+    JsonNode *nodes = json_object_get_member(object, "nodes");
+
+    for (guint i = 0; nodes && JSON_NODE_HOLDS_ARRAY(nodes) && i < json_array_get_length(json_node_get_array(nodes)); i++) {
+        JsonNode *node = json_array_get_element(json_node_get_array(nodes), i);
+        g_ptr_array_add(disk->nodes, g_strdup(json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : ""));
+    }
+    disk->writable = json_object_get_int_member_with_default(object, "writable", 0);
+    disk->next_node = json_object_get_int_member_with_default(object, "next_node", 0);
+    disk->commit_to = json_object_get_int_member_with_default(object, "commit_to", G_MAXUINT);
+    if (chain && JSON_NODE_HOLDS_OBJECT(chain)) {
+        disk->chain = sf_disk_chain_from_json(json_node_get_object(chain), error);
+        if (!disk->chain) {
+            sf_vm_disk_free(disk);
+            return NULL;
+        }
+    }
+    if (disk->nodes->len != (disk->chain ? disk->chain->layers->len : 0) || disk->writable > disk->nodes->len ||
+        (disk->commit_to != G_MAXUINT && disk->commit_to >= disk->nodes->len)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "its disks and their nodes don't fit together");
+        sf_vm_disk_free(disk);
+        return NULL;
+    }
+    return disk;
+}
+
+/* ---- nodes as JSON ---- */
+
+char *sf_vm_disk_slot(const char *id)
+{
+    return g_strconcat(id, "-slot", NULL);
+}
+
+char *sf_vm_disk_file_node(const char *node)
+{
+    return g_strconcat(node, "-file", NULL);
+}
+
+static char *placeholder_node(const char *id)
+{
+    return g_strconcat(id, "-null", NULL);
+}
+
+static char *next_node(SfVmDisk *disk, const char *id)
+{
+    return g_strdup_printf("%s-%u", id, disk->next_node++);
+}
+
+static JsonObject *slot_options(const char *id, const char *child, gboolean readonly)
+{
+    JsonObject *object = json_object_new();
+    g_autofree char *slot = sf_vm_disk_slot(id);
+
+    json_object_set_string_member(object, "driver", "throttle");
+    json_object_set_string_member(object, "throttle-group", SF_VM_THROTTLE_GROUP);
+    json_object_set_string_member(object, "node-name", slot);
+    json_object_set_string_member(object, "file", child);
+    json_object_set_boolean_member(object, "read-only", readonly);
+    json_object_set_string_member(object, "discard", "unmap");
+    return object;
+}
+
+static JsonObject *file_options(const char *node_or_null, guint fdset, gboolean writable)
+{
+    JsonObject *object = json_object_new();
+    g_autofree char *file = g_strdup_printf("/dev/fdset/%u", fdset);
+
+    json_object_set_string_member(object, "driver", "file");
+    if (node_or_null) {
+        g_autofree char *name = sf_vm_disk_file_node(node_or_null);
+        json_object_set_string_member(object, "node-name", name);
+    }
+    json_object_set_string_member(object, "filename", file);
+    json_object_set_boolean_member(object, "read-only", !writable);
+    json_object_set_string_member(object, "discard", "unmap");
+    return object;
+}
+
+/* A format node over its file node; "backing" is left to the caller, and must be set for qcow2. */
+static JsonObject *format_options(const char *node, const char *format, gboolean writable)
+{
+    JsonObject *object = json_object_new();
+    g_autofree char *file = sf_vm_disk_file_node(node);
+
+    json_object_set_string_member(object, "driver", format);
+    json_object_set_string_member(object, "node-name", node);
+    json_object_set_boolean_member(object, "read-only", !writable);
+    json_object_set_string_member(object, "file", file);
+    json_object_set_string_member(object, "discard", "unmap");
+    return object;
+}
+
+static void set_backing(JsonObject *options, const char *format, const char *backing_or_null)
+{
+    if (backing_or_null) {
+        json_object_set_string_member(options, "backing", backing_or_null);
+    } else if (strcmp(format, "qcow2") == 0) {
+        json_object_set_null_member(options, "backing");      /* else QEMU would believe the image's own header */
+    }
+}
+
+static void add_text(GPtrArray *json_texts, JsonObject *options)
+{
+    char *text = sf_json_line_format(options, NULL);
+
+    g_ptr_array_add(json_texts, g_strchomp(text));
+    json_object_unref(options);
+}
+
+gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data, GError **error)
+{
+    SfDiskChain *chain = disk->chain;
+    const char *below = NULL;
+
+    disk->writable = chain->readonly ? chain->layers->len : chain->layers->len - 1;
+    for (guint i = 0; i < chain->layers->len; i++) {
+        SfDiskLayer *layer = g_ptr_array_index(chain->layers, i);
+        char *node = next_node(disk, chain->id);
+        gboolean writable = i >= disk->writable;
+        JsonObject *format;
+        guint fdset = 0;
+
+        g_ptr_array_add(disk->nodes, node);
+        if (!open_layer(layer, writable, &fdset, data, error)) {
+            return FALSE;
+        }
+        add_text(json_texts, file_options(node, fdset, writable));
+        format = format_options(node, layer->format, writable);
+        set_backing(format, layer->format, below);
+        add_text(json_texts, format);
+        below = node;
+    }
+    add_text(json_texts, slot_options(chain->id, below, chain->readonly));
+    return TRUE;
+}
+
+void sf_vm_disk_placeholder_blockdevs(const SfDiskConfig *config, GPtrArray *json_texts)
+{
+    JsonObject *null = json_object_new();
+    g_autofree char *node = placeholder_node(config->id);
+
+    json_object_set_string_member(null, "driver", "null-co");
+    json_object_set_string_member(null, "node-name", node);
+    json_object_set_int_member(null, "size", config->size);
+    json_object_set_boolean_member(null, "read-zeroes", TRUE);
+    json_object_set_boolean_member(null, "read-only", config->readonly);
+    add_text(json_texts, null);
+    add_text(json_texts, slot_options(config->id, node, config->readonly));
+}
+
+/* ---- QMP ---- */
+
+static void add_del(SfQmpBatch *batch, const char *node)
+{
+    JsonObject *args = json_object_new();
+
+    json_object_set_string_member(args, "node-name", node);
+    sf_qmp_batch_add(batch, "blockdev-del", args, -1);
+}
+
+static void add_remove_fd(SfQmpBatch *batch, guint fdset)
+{
+    JsonObject *args = json_object_new();
+
+    json_object_set_int_member(args, "fdset-id", fdset);
+    sf_qmp_batch_add(batch, "remove-fd", args, -1);
+}
+
+static gboolean add_fd(SfQmpBatch *batch, const SfDiskLayer *layer, gboolean writable, guint fdset, GError **error)
+{
+    int fd = open(layer->path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | (layer->owned ? O_NOFOLLOW : 0));
+    JsonObject *args;
+
+    if (fd < 0) {
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "disk layer %s: %s", layer->path, g_strerror(errno));
+        return FALSE;
+    }
+    args = json_object_new();
+    json_object_set_int_member(args, "fdset-id", fdset);
+    sf_qmp_batch_add(batch, "add-fd", args, fd);
+    return TRUE;
+}
+
+/* Which fdset a layer comes by, in a batch for disk N: from its id "diskN". */
+static guint fdset_of(const char *id, guint layer)
+{
+    return FDSET_LOAD_FIRST + (guint)g_ascii_strtoull(id + strlen("disk"), NULL, 10) * FDSETS_PER_DISK + layer;
+}
+
+gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path, uid_t uid,
+                                gid_t gid, GError **error)
+{
+    guint fdset = fdset_of(disk->chain->id, 0);
+    JsonObject *options;
+
+    disk->overlay = sf_disk_overlay_create(template_path, path, uid, gid, error);
+    if (!disk->overlay || !add_fd(batch, disk->overlay, TRUE, fdset, error)) {
+        drop_overlay(disk);
+        return FALSE;
+    }
+    disk->overlay_node = next_node(disk, disk->chain->id);
+    sf_qmp_batch_add(batch, "blockdev-add", file_options(disk->overlay_node, fdset, TRUE), -1);
+    options = format_options(disk->overlay_node, disk->overlay->format, TRUE);
+    set_backing(options, disk->overlay->format, NULL);
+    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
+    add_remove_fd(batch, fdset);
+    return TRUE;
+}
+
+/* What the format node of layer i has been opened with, closed for writing. */
+static void add_reopen_readonly(const SfVmDisk *disk, SfQmpBatch *batch, guint i)
+{
+    const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
+    JsonObject *options = format_options(g_ptr_array_index(disk->nodes, i), layer->format, FALSE);
+    JsonArray *list = json_array_new();
+    JsonObject *args = json_object_new();
+
+    set_backing(options, layer->format, i > 0 ? g_ptr_array_index(disk->nodes, i - 1) : NULL);
+    json_array_add_object_element(list, options);
+    json_object_set_array_member(args, "options", list);
+    sf_qmp_batch_add(batch, "blockdev-reopen", args, -1);
+}
+
+void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch)
+{
+    add_reopen_readonly(disk, batch, disk->nodes->len - 1);
+    g_ptr_array_add(disk->chain->layers, g_steal_pointer(&disk->overlay));
+    g_ptr_array_add(disk->nodes, g_steal_pointer(&disk->overlay_node));
+}
+
+void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch)
+{
+    if (disk->overlay_node) {
+        g_autofree char *file = sf_vm_disk_file_node(disk->overlay_node);
+        add_del(batch, disk->overlay_node);
+        add_del(batch, file);
+    }
+    drop_overlay(disk);
+}
+
+/* The read-only layers below the top, nested, so that one command adds all. */
+static JsonObject *nested_options(SfVmDisk *disk, guint i)
+{
+    const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
+    const char *node = g_ptr_array_index(disk->nodes, i);
+    JsonObject *options = format_options(node, layer->format, FALSE);
+
+    json_object_set_object_member(options, "file", file_options(node, fdset_of(disk->chain->id, i), FALSE));
+    if (i > 0) {
+        json_object_set_object_member(options, "backing", nested_options(disk, i - 1));
+    } else {
+        set_backing(options, layer->format, NULL);
+    }
+    return options;
+}
+
+gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error)
+{
+    g_autofree char *placeholder = placeholder_node(chain->id);
+    guint n = chain->layers->len;
+    guint top = n - 1;
+    JsonArray *list;
+    JsonObject *args;
+    JsonObject *options;
+
+    disk->chain = chain;
+    disk->writable = chain->readonly ? n : top;
+    for (guint i = 0; i < n; i++) {
+        g_ptr_array_add(disk->nodes, next_node(disk, chain->id));
+        if (!add_fd(batch, g_ptr_array_index(chain->layers, i), i >= disk->writable, fdset_of(chain->id, i), error)) {
+            return FALSE;
+        }
+    }
+    if (chain->readonly) {
+        options = nested_options(disk, top);
+    } else {
+        const SfDiskLayer *overlay = g_ptr_array_index(chain->layers, top);
+        const char *node = g_ptr_array_index(disk->nodes, top);
+        sf_qmp_batch_add(batch, "blockdev-add", file_options(node, fdset_of(chain->id, top), TRUE), -1);
+        options = format_options(node, overlay->format, TRUE);
+        json_object_set_object_member(options, "backing", nested_options(disk, top - 1));
+    }
+    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
+
+    list = json_array_new();
+    json_array_add_object_element(list, slot_options(chain->id, g_ptr_array_index(disk->nodes, top), chain->readonly));
+    args = json_object_new();
+    json_object_set_array_member(args, "options", list);
+    sf_qmp_batch_add(batch, "blockdev-reopen", args, -1);
+    add_del(batch, placeholder);
+    for (guint i = 0; i < n; i++) {
+        add_remove_fd(batch, fdset_of(chain->id, i));
+    }
+    return TRUE;
+}
+
+/* ---- commit ---- */
+
+static gboolean layer_is_shared(const SfDiskLayer *layer)
+{
+    return layer->refs > 1;
+}
+
+gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target)
+{
+    guint top;
+
+    if (!disk->chain || disk->chain->readonly || disk->overlay) {
+        return FALSE;
+    }
+    top = disk->chain->layers->len - 1;
+    *target = top;
+    while (*target > disk->writable && !layer_is_shared(g_ptr_array_index(disk->chain->layers, *target)) &&
+           !layer_is_shared(g_ptr_array_index(disk->chain->layers, *target - 1))) {
+        --*target;
+    }
+    return *target < top;
+}
+
+JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job)
+{
+    JsonObject *args = json_object_new();
+    g_autofree char *slot = sf_vm_disk_slot(disk->chain->id);
+
+    json_object_set_string_member(args, "device", slot);
+    json_object_set_string_member(args, "job-id", job);
+    json_object_set_string_member(args, "top-node", g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
+    json_object_set_string_member(args, "base-node", g_ptr_array_index(disk->nodes, disk->commit_to));
+    return args;
+}
+
+void sf_vm_disk_commit_done(SfVmDisk *disk, SfQmpBatch *batch)
+{
+    while (disk->nodes->len > disk->commit_to + 1) {
+        g_autofree char *node = g_ptr_array_steal_index(disk->nodes, disk->nodes->len - 1);
+        g_autofree char *file = sf_vm_disk_file_node(node);
+
+        add_del(batch, node);
+        add_del(batch, file);
+        g_ptr_array_set_size(disk->chain->layers, disk->nodes->len);
+    }
+    disk->commit_to = G_MAXUINT;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfVmDisk: one disk of one VM as a graph of QEMU's block nodes, and the QMP commands that change it. Main thread only.
+ */
+#ifndef SF_VM_DISK_H
+#define SF_VM_DISK_H
+
+#include "sfvmm/disk/disk.h"
+#include "sfvmm/vm/qmp.h"
+#include "sfvmm/vm/vm_config.h"
+
+typedef struct {
+    SfDiskChain *chain;       /* NULL: a shell, its slot stands over a placeholder */
+    GPtrArray *nodes;         /* of char *: the format node of each layer of the chain */
+    guint writable;           /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
+    guint next_node;          /* number of the next node's name */
+    guint commit_to;          /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
+
+    /* An overlay that is on its way into the graph; NULL: none. */
+    SfDiskLayer *overlay;
+    char *overlay_node;
+} SfVmDisk;
+
+SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null);           /* takes chain */
+void sf_vm_disk_free(SfVmDisk *disk);
+JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk);
+SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error);
+
+/* Names, caller owns them. */
+char *sf_vm_disk_slot(const char *id);
+char *sf_vm_disk_file_node(const char *node);
+
+/* ---- command line: JSON texts for -blockdev ---- */
+
+#define SF_VM_THROTTLE_GROUP  "sf-slots"      /* the id of the -object */
+
+/* Nodes of the whole chain, lowest first, file nodes in front of their format nodes; open_layer gives the fdset of each. */
+typedef gboolean (*SfVmDiskOpen)(SfDiskLayer *layer, gboolean writable, guint *fdset, gpointer data, GError **error);
+gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data, GError **error);
+void sf_vm_disk_placeholder_blockdevs(const SfDiskConfig *config, GPtrArray *json_texts);
+
+/* ---- QMP: each adds commands to the batch ---- */
+
+/* At the snapshot: an overlay without backing, beside the graph. */
+gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path, uid_t uid,
+                                gid_t gid, GError **error);
+/* The snapshot has put it above the top: the old top is closed for writing. */
+void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch);
+/* The snapshot has failed: it goes. */
+void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch);
+
+/* At the load: the clone's chain goes under the slot. The chain (taken) has its own overlay on top already, unless read-only. */
+gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error);
+
+/* The lowest layer that all layers above can be committed to; TRUE if there is anything to commit. */
+gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target);
+JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job);
+/* The commit is through: layers above commit_to leave chain and graph. */
+void sf_vm_disk_commit_done(SfVmDisk *disk, SfQmpBatch *batch);
+
+#endif

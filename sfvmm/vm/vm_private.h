@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the files of vm/ share about one VM. Nobody else includes this.
+ */
+#ifndef SF_VM_PRIVATE_H
+#define SF_VM_PRIVATE_H
+
+#include "sfvmm/vm/guest_channel.h"
+#include "sfvmm/vm/launcher.h"
+#include "sfvmm/vm/qemu_channel_client.h"
+#include "sfvmm/vm/qmp.h"
+#include "sfvmm/vm/vm_disk.h"
+
+/* Files of a VM's directory. */
+#define SF_VM_FILE_JSON       "vm.json"
+#define SF_VM_FILE_QMP        "qmp.sock"
+#define SF_VM_FILE_AGENT      "agent.sock"
+#define SF_VM_FILE_CONSOLE    "console.sock"
+#define SF_VM_FILE_LOG        "qemu.log"
+#define SF_VM_FILE_CONSOLE_LOG "console.log"
+#define SF_VM_FILE_LOADING    "loading"       /* exists while a snapshot is being loaded: then the process is of no use to a new sfvmmd */
+
+#define SF_VM_DYING           "~"             /* NAME~PID: the directory of a VM that was killed */
+
+struct _SfVm {
+    GObject parent_instance;
+    char *name;
+    char *directory;
+    char *overlay_directory;
+    char *template_directory;
+    uid_t uid;                /* that QEMU runs as */
+    gid_t gid;
+    SfVmRole role;
+    SfVmConfig *config;
+
+    pid_t pid;
+    guint64 start_time;       /* of the process, in clock ticks since boot: tells a reused pid */
+    int pidfd;
+    guint exit_source;
+    gboolean gone;
+    gboolean killed;          /* by us: then the object holds itself until the end is told */
+    gboolean running;
+    char *shutdown_reason;    /* of QEMU's SHUTDOWN event, or ours */
+
+    SfQmp *qmp;
+    SfQemuChannel *channel;
+    gboolean greeted;         /* HELLO answered on this channel */
+    gboolean attached;        /* sf-attach answered on this channel */
+    struct sf_qc_hello_reply hello;
+    GTask *connect_task;      /* start or adoption waits for QMP and channel */
+    guint connect_timer, retry_timer;
+    guint retry_ms;
+
+    SfGuestChannel *guest;
+    gboolean guest_hello_held;     /* a shell's agent port is greeted when it is loaded */
+    guint guest_timer;
+
+    SfRamBase *base;
+    SfSnapshot *snapshot;     /* loaded from */
+    char *snapshot_id;
+
+    GPtrArray *disks;         /* of SfVmDisk */
+    GPtrArray *chains;        /* of SfDiskChain: those of disks, not owned */
+
+    GTask *snapshot_task;
+    GTask *load_task;
+    struct SfSettle *settle;  /* under way */
+};
+
+/* A VM without process; all texts are copied. Takes nothing. */
+SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole role, SfVmConfig *config);
+char *sf_vm_path(SfVm *vm, const char *file);
+char *sf_vm_overlay_path(SfVm *vm, const char *disk);         /* of a new overlay */
+char *sf_vm_template_path(SfVm *vm, guint64 size);
+
+/* Takes pidfd. From now on the process' end is told. */
+void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd);
+void sf_vm_add_disk(SfVm *vm, SfVmDisk *disk);
+
+/* Connects QMP, sf channel and agent port; finishes when the first two have answered. */
+void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
+gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/* vm.json: all that adoption needs. */
+gboolean sf_vm_save(SfVm *vm, GError **error);
+SfVm *sf_vm_restore(const SfLauncherOptions *options, const char *name, GError **error);
+
+/* A GTask's end for a VM that has gone, or whose channel is not there: TRUE if it has been ended so. */
+gboolean sf_vm_refuse(SfVm *vm, GTask *task);
+
+/* vm_settle.c */
+void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
+void sf_vm_settle_abort(SfVm *vm);                /* ends soon, then sf_vm_snapshot_begin() is called */
+void sf_vm_settle_lost(SfVm *vm);                 /* no event of its job will come any more */
+void sf_vm_settle_recover(SfVm *vm);              /* after an adoption: finds out about a commit that was under way */
+void sf_vm_snapshot_begin(SfVm *vm);
+
+#endif
