@@ -76,7 +76,7 @@ int sf_clone(sf_ticket *ticket);
 
 /*
  * In a clone: hands length bytes (at most SF_MAX_RESULT) to the host as the clone's result. When it returns 0 they are
- * safe there and have replaced those of the last call. ENOTSUP in a VM that is no clone.
+ * safe there and have replaced those of the last call. EPERM in a VM that is no clone.
  */
 int sf_sync(const void *data, size_t length);
 
@@ -95,10 +95,10 @@ int sf_join(sf_ticket *ticket, struct sf_result *results, size_t n);
 /* As sf_join(), but waits at most timeout_ms (0: not at all, -1: no limit). Returns 0 when some have not ended. */
 int sf_join_timed(sf_ticket *ticket, struct sf_result *results, size_t n, int timeout_ms);
 
-/* Reads from clone id's result. Returns the bytes read, fewer than length only at its end. ENODATA: it gave none. */
+/* Reads from clone id's result. Returns the bytes read, fewer than length only at its end. */
 ssize_t sf_result_read(sf_ticket *ticket, unsigned id, void *buffer, size_t length, uint64_t offset);
 
-/* All of clone id's result, with a NUL byte behind it, in memory for free(). *length may be NULL. */
+/* All of clone id's result, with a NUL byte behind it, in memory for free(). length may be NULL. */
 char *sf_result_get(sf_ticket *ticket, unsigned id, size_t *length);
 
 /* Ends all clones of the ticket. Results that they handed over stay. */

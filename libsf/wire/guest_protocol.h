@@ -31,11 +31,12 @@
  * is a request that IDENTITY ends: the host drops it. IDENTITY may be repeated; the agent acts on it once.
  *
  * A ticket is of use to the VM that it was granted to only. Errors that libsf's manual promises, errno in brackets:
- * no such ticket [ENOENT]; the ticket of another VM, a clone's parent for instance [ECHILD]; it was forked before
- * [EALREADY]; not forked yet, in JOIN and FETCH [EINVAL]; no result, in FETCH [ENODATA]; SYNC or EXIT by a VM that is
- * no clone [ENOTSUP]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; nothing to be
- * granted now [EAGAIN]; a quota [EDQUOT]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL]; the fork failed, the
- * parent goes on [ECANCELED, or what fits better]; this VM cannot be forked [EOPNOTSUPP = ENOTSUP].
+ * unknown or released ticket, or that of another VM, a clone's parent for instance [ECHILD]; it was forked before
+ * [EALREADY]; not forked yet, in JOIN and FETCH, or no such clone [EINVAL]; SYNC or EXIT by a VM that is no clone
+ * [EPERM]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; no room for a result
+ * [ENOSPC]; nothing to be granted now, or by a quota [EAGAIN]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL]; the
+ * fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the same
+ * as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
  */
 #ifndef SF_GUEST_PROTOCOL_H
 #define SF_GUEST_PROTOCOL_H
@@ -72,7 +73,7 @@ struct sf_gp_header {
 #define SF_GP_SYNC           18  /* sf_gp_sync + data -> empty: a piece of the result, which replaces the last */
 #define SF_GP_EXIT           19  /* sf_gp_exit -> empty; then the clone's VM is ended */
 #define SF_GP_JOIN           20  /* sf_gp_join -> n * sf_gp_member, a window of the member table */
-#define SF_GP_FETCH          21  /* sf_gp_fetch -> data; shorter than asked only where the result ends */
+#define SF_GP_FETCH          21  /* sf_gp_fetch -> data; short only where the result ends; no result: empty */
 #define SF_GP_KILL           22  /* sf_gp_kill -> empty: ends all clones of the ticket */
 #define SF_GP_RELEASE        23  /* sf_gp_kill -> empty: ticket and results are forgotten, clones still alive killed */
 
