@@ -34,9 +34,9 @@
  * unknown or released ticket, or that of another VM, a clone's parent for instance [ECHILD]; it was forked before
  * [EALREADY]; not forked yet, in JOIN and FETCH, or no such clone [EINVAL]; SYNC or EXIT by a VM that is no clone
  * [EPERM]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; no room for a result
- * [ENOSPC]; nothing to be granted now, or by a quota [EAGAIN]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL]; the
- * fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the same
- * as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
+ * [ENOSPC]; nothing to be granted now, or by a quota [EAGAIN]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL];
+ * the fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the
+ * same as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
  */
 #ifndef SF_GUEST_PROTOCOL_H
 #define SF_GUEST_PROTOCOL_H
