@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Theory of operation: a version has exactly the nodes and properties that encode.c writes; anything unknown, missing,
- * twice or of another size is an error, and so is anything behind the tree. The order of work is such that nothing is believed
- * before it is checked:
+ * twice or of another size is an error, and so is anything behind the tree. The order of work is such that nothing is
+ * believed before it is checked:
  *
- *   size -> fdt_check_full (the tree's own structure) -> compatible, version -> nodes and properties by name -> packed parts: claimed
- *   length within bounds, compressed frame says the same, unpacks to just that, CRC -> values within bounds
+ *   size -> version of the tree -> fdt_check_full (its own structure) -> compatible, version -> nodes and properties by
+ * name -> packed parts: claimed length within bounds, compressed frame says the same, unpacks to just that, CRC ->
+ * values within bounds
  *
  * What a claimed length may allocate is bounded by SF_DESCRIPTOR_MAX_STATE, for a page map also by its block's size.
  */
@@ -17,8 +18,8 @@
 #include <zstd.h>
 #include "sfvmm/descriptor/page_map.h"
 
-#define FDT_VERSION     17             /* of the format; libfdt writes no other */
-#define INDEX_NAME_MAX  32u            /* "block@0" */
+#define FDT_VERSION    17  /* of the format; libfdt writes no other */
+#define INDEX_NAME_MAX 32u /* "block@0" */
 
 /* Where we are: for messages, and to walk the properties. */
 typedef struct {
@@ -41,10 +42,10 @@ G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, 
 /* Has the node no property but these (NULL-terminated), and each at most once? */
 static gboolean check_properties(const Node *node, const char *const *names, GError **error)
 {
-    guint seen = 0;                    /* a bit for each of names */
+    guint seen = 0; /* a bit for each of names */
     int offset;
 
-    fdt_for_each_property_offset(offset, node->tree, node->node) {
+    fdt_for_each_property_offset (offset, node->tree, node->node) {
         const char *name = NULL;
         int length;
         guint i = 0;
@@ -156,7 +157,7 @@ static gboolean next_node(const Node *parent, int *at, const char *name, Node *n
     if (*at < 0 || !is_named(parent->tree, *at, name)) {
         return invalid(error, "%s: %s is missing or not in its place", parent->name, name);
     }
-    *node = (Node){.tree = parent->tree, .node = *at, .name = name};
+    *node = (Node){ .tree = parent->tree, .node = *at, .name = name };
     return TRUE;
 }
 
@@ -172,7 +173,7 @@ static guint count_nodes(const Node *parent, guint limit)
     guint n = 0;
     int node;
 
-    fdt_for_each_subnode(node, parent->tree, parent->node) {
+    fdt_for_each_subnode (node, parent->tree, parent->node) {
         if (n++ == limit) {
             break;
         }
@@ -197,7 +198,7 @@ static GBytes *unpack_zstd(const Node *node, const void *data, gsize size, gsize
 /* The raw bytes of a packed part; at most limit of them. */
 static GBytes *decode_packed(const Node *node, guint64 limit, GError **error)
 {
-    static const char *const names[] = {"encoding", "length", "crc32", "data", NULL};
+    static const char *const names[] = { "encoding", "length", "crc32", "data", NULL };
     g_autofree char *encoding = get_text(node, "encoding", error);
     g_autoptr(GBytes) raw = NULL;
     guint64 length;
@@ -235,7 +236,8 @@ static GBytes *decode_packed(const Node *node, guint64 limit, GError **error)
 
 static GArray *decode_present(const Node *node, guint64 length, guint max_runs, GError **error)
 {
-    /* A number of n bytes is at least 2^(7(n-1)) >= n pages, but for a first gap of 0: no map has more bytes than this. */
+    /* A number of n bytes is at least 2^(7(n-1)) >= n pages, but for a first gap of 0: no map has more bytes than this.
+     */
     guint64 limit = MIN(length / SF_PAGE_SIZE + 1, SF_DESCRIPTOR_MAX_STATE);
     g_autoptr(GBytes) raw = decode_packed(node, limit, error);
     gsize n_bytes;
@@ -253,7 +255,7 @@ static GArray *decode_present(const Node *node, guint64 length, guint max_runs, 
 
 static gboolean decode_block(const Node *node, SfDescriptor *d, guint *runs_left, GError **error)
 {
-    static const char *const names[] = {"id", "length", NULL};
+    static const char *const names[] = { "id", "length", NULL };
     g_autofree char *id = get_text(node, "id", error);
     guint64 length;
     Node map;
@@ -279,7 +281,7 @@ static gboolean decode_block(const Node *node, SfDescriptor *d, guint *runs_left
 
 static gboolean decode_memory(const Node *node, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {"size", "page-size", NULL};
+    static const char *const names[] = { "size", "page-size", NULL };
     guint n = count_nodes(node, SF_DESCRIPTOR_MAX_BLOCKS + 1), runs_left = SF_DESCRIPTOR_MAX_RUNS;
     guint32 page_size;
     int at = -1;
@@ -304,7 +306,7 @@ static gboolean decode_memory(const Node *node, SfDescriptor *d, GError **error)
 
 static gboolean decode_disk(const Node *node, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {"id", "size", "format", "base", NULL};
+    static const char *const names[] = { "id", "size", "format", "base", NULL };
     g_autofree char *id = get_text(node, "id", error);
     g_autofree char *format = id ? get_text(node, "format", error) : NULL;
     g_autofree char *base = format ? get_text(node, "base", error) : NULL;
@@ -320,7 +322,7 @@ static gboolean decode_disk(const Node *node, SfDescriptor *d, GError **error)
 
 static gboolean decode_disks(const Node *node, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {NULL};
+    static const char *const names[] = { NULL };
     guint n = count_nodes(node, SF_DESCRIPTOR_MAX_DISKS + 1);
     int at = -1;
 
@@ -343,7 +345,7 @@ static gboolean decode_disks(const Node *node, SfDescriptor *d, GError **error)
 
 static gboolean decode_machine(const Node *node, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {"type", "accel", "qemu-version", "config-hash", NULL};
+    static const char *const names[] = { "type", "accel", "qemu-version", "config-hash", NULL };
 
     return check_properties(node, names, error) && no_more_nodes(node, -1, error) &&
            (d->machine = get_text(node, "type", error)) && (d->accel = get_text(node, "accel", error)) &&
@@ -353,7 +355,7 @@ static gboolean decode_machine(const Node *node, SfDescriptor *d, GError **error
 
 static gboolean decode_cpus(const Node *node, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {"model", "count", NULL};
+    static const char *const names[] = { "model", "count", NULL };
 
     return check_properties(node, names, error) && no_more_nodes(node, -1, error) &&
            (d->cpu = get_text(node, "model", error)) && get_u32(node, "count", &d->vcpus, error);
@@ -381,7 +383,9 @@ static gboolean decode_version(const Node *root, SfDescriptor *d, GError **error
 
 static gboolean decode_root(const Node *root, SfDescriptor *d, GError **error)
 {
-    static const char *const names[] = {"compatible", "version", "id", "vm", "created", "lineage", "page-sources", NULL};
+    static const char *const names[] = {
+        "compatible", "version", "id", "vm", "created", "lineage", "page-sources", NULL
+    };
     Node node;
     int at = -1;
 
@@ -412,18 +416,22 @@ SfDescriptor *sf_descriptor_decode(GBytes *bytes, GError **error)
         invalid(error, "%zu bytes", size);
         return NULL;
     }
-    g_autofree void *tree = g_memdup2(given, size);          /* libfdt wants it aligned */
-    int err = fdt_check_full(tree, size);
-    if (err) {
-        invalid(error, "it is no device tree, or a broken one: %s", fdt_strerror(err));
+    g_autofree void *tree = g_memdup2(given, size); /* libfdt wants it aligned */
+    /* The format's version first: fdt_check_full() of libfdt 1.6 reads through NULL in some trees of old versions. */
+    if (fdt_magic(tree) != FDT_MAGIC || fdt_version(tree) != FDT_VERSION || fdt_totalsize(tree) != size) {
+        invalid(error, "it is no device tree of version %d and of its own length", FDT_VERSION);
         return NULL;
     }
-    if (fdt_totalsize(tree) != size || fdt_version(tree) != FDT_VERSION || fdt_num_mem_rsv(tree) != 0 ||
-        !is_named(tree, 0, "")) {
+    int err = fdt_check_full(tree, size);
+    if (err) {
+        invalid(error, "its tree is broken: %s", fdt_strerror(err));
+        return NULL;
+    }
+    if (fdt_num_mem_rsv(tree) != 0 || !is_named(tree, 0, "")) {
         invalid(error, "it is a device tree with parts that no descriptor has");
         return NULL;
     }
-    Node root = {.tree = tree, .node = 0, .name = "root"};
+    Node root = { .tree = tree, .node = 0, .name = "root" };
     if (!decode_root(&root, d, error) || !sf_descriptor_check(d, error)) {
         return NULL;
     }

@@ -66,7 +66,8 @@ void sf_descriptor_add_block(SfDescriptor *descriptor, const char *id, guint64 l
     g_ptr_array_add(descriptor->blocks, block);
 }
 
-void sf_descriptor_add_disk(SfDescriptor *descriptor, const char *id, guint64 size, const char *format, const char *base)
+void sf_descriptor_add_disk(SfDescriptor *descriptor, const char *id, guint64 size, const char *format,
+                            const char *base)
 {
     SfDescriptorDisk *disk = g_new0(SfDescriptorDisk, 1);
 
@@ -118,8 +119,8 @@ static gboolean check_list(const char *const *list, const char *what, GError **e
 
 static gboolean check_number(guint64 value, guint64 limit, const char *what, GError **error)
 {
-    return (value > 0 && value <= limit) || invalid(error, "%s is %" G_GUINT64_FORMAT ", not within 1..%" G_GUINT64_FORMAT,
-                                                    what, value, limit);
+    return (value > 0 && value <= limit) ||
+           invalid(error, "%s is %" G_GUINT64_FORMAT ", not within 1..%" G_GUINT64_FORMAT, what, value, limit);
 }
 
 static gboolean check_blocks(const SfDescriptor *d, GError **error)
@@ -142,7 +143,7 @@ static gboolean check_blocks(const SfDescriptor *d, GError **error)
             g_prefix_error(error, "VM descriptor: block %s: ", block->id);
             return FALSE;
         }
-        runs += block->present->len;           /* each at most 2^32 / 16 elements: 16 of them can't wrap */
+        runs += block->present->len; /* each at most 2^32 / 16 elements: 16 of them can't wrap */
         if (runs > SF_DESCRIPTOR_MAX_RUNS) {
             return invalid(error, "page maps of more than %u runs", SF_DESCRIPTOR_MAX_RUNS);
         }

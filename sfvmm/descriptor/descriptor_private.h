@@ -5,11 +5,12 @@
 
 #include "sfvmm/descriptor/descriptor.h"
 
-#define SF_DT_COMPATIBLE     "snowflock,vm-descriptor"
-#define SF_DT_ENCODING_NONE  "none"
-#define SF_DT_ENCODING_ZSTD  "zstd"
+#define SF_DT_COMPATIBLE    "snowflock,vm-descriptor"
+#define SF_DT_ENCODING_NONE "none"
+#define SF_DT_ENCODING_ZSTD "zstd"
 
-/* Are all values within the bounds of descriptor.h, texts printable UTF-8, page maps in order? Before encode, after decode. */
+/* Are all values within the bounds of descriptor.h, texts printable UTF-8, page maps in order? Before encode, after
+ * decode. */
 gboolean sf_descriptor_check(const SfDescriptor *descriptor, GError **error);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Theory of operation: libfdt's sequential writer fills a buffer of fixed size from the first property to the last. What is large
- * (page maps, device state) is packed once, before, so the size is known well enough; if it still does not fit, the
- * buffer is doubled and the tree written again. Errors of libfdt stick in Writer.err, so that the writing itself reads as the
- * tree does.
+ * Theory of operation: libfdt's sequential writer fills a buffer of fixed size from the first property to the last.
+ * What is large (page maps, device state) is packed once, before, so the size is known well enough; if it still does
+ * not fit, the buffer is doubled and the tree written again. Errors of libfdt stick in Writer.err, so that the writing
+ * itself reads as the tree does.
  */
 #include "sfvmm/descriptor/descriptor_private.h"
 
@@ -13,21 +13,21 @@
 #include <zstd.h>
 #include "sfvmm/descriptor/page_map.h"
 
-#define TREE_SIZE       65536u         /* bytes for all but the packed parts, at first */
-#define ZSTD_LEVEL      6              /* beyond, time doubles for 1 % */
-#define INDEX_NAME_MAX  32u            /* "block@0" */
+#define TREE_SIZE      65536u /* bytes for all but the packed parts, at first */
+#define ZSTD_LEVEL     6      /* beyond, time doubles for 1 % */
+#define INDEX_NAME_MAX 32u    /* "block@0" */
 
 /* A part that is packed: raw bytes, as they are or compressed. */
 typedef struct {
     GBytes *data;
     const char *encoding;
-    guint64 length;                    /* of the raw bytes */
+    guint64 length; /* of the raw bytes */
     guint32 crc;
 } Packed;
 
 typedef struct {
     void *tree;
-    int err;                           /* libfdt's; 0: none yet */
+    int err; /* libfdt's; 0: none yet */
 } Writer;
 
 static void clear_packed(gpointer data)
@@ -178,7 +178,7 @@ static void put_tree(Writer *w, const SfDescriptor *d, const Packed *maps, const
 static GBytes *write_tree(const SfDescriptor *d, const Packed *maps, const Packed *state, gsize size, int *err)
 {
     g_autofree void *tree = g_malloc0(size);
-    Writer w = {.tree = tree};
+    Writer w = { .tree = tree };
 
     w.err = fdt_create(tree, size);
     w.err = w.err ? w.err : fdt_finish_reservemap(tree);
@@ -200,7 +200,7 @@ static gsize packed_size(const GArray *parts)
 
 GBytes *sf_descriptor_encode(const SfDescriptor *d, GError **error)
 {
-    g_autoptr(GArray) parts = g_array_new(FALSE, FALSE, sizeof(Packed));      /* the page maps, then the state */
+    g_autoptr(GArray) parts = g_array_new(FALSE, FALSE, sizeof(Packed)); /* the page maps, then the state */
     int err = -FDT_ERR_NOSPACE;
     gsize length;
 
@@ -222,9 +222,11 @@ GBytes *sf_descriptor_encode(const SfDescriptor *d, GError **error)
     for (gsize size = packed_size(parts) + TREE_SIZE; err == -FDT_ERR_NOSPACE; size *= 2) {
         g_autoptr(GBytes) bytes = write_tree(d, maps, &state, size, &err);
         if (bytes && g_bytes_get_size(bytes) > SF_DESCRIPTOR_MAX_SIZE) {
-            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
-                        "VM descriptor %s: %zu bytes, at most %u are allowed: its device state hardly compresses, or its "
-                        "memory is in too many pieces", d->id, g_bytes_get_size(bytes), SF_DESCRIPTOR_MAX_SIZE);
+            g_set_error(
+                error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                "VM descriptor %s: %zu bytes, at most %u are allowed: its device state hardly compresses, or its "
+                "memory is in too many pieces",
+                d->id, g_bytes_get_size(bytes), SF_DESCRIPTOR_MAX_SIZE);
             return NULL;
         }
         if (bytes) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "sfvmm/descriptor/page_map.h"
 
-#define VARINT_BITS    7
-#define VARINT_MORE    0x80u
-#define VARINT_MAX     9               /* bytes: 63 bits, far above any page number */
+#define VARINT_BITS 7
+#define VARINT_MORE 0x80u
+#define VARINT_MAX  9 /* bytes: 63 bits, far above any page number */
 
 static void append_varint(GByteArray *bytes, guint64 value)
 {
@@ -20,7 +20,7 @@ static void append_varint(GByteArray *bytes, guint64 value)
 GByteArray *sf_page_map_pack(const GArray *runs)
 {
     GByteArray *bytes = g_byte_array_new();
-    guint64 end = 0;                   /* of the run before, bytes */
+    guint64 end = 0; /* of the run before, bytes */
 
     for (guint i = 0; i < runs->len; i++) {
         const SfRun *run = &g_array_index(runs, SfRun, i);
@@ -58,14 +58,15 @@ GArray *sf_page_map_unpack(const guint8 *bytes, gsize n_bytes, guint64 length, g
             return NULL;
         }
         if ((gap == 0 && runs->len) || gap > pages - at || count == 0 || count > pages - at - gap) {
-            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "page map: run %u is empty or out of order", runs->len);
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "page map: run %u is empty or out of order",
+                        runs->len);
             return NULL;
         }
         if (runs->len == max_runs) {
             g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "page map: more than %u runs", max_runs);
             return NULL;
         }
-        SfRun run = {.offset = (at + gap) * SF_PAGE_SIZE, .length = count * SF_PAGE_SIZE};
+        SfRun run = { .offset = (at + gap) * SF_PAGE_SIZE, .length = count * SF_PAGE_SIZE };
         g_array_append_val(runs, run);
         at += gap + count;
     }
@@ -82,7 +83,8 @@ gboolean sf_page_map_check(const GArray *runs, guint64 length, GError **error)
             (i && run->offset == end) || run->offset > length || run->length > length - run->offset) {
             g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
                         "page map: run %u, %" G_GUINT64_FORMAT "+%" G_GUINT64_FORMAT
-                        ", is empty, unaligned or out of order", i, run->offset, run->length);
+                        ", is empty, unaligned or out of order",
+                        i, run->offset, run->length);
             return FALSE;
         }
         end = run->offset + run->length;

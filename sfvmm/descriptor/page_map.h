@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Page maps in bytes: for each run of present pages two numbers, the gap before it and its length, both in pages, each as a
- * LEB128 varint (7 bits a byte, lowest first, the top bit says that more follow).
+ * Page maps in bytes: for each run of present pages two numbers, the gap before it and its length, both in pages, each
+ * as a LEB128 varint (7 bits a byte, lowest first, the top bit says that more follow).
  *
  *      pages   0 1 2 3 4 5 6 7 8 9        runs 2..4, 7..7      -->   02 03 02 01
  *              . . X X X . . X . .
@@ -14,7 +14,8 @@
 #include <gio/gio.h>
 #include "sfvmm/wire/page_run.h"
 
-/* Runs (of SfRun: page-aligned, sorted, disjoint, not touching; TRUE for those of memory/) to bytes. Caller owns the result. */
+/* Runs (of SfRun: page-aligned, sorted, disjoint, not touching; TRUE for those of memory/) to bytes. Caller owns the
+ * result. */
 GByteArray *sf_page_map_pack(const GArray *runs);
 
 /* Bytes to runs within a block of length bytes; at most max_runs. Anything that pack() does not write is an error. */

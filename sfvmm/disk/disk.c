@@ -2,16 +2,16 @@
 /*
  * Theory of operation
  *
- * Layers are interned by path: a table maps the path of each living layer to it. Chains of several VMs share layers, and after a
- * restart of sfvmmd each chain is read back from its own VM's file; without the table the first VM to end would unlink an
- * overlay that others still stand on.
+ * Layers are interned by path: a table maps the path of each living layer to it. Chains of several VMs share layers,
+ * and after a restart of sfvmmd each chain is read back from its own VM's file; without the table the first VM to end
+ * would unlink an overlay that others still stand on.
  *
  * qemu-img is run only for what happens rarely: probing a user's image, one template for each size, the final commit. A
  * fork copies the template with copy_file_range().
  *
- * Overlays carry no backing file name while they are in use: a QEMU that was taken over could write any name there, and it
- * would be opened by whoever opens the overlay next. The commit therefore writes the names itself, and refuses overlays with an
- * external data file, the other way for an image to name files.
+ * Overlays carry no backing file name while they are in use: a QEMU that was taken over could write any name there, and
+ * it would be opened by whoever opens the overlay next. The commit therefore writes the names itself, and refuses
+ * overlays with an external data file, the other way for an image to name files.
  */
 #include "sfvmm/disk/disk.h"
 
@@ -24,13 +24,13 @@
 #include <unistd.h>
 #include "sfvmm/wire/json_line.h"
 
-#define OVERLAY_MODE   0600
-#define COPY_CHUNK     65536           /* bytes, where copy_file_range() can't help */
+#define OVERLAY_MODE 0600
+#define COPY_CHUNK   65536 /* bytes, where copy_file_range() can't help */
 
 /* ---- Layers ---- */
 
 G_LOCK_DEFINE_STATIC(layers);
-static GHashTable *layers;             /* path -> SfDiskLayer, without a reference; under the lock */
+static GHashTable *layers; /* path -> SfDiskLayer, without a reference; under the lock */
 
 SfDiskLayer *sf_disk_layer_new(const char *path, const char *format, gboolean owned)
 {
@@ -154,31 +154,32 @@ static JsonNode *get_member(JsonObject *object, const char *name, GType type, GE
     JsonNode *node = json_object_get_member(object, name);
 
     if (!node || json_node_get_value_type(node) != type) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain: \"%s\" is missing or of a wrong type", name);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain: \"%s\" is missing or of a wrong type",
+                    name);
         return NULL;
     }
     return node;
 }
 
-static SfDiskLayer *layer_from_json(JsonNode *node, GError **error)
+/* Only looks: taking a layer and giving it back because a later one is wrong would remove its file. */
+static gboolean check_layer(JsonNode *node, GError **error)
 {
     if (!JSON_NODE_HOLDS_OBJECT(node)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain: a layer is no object");
-        return NULL;
+        return FALSE;
     }
     JsonObject *object = json_node_get_object(node);
     JsonNode *path = get_member(object, "path", G_TYPE_STRING, error);
     JsonNode *format = path ? get_member(object, "format", G_TYPE_STRING, error) : NULL;
-    JsonNode *owned = format ? get_member(object, "owned", G_TYPE_BOOLEAN, error) : NULL;
-    if (!owned) {
-        return NULL;
+    if (!format || !get_member(object, "owned", G_TYPE_BOOLEAN, error)) {
+        return FALSE;
     }
     if (!g_path_is_absolute(json_node_get_string(path)) || !is_format(json_node_get_string(format))) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain: layer %s of format %s",
                     json_node_get_string(path), json_node_get_string(format));
-        return NULL;
+        return FALSE;
     }
-    return sf_disk_layer_new(json_node_get_string(path), json_node_get_string(format), json_node_get_boolean(owned));
+    return TRUE;
 }
 
 SfDiskChain *sf_disk_chain_from_json(JsonObject *object, GError **error)
@@ -194,20 +195,25 @@ SfDiskChain *sf_disk_chain_from_json(JsonObject *object, GError **error)
     if (json_node_get_int(size) <= 0 || (guint64)json_node_get_int(size) > SF_DISK_SIZE_MAX || !array ||
         !JSON_NODE_HOLDS_ARRAY(array) || json_array_get_length(json_node_get_array(array)) == 0 ||
         json_array_get_length(json_node_get_array(array)) > SF_DISK_LAYERS_MAX || !*json_node_get_string(id)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain \"%s\": id, size or layers are out of bounds",
-                    json_node_get_string(id));
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                    "disk chain \"%s\": id, size or layers are out of bounds", json_node_get_string(id));
         return NULL;
     }
-    g_autoptr(SfDiskChain) chain =
-        sf_disk_chain_new(json_node_get_string(id), json_node_get_int(size), json_node_get_boolean(readonly));
-    for (guint i = 0; i < json_array_get_length(json_node_get_array(array)); i++) {
-        SfDiskLayer *layer = layer_from_json(json_array_get_element(json_node_get_array(array), i), error);
-        if (!layer) {
+    JsonArray *entries = json_node_get_array(array);
+    for (guint i = 0; i < json_array_get_length(entries); i++) {
+        if (!check_layer(json_array_get_element(entries, i), error)) {
             return NULL;
         }
-        g_ptr_array_add(chain->layers, layer);
     }
-    return g_steal_pointer(&chain);
+    SfDiskChain *chain =
+        sf_disk_chain_new(json_node_get_string(id), json_node_get_int(size), json_node_get_boolean(readonly));
+    for (guint i = 0; i < json_array_get_length(entries); i++) {
+        JsonObject *entry = json_array_get_object_element(entries, i);
+        g_ptr_array_add(chain->layers, sf_disk_layer_new(json_object_get_string_member(entry, "path"),
+                                                         json_object_get_string_member(entry, "format"),
+                                                         json_object_get_boolean_member(entry, "owned")));
+    }
+    return chain;
 }
 
 /* ---- qemu-img ---- */
@@ -227,8 +233,8 @@ static gboolean run_qemu_img(const char *qemu_img, const char *const *args, cons
         g_ptr_array_add(argv, (char *)*args);
     }
     g_ptr_array_add(argv, NULL);
-    if (!g_spawn_sync(NULL, (char **)argv->pdata, NULL, G_SPAWN_DEFAULT, NULL, NULL, output ? output : &ignored, &complaint,
-                      &status, error)) {
+    if (!g_spawn_sync(NULL, (char **)argv->pdata, NULL, G_SPAWN_DEFAULT, NULL, NULL, output ? output : &ignored,
+                      &complaint, &status, error)) {
         g_prefix_error(error, "%s: %s can't be run: ", what, qemu_img);
         return FALSE;
     }
@@ -246,8 +252,8 @@ static gboolean run_qemu_img(const char *qemu_img, const char *const *args, cons
 /* `qemu-img info` of one image, its backing chain not opened. */
 static JsonObject *image_info(const char *qemu_img, const char *path, const char *format_or_null, GError **error)
 {
-    const char *with_format[] = {"info", "-U", "--output=json", "-f", format_or_null, path, NULL};
-    const char *without[] = {"info", "-U", "--output=json", path, NULL};
+    const char *with_format[] = { "info", "-U", "--output=json", "-f", format_or_null, path, NULL };
+    const char *without[] = { "info", "-U", "--output=json", path, NULL };
     g_autofree char *what = g_strdup_printf("image %s", path);
     g_autofree char *text = NULL;
 
@@ -289,7 +295,8 @@ static gboolean check_file(const char *path, GError **error)
         return FALSE;
     }
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_REGULAR_FILE, "image %s: neither a file nor a block device", path);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_REGULAR_FILE, "image %s: neither a file nor a block device",
+                    path);
         return FALSE;
     }
     return TRUE;
@@ -299,8 +306,8 @@ gboolean sf_disk_probe(const char *qemu_img, const char *path, const char *forma
                        GError **error)
 {
     if (format_or_null && !is_format(format_or_null)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "image %s: format %s is not supported; raw and qcow2 are",
-                    path, format_or_null);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+                    "image %s: format %s is not supported; raw and qcow2 are", path, format_or_null);
         return FALSE;
     }
     if (!check_file(path, error)) {
@@ -330,8 +337,8 @@ gboolean sf_disk_probe(const char *qemu_img, const char *path, const char *forma
         return FALSE;
     }
     if (found_size <= 0 || (guint64)found_size > SF_DISK_SIZE_MAX) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "image %s: has a size of %" G_GINT64_FORMAT " bytes", path,
-                    found_size);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "image %s: has a size of %" G_GINT64_FORMAT " bytes",
+                    path, found_size);
         return FALSE;
     }
     *format = g_strdup(found);
@@ -346,7 +353,7 @@ gboolean sf_disk_template_create(const char *qemu_img, const char *path, guint64
     g_autofree char *partial = g_strconcat(path, ".part", NULL);
     g_autofree char *bytes = g_strdup_printf("%" G_GUINT64_FORMAT, size);
     g_autofree char *what = g_strdup_printf("template overlay %s", path);
-    const char *args[] = {"create", "-q", "-f", "qcow2", partial, bytes, NULL};
+    const char *args[] = { "create", "-q", "-f", "qcow2", partial, bytes, NULL };
 
     if (!run_qemu_img(qemu_img, args, what, NULL, error)) {
         unlink(partial);
@@ -386,10 +393,13 @@ static int copy_file(int from, int to)
         n = copy_file_range(from, NULL, to, NULL, G_MAXINT32, 0);
     } while (n > 0);
     /* Where the file systems can't do it between them: from where it stopped. */
-    return n == 0 ? 0 : errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS ? copy_by_hand(from, to) : -1;
+    return n == 0                                                                        ? 0
+           : errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS ? copy_by_hand(from, to)
+                                                                                         : -1;
 }
 
-SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path, uid_t owner, gid_t group, GError **error)
+SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path, uid_t owner, gid_t group,
+                                    GError **error)
 {
     int from = open(template_path, O_RDONLY | O_CLOEXEC);
     int to = from < 0 ? -1 : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, OVERLAY_MODE);
@@ -419,7 +429,8 @@ SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path,
 /* Writes into an overlay what stands below it. */
 static gboolean set_backing(const char *qemu_img, const SfDiskLayer *overlay, const SfDiskLayer *below, GError **error)
 {
-    const char *args[] = {"rebase", "-u", "-f", overlay->format, "-F", below->format, "-b", below->path, overlay->path, NULL};
+    const char *args[] = { "rebase",      "-u", "-f",        overlay->format, "-F",
+                           below->format, "-b", below->path, overlay->path,   NULL };
     g_autofree char *what = g_strdup_printf("overlay %s over %s", overlay->path, below->path);
     g_autoptr(JsonObject) info = image_info(qemu_img, overlay->path, overlay->format, error);
 
@@ -443,18 +454,20 @@ gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError
     for (guint i = 0; i < chain->layers->len; i++) {
         SfDiskLayer *layer = g_ptr_array_index(chain->layers, i);
         if (is_shared(layer)) {
-            g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "disk %s: %s is still used by another VM", chain->id, layer->path);
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "disk %s: %s is still used by another VM", chain->id,
+                        layer->path);
             return FALSE;
         }
     }
     for (guint i = 1; i < chain->layers->len; i++) {
-        if (!set_backing(qemu_img, g_ptr_array_index(chain->layers, i), g_ptr_array_index(chain->layers, i - 1), error)) {
+        if (!set_backing(qemu_img, g_ptr_array_index(chain->layers, i), g_ptr_array_index(chain->layers, i - 1),
+                         error)) {
             return FALSE;
         }
     }
     const SfDiskLayer *image = g_ptr_array_index(chain->layers, 0);
     const SfDiskLayer *top = g_ptr_array_index(chain->layers, chain->layers->len - 1);
-    const char *args[] = {"commit", "-q", "-d", "-f", top->format, "-b", image->path, top->path, NULL};
+    const char *args[] = { "commit", "-q", "-d", "-f", top->format, "-b", image->path, top->path, NULL };
     g_autofree char *what = g_strdup_printf("disk %s: writing its overlays into %s", chain->id, image->path);
     if (!run_qemu_img(qemu_img, args, what, NULL, error)) {
         return FALSE;

@@ -2,15 +2,15 @@
 /*
  * Theory of operation: a snapshot outlives the sfvmmd that made it.
  *
- * Small things are saved as files: device state, the extents of each layer, and snapshot.json. The memory itself is only in
- * memfds, which have no name; but the QEMU processes that map them live on, and /proc lends them out:
+ * Small things are saved as files: device state, the extents of each layer, and snapshot.json. The memory itself is
+ * only in memfds, which have no name; but the QEMU processes that map them live on, and /proc lends them out:
  *
  *     /proc/PID/fd/N              if the process still has it open; needs only to be the same user
  *     /proc/PID/map_files/A-B     if it is only mapped; needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE (root)
  *
- * Which memfd is the right one is told by device and inode number, saved in snapshot.json. A memfd that nobody has any more has
- * lost its memory, and then nobody can run on it either, so a number can't be taken over by a file that we would
- * confuse with it while a process of the given list still maps the snapshot; the size is compared all the same.
+ * Which memfd is the right one is told by device and inode number, saved in snapshot.json. A memfd that nobody has any
+ * more has lost its memory, and then nobody can run on it either, so a number can't be taken over by a file that we
+ * would confuse with it while a process of the given list still maps the snapshot; the size is compared all the same.
  * Whatever is opened is looked at again with fstat(): the process may have changed its mappings in between.
  *
  *     DIRECTORY/  snapshot.json  state  extents-BLOCK-LAYER
@@ -32,10 +32,10 @@
 #include "sfvmm/wire/json_line.h"
 #include "sfvmm/wire/qemu_message.h"
 
-#define SAVE_VERSION     1
-#define DIRECTORY_MODE   0700
-#define FILE_MODE        0600
-#define COPY_CHUNK       (1u << 20)      /* bytes */
+#define SAVE_VERSION   1
+#define DIRECTORY_MODE 0700
+#define FILE_MODE      0600
+#define COPY_CHUNK     (1u << 20) /* bytes */
 
 /* ---- Save ---- */
 
@@ -61,14 +61,15 @@ static gboolean save_file(const SfSnapshot *snapshot, const char *directory, con
         ok = FALSE;
     }
     if (!ok) {
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved), "snapshot %s: %s can't be written: %s", snapshot->id,
-                    path, g_strerror(saved));
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved), "snapshot %s: %s can't be written: %s",
+                    snapshot->id, path, g_strerror(saved));
     }
     return ok;
 }
 
 /* Device and inode of a memfd: its identity until nobody has it any more. */
-static gboolean add_identity(JsonBuilder *builder, const char *member, const SfSnapshot *snapshot, int fd, GError **error)
+static gboolean add_identity(JsonBuilder *builder, const char *member, const SfSnapshot *snapshot, int fd,
+                             GError **error)
 {
     struct stat st;
 
@@ -118,7 +119,8 @@ static gboolean save_block(JsonBuilder *builder, const SfSnapshot *snapshot, gui
         json_builder_begin_object(builder);
         add_int(builder, "n_extents", layer->n_extents);
         if (!add_identity(builder, "delta", snapshot, layer->delta, error) ||
-            !save_file(snapshot, directory, name, layer->extents, layer->n_extents * sizeof(struct sf_qc_extent), error)) {
+            !save_file(snapshot, directory, name, layer->extents, layer->n_extents * sizeof(struct sf_qc_extent),
+                       error)) {
             return FALSE;
         }
         json_builder_end_object(builder);
@@ -184,13 +186,13 @@ typedef struct {
     dev_t device;
     ino_t inode;
     guint64 length;
-    int *fd;                             /* its place in the snapshot; -1: not found yet */
+    int *fd; /* its place in the snapshot; -1: not found yet */
 } Wanted;
 
 typedef struct {
     const char *directory;
     SfSnapshot *snapshot;
-    GArray *wanted;                      /* of Wanted */
+    GArray *wanted; /* of Wanted */
 } Restore;
 
 G_GNUC_PRINTF(3, 4) static gboolean fail(const char *directory, GError **error, const char *format, ...)
@@ -257,7 +259,7 @@ static gboolean want(Restore *r, JsonObject *object, const char *member, guint64
         !get_int(r, identity, "inode", G_MAXINT64, &inode, error)) {
         return FALSE;
     }
-    Wanted wanted = {.device = device, .inode = inode, .length = length, .fd = fd};
+    Wanted wanted = { .device = device, .inode = inode, .length = length, .fd = fd };
     g_array_append_val(r->wanted, wanted);
     return TRUE;
 }
@@ -298,7 +300,7 @@ static gboolean load_block(Restore *r, JsonNode *node, guint index, GError **err
     if (strlen(id) >= sizeof(block->id) || block->length == 0 || block->length % SF_PAGE_SIZE) {
         return fail(r->directory, error, "block %s of %" PRIu64 " bytes", id, block->length);
     }
-    memcpy(block->id, id, strlen(id));       /* the snapshot is new: the rest is zero */
+    memcpy(block->id, id, strlen(id)); /* the snapshot is new: the rest is zero */
     JsonArray *layers = get_array(r, object, "layers", SF_QC_MAX_LAYERS, error);
     if (!layers || !want(r, object, "base", block->length, &block->base, error)) {
         return FALSE;
@@ -438,7 +440,7 @@ SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pi
     g_autofree char *path = g_build_filename(directory, "snapshot.json", NULL);
     g_autofree char *text = NULL;
     g_autoptr(GArray) wanted = g_array_new(FALSE, FALSE, sizeof(Wanted));
-    Restore r = {.directory = directory, .wanted = wanted};
+    Restore r = { .directory = directory, .wanted = wanted };
     gsize length;
     guint64 version;
 
@@ -469,9 +471,11 @@ SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pi
         search_mappings(&r, pids[i]);
     }
     if (!all_found(&r)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
-                    "snapshot %s: its memory is in none of %u processes: they have ended, or /proc/PID/fd and map_files can't "
-                    "be read (run sfvmmd as the user that started them)", snapshot->id, n_pids);
+        g_set_error(
+            error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+            "snapshot %s: its memory is in none of %u processes: they have ended, or /proc/PID/fd and map_files can't "
+            "be read (run sfvmmd as the user that started them)",
+            snapshot->id, n_pids);
         return NULL;
     }
     return sf_snapshot_validate(snapshot, error) ? g_steal_pointer(&snapshot) : NULL;

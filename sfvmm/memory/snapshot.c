@@ -9,9 +9,9 @@
  *     the same, base needed by others    base, delta with all private pages of that VM
  *     a clone                            the layers it was loaded from, delta with all its private pages
  *
- * A delta always holds everything that is private to its VM, so layers grow by one with each generation of clones, not with
- * each fork. Generations are bounded twice: by SF_QC_MAX_LAYERS, and by the descriptors that one LOAD can carry. A fork
- * beyond is refused at the snapshot, when the parent still has everything.
+ * A delta always holds everything that is private to its VM, so layers grow by one with each generation of clones, not
+ * with each fork. Generations are bounded twice: by SF_QC_MAX_LAYERS, and by the descriptors that one LOAD can carry. A
+ * fork beyond is refused at the snapshot, when the parent still has everything.
  *
  * SfRamBase counts the snapshots over one family's memfds; nothing else may say whether those may be written again.
  */
@@ -154,8 +154,8 @@ static gboolean inherit_layers(SfSnapshot *snapshot, const SfSnapshot *parent, g
     const SfBlock *below = &parent->blocks[index];
 
     if (strcmp(block->id, below->id) != 0 || block->length != below->length) {
-        return fail(snapshot, error, "RAM block %s differs from %s of snapshot %s, which the VM was loaded from", block->id,
-                    below->id, parent->id);
+        return fail(snapshot, error, "RAM block %s differs from %s of snapshot %s, which the VM was loaded from",
+                    block->id, below->id, parent->id);
     }
     for (guint i = 0; i < below->n_layers; i++) {
         SfLayer *layer = &block->layers[block->n_layers++];
@@ -171,7 +171,7 @@ static gboolean inherit_layers(SfSnapshot *snapshot, const SfSnapshot *parent, g
 /* How many descriptors a LOAD of it carries. */
 static guint count_fds(const SfSnapshot *snapshot)
 {
-    guint n = 1;                               /* state */
+    guint n = 1; /* state */
 
     for (guint i = 0; i < snapshot->n_blocks; i++) {
         n += 1 + 2 * snapshot->blocks[i].n_layers;
@@ -199,9 +199,11 @@ gboolean sf_snapshot_validate(const SfSnapshot *snapshot, GError **error)
         }
     }
     if (count_fds(snapshot) > SF_QC_MAX_FDS) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
-                    "snapshot %s: %u memory files, at most %d can be loaded: clones of clones of clones too deep; fork an "
-                    "older generation", snapshot->id, count_fds(snapshot), SF_QC_MAX_FDS);
+        g_set_error(
+            error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+            "snapshot %s: %u memory files, at most %d can be loaded: clones of clones of clones too deep; fork an "
+            "older generation",
+            snapshot->id, count_fds(snapshot), SF_QC_MAX_FDS);
         return FALSE;
     }
     return TRUE;
@@ -227,14 +229,15 @@ static gboolean make_all_read_only(const SfSnapshot *snapshot, int *fds, guint n
 }
 
 /* Moves the received descriptors into the snapshot's places; what is taken becomes -1 in fds. */
-static gboolean fill(SfSnapshot *snapshot, const SfSnapshot *parent, const struct sf_qc_snapshot_block *blocks, int *fds,
-                     GError **error)
+static gboolean fill(SfSnapshot *snapshot, const SfSnapshot *parent, const struct sf_qc_snapshot_block *blocks,
+                     int *fds, GError **error)
 {
     guint next = 0;
 
 #define TAKE(place) (place = fds[next], fds[next++] = -1)
     if (parent && parent->n_blocks != snapshot->n_blocks) {
-        return fail(snapshot, error, "%u RAM blocks, but the VM was loaded with %u", snapshot->n_blocks, parent->n_blocks);
+        return fail(snapshot, error, "%u RAM blocks, but the VM was loaded with %u", snapshot->n_blocks,
+                    parent->n_blocks);
     }
     TAKE(snapshot->state);
     for (guint i = 0; i < snapshot->n_blocks; i++) {
@@ -263,8 +266,8 @@ static gboolean fill(SfSnapshot *snapshot, const SfSnapshot *parent, const struc
     return TRUE;
 }
 
-SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *parent_snapshot, GBytes *payload, int *fds,
-                            guint n_fds, GError **error)
+SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *parent_snapshot, GBytes *payload,
+                            int *fds, guint n_fds, GError **error)
 {
     g_autoptr(SfSnapshot) snapshot = sf_snapshot_new_empty(id, base);
     struct sf_qc_snapshot_block blocks[SF_QC_MAX_BLOCKS];
@@ -274,8 +277,8 @@ SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *p
         snapshot->state_length = snapshot->timing.state_length;
         snapshot->device_length = snapshot->timing.device_length;
         snapshot->n_blocks = snapshot->timing.n_blocks;
-        ok = make_all_read_only(snapshot, fds, n_fds, error) &&
-             fill(snapshot, parent_snapshot, blocks, fds, error) && sf_snapshot_validate(snapshot, error);
+        ok = make_all_read_only(snapshot, fds, n_fds, error) && fill(snapshot, parent_snapshot, blocks, fds, error) &&
+             sf_snapshot_validate(snapshot, error);
     }
     for (guint i = 0; i < n_fds; i++) {
         close_fd(&fds[i]);
@@ -285,8 +288,7 @@ SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *p
 
 GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds)
 {
-    struct sf_qc_load load = {
-        .flags = flags, .n_blocks = snapshot->n_blocks, .state_length = snapshot->state_length};
+    struct sf_qc_load load = { .flags = flags, .n_blocks = snapshot->n_blocks, .state_length = snapshot->state_length };
     GByteArray *payload = g_byte_array_new();
     guint n = 0;
 
@@ -294,7 +296,7 @@ GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int 
     fds[n++] = snapshot->state;
     for (guint i = 0; i < snapshot->n_blocks; i++) {
         const SfBlock *block = &snapshot->blocks[i];
-        struct sf_qc_load_block entry = {.length = block->length, .n_layers = block->n_layers};
+        struct sf_qc_load_block entry = { .length = block->length, .n_layers = block->n_layers };
         memcpy(entry.id, block->id, sizeof(entry.id));
         fds[n++] = block->base;
         for (guint j = 0; j < block->n_layers; j++) {
@@ -312,7 +314,7 @@ GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int 
 
 static void add_run(GArray *runs, guint64 start, guint64 end, guint64 length)
 {
-    SfRun run = {.offset = start - start % SF_PAGE_SIZE};
+    SfRun run = { .offset = start - start % SF_PAGE_SIZE };
 
     end = MIN((end + SF_PAGE_SIZE - 1) / SF_PAGE_SIZE * SF_PAGE_SIZE, length);
     if (run.offset < end) {
@@ -321,7 +323,8 @@ static void add_run(GArray *runs, guint64 start, guint64 end, guint64 length)
     }
 }
 
-/* The parts of a memfd that have memory behind them. Each lseek is absolute: sharing the file offset with QEMU is harmless. */
+/* The parts of a memfd that have memory behind them. Each lseek is absolute: sharing the file offset with QEMU is
+ * harmless. */
 static gboolean add_file_runs(const SfSnapshot *snapshot, int fd, guint64 length, GArray *runs, GError **error)
 {
     off_t hole = 0;
@@ -329,12 +332,12 @@ static gboolean add_file_runs(const SfSnapshot *snapshot, int fd, guint64 length
     while ((guint64)hole < length) {
         off_t data = lseek(fd, hole, SEEK_DATA);
         if (data < 0 && errno == ENXIO) {
-            break;                             /* only a hole is left */
+            break; /* only a hole is left */
         }
         hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
         if (hole < 0) {
-            g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "snapshot %s: its memory file can't be searched: %s",
-                        snapshot->id, g_strerror(errno));
+            g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+                        "snapshot %s: its memory file can't be searched: %s", snapshot->id, g_strerror(errno));
             return FALSE;
         }
         add_run(runs, data, hole, length);

@@ -8,8 +8,8 @@
  *                delta 1                                         }
  *       lowest   base      the memfd of the family's first VM
  *
- * A base is one object, shared by all snapshots over it; sf_ram_base_in_use() says whether a snapshot needs its content,
- * and so whether its owner may fold into it or thaw. All from the main thread.
+ * A base is one object, shared by all snapshots over it; sf_ram_base_in_use() says whether a snapshot needs its
+ * content, and so whether its owner may fold into it or thaw. All from the main thread.
  */
 #ifndef SF_SNAPSHOT_H
 #define SF_SNAPSHOT_H
@@ -23,28 +23,28 @@ typedef struct SfRamBase SfRamBase;
 SfRamBase *sf_ram_base_new(void);
 SfRamBase *sf_ram_base_ref(SfRamBase *base);
 void sf_ram_base_unref(SfRamBase *base);
-gboolean sf_ram_base_in_use(const SfRamBase *base);       /* a snapshot over it lives */
+gboolean sf_ram_base_in_use(const SfRamBase *base); /* a snapshot over it lives */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfRamBase, sf_ram_base_unref)
 
 typedef struct {
-    int delta;                /* memfd, read-only, offsets as in the block */
-    int extents;              /* memfd, read-only, n_extents * struct sf_qc_extent */
+    int delta;   /* memfd, read-only, offsets as in the block */
+    int extents; /* memfd, read-only, n_extents * struct sf_qc_extent */
     guint32 n_extents;
 } SfLayer;
 
 typedef struct {
     char id[SF_QC_NAME_LEN];
-    guint64 length;           /* bytes */
-    int base;                 /* memfd, read-only */
+    guint64 length; /* bytes */
+    int base;       /* memfd, read-only */
     guint n_layers;
     SfLayer layers[SF_QC_MAX_LAYERS];
 } SfBlock;
 
 typedef struct {
     int refs;
-    char *id;                 /* unique, e.g. "s-4f31c2" */
+    char *id; /* unique, e.g. "s-4f31c2" */
     SfRamBase *base;
-    int state;                /* memfd, read-only */
+    int state; /* memfd, read-only */
     guint64 state_length, device_length;
     guint n_blocks;
     SfBlock blocks[SF_QC_MAX_BLOCKS];
@@ -52,27 +52,31 @@ typedef struct {
 } SfSnapshot;
 
 /*
- * From a SNAPSHOT reply. parent_snapshot: the snapshot that the forked VM was itself loaded from (its layers come first; their
- * descriptors are duplicated), or NULL. payload and fds as received; takes the fds in every case (closes them on error).
+ * From a SNAPSHOT reply. parent_snapshot: the snapshot that the forked VM was itself loaded from (its layers come
+ * first; their descriptors are duplicated), or NULL. payload and fds as received; takes the fds in every case (closes
+ * them on error).
  */
-SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *parent_snapshot,
-                            GBytes *payload, int *fds, guint n_fds, GError **error);
+SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *parent_snapshot, GBytes *payload,
+                            int *fds, guint n_fds, GError **error);
 SfSnapshot *sf_snapshot_ref(SfSnapshot *snapshot);
-void sf_snapshot_unref(SfSnapshot *snapshot);             /* the last one closes all descriptors */
+void sf_snapshot_unref(SfSnapshot *snapshot); /* the last one closes all descriptors */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfSnapshot, sf_snapshot_unref)
 
 /* The LOAD request for it: payload, and the fds to send beside it (still owned by the snapshot). */
 GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds);
 
 /*
- * Survival over a restart of sfvmmd: sf_snapshot_save() writes state and extents as files into directory (created 0700), and
- * snapshot.json; sf_snapshot_restore() reads them back and takes memfds for base and deltas from the processes that still
- * map them (pids: their /proc/PID/map_files or fd/; see memory/recover.c for the method). NULL + error when nobody does.
+ * Survival over a restart of sfvmmd: sf_snapshot_save() writes state and extents as files into directory (created
+ * 0700), and snapshot.json; sf_snapshot_restore() reads them back and takes memfds for base and deltas from the
+ * processes that still map them (pids: their /proc/PID/map_files or fd/; see memory/recover.c for the method). NULL +
+ * error when nobody does.
  */
 gboolean sf_snapshot_save(const SfSnapshot *snapshot, const char *directory, GError **error);
-SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids, GError **error);
+SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids,
+                                GError **error);
 
 /* Page map of a block of the snapshot, runs of present pages over all layers, from SEEK_DATA and the extents. */
-GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint block, GError **error);    /* of SfRun, sorted, disjoint */
+GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint block,
+                                 GError **error); /* of SfRun, sorted, disjoint */
 
 #endif

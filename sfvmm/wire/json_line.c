@@ -4,9 +4,10 @@
  *
  *     push ---> [ buffer: ....consumed|line\n|line\n|part of a li ] ---> next
  *
- * next() cuts a line off, checks it with a small recursive-descent scanner of our own and only then hands it to json-glib:
- * json-glib's parser recurses without bound, takes comments, assignments and single quotes, wraps large integers and ends texts at
- * a NUL. The scanner builds nothing, so what it lets through costs at most what json-glib makes of 1 MiB.
+ * next() cuts a line off, checks it with a small recursive-descent scanner of our own and only then hands it to
+ * json-glib: json-glib's parser recurses without bound, takes comments, assignments and single quotes, wraps large
+ * integers and ends texts at a NUL. The scanner builds nothing, so what it lets through costs at most what json-glib
+ * makes of 1 MiB.
  */
 #include "sfvmm/wire/json_line.h"
 
@@ -14,13 +15,13 @@
 #include <math.h>
 #include <string.h>
 
-#define NUMBER_LENGTH_MAX 64u          /* characters of one number; longer ones have no exact value here anyway */
+#define NUMBER_LENGTH_MAX 64u /* characters of one number; longer ones have no exact value here anyway */
 
 /* ---- The scanner ---- */
 
 typedef struct {
-    const char *start, *p, *end;       /* *end is NUL */
-    const char *wrong;                 /* what stands at p instead of JSON; NULL: nothing wrong so far */
+    const char *start, *p, *end; /* *end is NUL */
+    const char *wrong;           /* what stands at p instead of JSON; NULL: nothing wrong so far */
     guint depth;
 } Scanner;
 
@@ -231,7 +232,7 @@ static gboolean scan_value(Scanner *s)
 /* text[length] is NUL. */
 static gboolean scan_object(const char *text, gsize length, GError **error)
 {
-    Scanner s = {.start = text, .p = text, .end = text + length};
+    Scanner s = { .start = text, .p = text, .end = text + length };
 
     if (!g_utf8_validate_len(text, length, &s.p)) {
         wrong(&s, memchr(text, '\0', length) ? "NUL byte" : "not UTF-8");
@@ -292,9 +293,9 @@ JsonObject *sf_json_line_parse(const char *text, gsize length, GError **error)
 
 struct SfJsonLineReader {
     GByteArray *buffer;
-    gsize consumed;                    /* bytes of the buffer that are done */
-    gsize searched;                    /* bytes behind consumed that are known to have no newline */
-    gsize max;                         /* bytes of a line */
+    gsize consumed; /* bytes of the buffer that are done */
+    gsize searched; /* bytes behind consumed that are known to have no newline */
+    gsize max;      /* bytes of a line */
     gboolean too_long;
 };
 
@@ -347,8 +348,8 @@ gboolean sf_json_line_reader_next(SfJsonLineReader *reader, JsonObject **object,
     while (!reader->too_long) {
         char *line = (char *)reader->buffer->data + reader->consumed;
         gsize pending = sf_json_line_reader_pending(reader);
-        char *newline = pending > reader->searched
-                            ? memchr(line + reader->searched, '\n', pending - reader->searched) : NULL;
+        char *newline =
+            pending > reader->searched ? memchr(line + reader->searched, '\n', pending - reader->searched) : NULL;
         gsize length = newline ? (gsize)(newline - line) : pending;
 
         if (length > reader->max) {

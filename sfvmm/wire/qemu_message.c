@@ -2,8 +2,9 @@
 /*
  * Theory of operation
  *
- * A message is one packet of a SEQPACKET socket, so there is no framing to lose: a packet is right or wrong as a whole. The
- * structs of qemu_channel.h are the wire format itself (little-endian, no implicit padding), hence the assertion below.
+ * A message is one packet of a SEQPACKET socket, so there is no framing to lose: a packet is right or wrong as a whole.
+ * The structs of qemu_channel.h are the wire format itself (little-endian, no implicit padding), hence the assertion
+ * below.
  *
  * Receiving descriptors has one trap: the kernel installs them into our table before we see the message. So the control
  * buffer has room for SF_QC_MAX_FDS and what arrives is collected first and closed on every way out but success; what
@@ -27,7 +28,7 @@ G_STATIC_ASSERT(sizeof(struct sf_qc_snapshot_reply) == 80);
 G_STATIC_ASSERT(sizeof(struct sf_qc_snapshot_block) == SF_QC_NAME_LEN + 24);
 G_STATIC_ASSERT(sizeof(struct sf_qc_load_block) == SF_QC_NAME_LEN + 16 + 4 * SF_QC_MAX_LAYERS);
 
-#define VCPUS_MAX 4096u               /* far above any machine type: only sanity */
+#define VCPUS_MAX 4096u /* far above any machine type: only sanity */
 
 G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, ...)
 {
@@ -157,9 +158,10 @@ SfQcMessage *sf_qc_receive(int socket, GError **error)
         struct cmsghdr align;
     } control;
     int fds[sizeof(control) / sizeof(int)];
-    struct iovec iov = {.iov_base = bytes, .iov_len = SF_QC_MAX_MESSAGE};
+    struct iovec iov = { .iov_base = bytes, .iov_len = SF_QC_MAX_MESSAGE };
     struct msghdr msg = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+    };
     ssize_t length;
 
     do {
@@ -189,9 +191,9 @@ gboolean sf_qc_send(int socket, GBytes *packet, const int *fds, guint n_fds, GEr
     union {
         char room[CMSG_SPACE(SF_QC_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
-    } control = {0};
+    } control = { 0 };
     struct iovec iov;
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
     ssize_t sent;
 
     iov.iov_base = (void *)g_bytes_get_data(packet, &iov.iov_len);
@@ -223,8 +225,7 @@ gboolean sf_qc_send(int socket, GBytes *packet, const int *fds, guint n_fds, GEr
 /* A packet of a header, a fixed part and a second part. */
 static GBytes *build(guint16 type, guint32 serial, const void *fixed, gsize n_fixed, const void *more, gsize n_more)
 {
-    struct sf_qc_header header = {
-        .magic = SF_QC_MAGIC, .type = type, .serial = serial, .length = n_fixed + n_more};
+    struct sf_qc_header header = { .magic = SF_QC_MAGIC, .type = type, .serial = serial, .length = n_fixed + n_more };
     GByteArray *packet = g_byte_array_sized_new(sizeof(header) + n_fixed + n_more);
 
     g_assert(serial != 0);
@@ -240,7 +241,7 @@ static GBytes *build(guint16 type, guint32 serial, const void *fixed, gsize n_fi
 
 GBytes *sf_qc_request_hello(guint32 serial)
 {
-    struct sf_qc_hello hello = {.version = SF_QC_VERSION};
+    struct sf_qc_hello hello = { .version = SF_QC_VERSION };
 
     return build(SF_QC_HELLO, serial, &hello, sizeof(hello), NULL, 0);
 }
@@ -252,7 +253,7 @@ GBytes *sf_qc_request_check(guint32 serial)
 
 GBytes *sf_qc_request_snapshot(guint32 serial, guint32 flags, const struct sf_qc_disk *disks, guint n_disks)
 {
-    struct sf_qc_snapshot snapshot = {.flags = flags, .n_disks = n_disks};
+    struct sf_qc_snapshot snapshot = { .flags = flags, .n_disks = n_disks };
 
     g_assert(n_disks <= SF_QC_MAX_DISKS);
     return build(SF_QC_SNAPSHOT, serial, &snapshot, sizeof(snapshot), disks, n_disks * sizeof(*disks));
@@ -268,7 +269,7 @@ GBytes *sf_qc_request_load(guint32 serial, GBytes *payload)
 
 GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes)
 {
-    struct sf_qc_fold fold = {.max_bytes = max_bytes};
+    struct sf_qc_fold fold = { .max_bytes = max_bytes };
 
     return build(SF_QC_FOLD, serial, &fold, sizeof(fold), NULL, 0);
 }
@@ -373,7 +374,8 @@ gboolean sf_qc_parse_hello(GBytes *payload, guint n_fds, struct sf_qc_hello_repl
                     reply->version, SF_QC_VERSION);
         return FALSE;
     }
-    if (!take_array(payload, "HELLO", sizeof(*reply), blocks, reply->n_blocks, SF_QC_MAX_BLOCKS, sizeof(*blocks), error)) {
+    if (!take_array(payload, "HELLO", sizeof(*reply), blocks, reply->n_blocks, SF_QC_MAX_BLOCKS, sizeof(*blocks),
+                    error)) {
         return FALSE;
     }
     if (n_fds != reply->n_blocks) {
@@ -381,11 +383,12 @@ gboolean sf_qc_parse_hello(GBytes *payload, guint n_fds, struct sf_qc_hello_repl
     }
     if (reply->page_size != SF_PAGE_SIZE || reply->vcpus == 0 || reply->vcpus > VCPUS_MAX || reply->running > 1 ||
         reply->loaded > 1) {
-        return invalid(error, "HELLO with page size %u, %u vCPUs, running %u, loaded %u", reply->page_size, reply->vcpus,
-                       reply->running, reply->loaded);
+        return invalid(error, "HELLO with page size %u, %u vCPUs, running %u, loaded %u", reply->page_size,
+                       reply->vcpus, reply->running, reply->loaded);
     }
-    if (!check_name(reply->qemu_version, "QEMU's version", error) || !check_name(reply->machine, "machine type", error) ||
-        !check_name(reply->accel, "accelerator", error) || !check_name(reply->cpu, "CPU type", error)) {
+    if (!check_name(reply->qemu_version, "QEMU's version", error) ||
+        !check_name(reply->machine, "machine type", error) || !check_name(reply->accel, "accelerator", error) ||
+        !check_name(reply->cpu, "CPU type", error)) {
         return FALSE;
     }
     for (guint i = 0; i < reply->n_blocks; i++) {
@@ -436,7 +439,7 @@ gboolean sf_qc_parse_check(GBytes *payload, guint n_fds, char **text, GError **e
 gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapshot_reply *reply,
                               struct sf_qc_snapshot_block blocks[SF_QC_MAX_BLOCKS], GError **error)
 {
-    guint expected_fds = 1;           /* the state */
+    guint expected_fds = 1; /* the state */
 
     if (!take(payload, "SNAPSHOT", reply, sizeof(*reply), error) ||
         !take_array(payload, "SNAPSHOT", sizeof(*reply), blocks, reply->n_blocks, SF_QC_MAX_BLOCKS, sizeof(*blocks),
@@ -466,7 +469,7 @@ gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapsho
                 return invalid(error, "block %s twice", block->id);
             }
         }
-        expected_fds += block->has_delta ? 3 : 1;     /* base, delta, extents */
+        expected_fds += block->has_delta ? 3 : 1; /* base, delta, extents */
     }
     if (n_fds != expected_fds) {
         return invalid(error, "SNAPSHOT with %u descriptors, %u expected", n_fds, expected_fds);
@@ -505,14 +508,16 @@ gboolean sf_qc_parse_running(GBytes *payload, guint n_fds, struct sf_qc_running 
 
 gboolean sf_qc_check_extents(const struct sf_qc_extent *extents, guint n, guint64 length, GError **error)
 {
-    guint64 end = 0;                  /* of the extent before */
+    guint64 end = 0; /* of the extent before */
 
     for (guint i = 0; i < n; i++) {
         const struct sf_qc_extent *extent = &extents[i];
         if (extent->length == 0 || extent->length % SF_PAGE_SIZE || extent->offset % SF_PAGE_SIZE ||
             extent->offset < end || extent->offset > length || extent->length > length - extent->offset) {
-            return invalid(error, "extent %u is %" G_GUINT64_FORMAT "+%" G_GUINT64_FORMAT ", after %" G_GUINT64_FORMAT
-                           ", in a block of %" G_GUINT64_FORMAT " bytes", i, extent->offset, extent->length, end, length);
+            return invalid(error,
+                           "extent %u is %" G_GUINT64_FORMAT "+%" G_GUINT64_FORMAT ", after %" G_GUINT64_FORMAT
+                           ", in a block of %" G_GUINT64_FORMAT " bytes",
+                           i, extent->offset, extent->length, end, length);
         }
         end = extent->offset + extent->length;
     }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Messages of the sf channel (qemu_channel.h): requests are built here, what QEMU says is checked here before anybody looks
- * into it. QEMU runs untrusted guests and may have been taken over by one: every length, count, text and extent is checked.
+ * Messages of the sf channel (qemu_channel.h): requests are built here, what QEMU says is checked here before anybody
+ * looks into it. QEMU runs untrusted guests and may have been taken over by one: every length, count, text and extent
+ * is checked.
  *
  *     sf_qc_request_*()  -->  sf_qc_send()  ==== socket ====>  QEMU
  *     sf_qc_parse_*()    <--  sf_qc_receive()  <============
@@ -15,33 +16,33 @@
 #include <gio/gio.h>
 #include "sfvmm/wire/qemu_channel.h"
 
-#define SF_QC_MAX_EXTENTS   (1u << 24)        /* of one delta; QEMU fills gaps to stay far below */
-#define SF_QC_MAX_STATE     (64u << 20)       /* bytes of device state and small RAM blocks */
-#define SF_QC_MAX_LENGTH    (1ull << 42)      /* bytes of one RAM block */
+#define SF_QC_MAX_EXTENTS (1u << 24)   /* of one delta; QEMU fills gaps to stay far below */
+#define SF_QC_MAX_STATE   (64u << 20)  /* bytes of device state and small RAM blocks */
+#define SF_QC_MAX_LENGTH  (1ull << 42) /* bytes of one RAM block */
 
 /* A message as received. The descriptors are its own until they are stolen. */
 typedef struct {
     struct sf_qc_header header;
-    GBytes *payload;                          /* header.length bytes */
+    GBytes *payload; /* header.length bytes */
     guint n_fds;
-    int fds[SF_QC_MAX_FDS];                   /* O_CLOEXEC */
+    int fds[SF_QC_MAX_FDS]; /* O_CLOEXEC */
 } SfQcMessage;
 
-void sf_qc_message_free(SfQcMessage *message);        /* closes what was not stolen; NULL is fine */
+void sf_qc_message_free(SfQcMessage *message); /* closes what was not stolen; NULL is fine */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfQcMessage, sf_qc_message_free)
 
 /* Moves the descriptors into fds (room for SF_QC_MAX_FDS); the caller owns them. Returns how many. */
 guint sf_qc_message_steal_fds(SfQcMessage *message, int *fds);
 
 /*
- * One packet's bytes as a message: magic, zero field, a type that QEMU may send, serial (0 for events only), length. Takes the
- * fds in every case (closes them on error).
+ * One packet's bytes as a message: magic, zero field, a type that QEMU may send, serial (0 for events only), length.
+ * Takes the fds in every case (closes them on error).
  */
 SfQcMessage *sf_qc_message_parse(const void *bytes, gsize length, const int *fds, guint n_fds, GError **error);
 
 /*
- * Receives one packet from a SOCK_SEQPACKET socket; whether it waits depends on the socket. No descriptor leaks, whatever
- * the peer sends: they come with O_CLOEXEC and are closed when the message is cut or wrong.
+ * Receives one packet from a SOCK_SEQPACKET socket; whether it waits depends on the socket. No descriptor leaks,
+ * whatever the peer sends: they come with O_CLOEXEC and are closed when the message is cut or wrong.
  */
 SfQcMessage *sf_qc_receive(int socket, GError **error);
 
@@ -52,25 +53,25 @@ gboolean sf_qc_send(int socket, GBytes *packet, const int *fds, guint n_fds, GEr
 GBytes *sf_qc_request_hello(guint32 serial);
 GBytes *sf_qc_request_check(guint32 serial);
 GBytes *sf_qc_request_snapshot(guint32 serial, guint32 flags, const struct sf_qc_disk *disks, guint n_disks);
-GBytes *sf_qc_request_load(guint32 serial, GBytes *payload);      /* payload: sf_snapshot_load_request() */
+GBytes *sf_qc_request_load(guint32 serial, GBytes *payload); /* payload: sf_snapshot_load_request() */
 GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes);
 GBytes *sf_qc_request_thaw(guint32 serial);
 
 /*
- * Is message the answer to this request? Checks serial and type; an ERROR reply becomes G_IO_ERROR_FAILED with QEMU's text,
- * anything else G_IO_ERROR_INVALID_DATA.
+ * Is message the answer to this request? Checks serial and type; an ERROR reply becomes G_IO_ERROR_FAILED with QEMU's
+ * text, anything else G_IO_ERROR_INVALID_DATA.
  */
 gboolean sf_qc_check_reply(const SfQcMessage *message, guint16 request_type, guint32 serial, GError **error);
 
 /* Payloads. n_fds is checked against what the payload announces. Outputs are whole copies, valid on success only. */
 gboolean sf_qc_parse_hello(GBytes *payload, guint n_fds, struct sf_qc_hello_reply *reply,
                            struct sf_qc_block blocks[SF_QC_MAX_BLOCKS], GError **error);
-gboolean sf_qc_parse_check(GBytes *payload, guint n_fds, char **text, GError **error);     /* "": forkable */
+gboolean sf_qc_parse_check(GBytes *payload, guint n_fds, char **text, GError **error); /* "": forkable */
 gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapshot_reply *reply,
                               struct sf_qc_snapshot_block blocks[SF_QC_MAX_BLOCKS], GError **error);
 gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply *reply, GError **error);
-gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error);   /* and thaw */
-gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error);     /* made printable */
+gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error); /* and thaw */
+gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error); /* made printable */
 gboolean sf_qc_parse_running(GBytes *payload, guint n_fds, struct sf_qc_running *event, GError **error);
 
 /* Are the extents of a delta non-empty, page-aligned, sorted, disjoint and within a block of length bytes? */

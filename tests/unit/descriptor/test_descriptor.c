@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Descriptors: round trips, every truncation, every single-byte corruption, foreign parts, and the size of a real one. */
+/* Descriptors: round trips, every truncation, every single-byte corruption, foreign parts, a real one's size. */
 #include <libfdt.h>
 #include <string.h>
 #include "sfvmm/descriptor/descriptor.h"
 #include "sfvmm/descriptor/page_map.h"
 
-#define ROUNDS         300u            /* of the random tests */
-#define GIB            (1ull << 30)
-#define EXTRA_ROOM     65536           /* for a tree that is edited */
-#define SIZE_TARGET    102400u         /* bytes, for a guest of 1 GiB */
+#define ROUNDS      300u /* of the random tests */
+#define GIB         (1ull << 30)
+#define EXTRA_ROOM  65536   /* for a tree that is edited */
+#define SIZE_TARGET 102400u /* bytes, for a guest of 1 GiB */
 
 /* Runs that pass sf_page_map_check(), within length bytes. */
 static GArray *random_runs(guint64 length, guint most)
@@ -19,7 +19,7 @@ static GArray *random_runs(guint64 length, guint most)
     while (at < pages && runs->len < most) {
         guint64 count = g_test_rand_int_range(1, g_test_rand_bit() ? 3 : 40000);
         count = MIN(count, pages - at);
-        SfRun run = {.offset = at * SF_PAGE_SIZE, .length = count * SF_PAGE_SIZE};
+        SfRun run = { .offset = at * SF_PAGE_SIZE, .length = count * SF_PAGE_SIZE };
         g_array_append_val(runs, run);
         at += count + g_test_rand_int_range(1, g_test_rand_bit() ? 3 : 40000);
     }
@@ -75,9 +75,9 @@ static void assert_equal(const SfDescriptor *a, const SfDescriptor *b)
 static void test_round_trip(void)
 {
     for (guint round = 0; round < ROUNDS; round++) {
-        g_autoptr(SfDescriptor) d = descriptor_new(g_test_rand_int_range(0, SF_DESCRIPTOR_MAX_BLOCKS + 1),
-                                                   g_test_rand_int_range(0, SF_DESCRIPTOR_MAX_DISKS + 1),
-                                                   g_test_rand_int_range(1, 100000));
+        g_autoptr(SfDescriptor) d =
+            descriptor_new(g_test_rand_int_range(0, SF_DESCRIPTOR_MAX_BLOCKS + 1),
+                           g_test_rand_int_range(0, SF_DESCRIPTOR_MAX_DISKS + 1), g_test_rand_int_range(1, 100000));
         g_autoptr(GError) error = NULL;
         if (g_test_rand_bit()) {
             g_clear_pointer(&d->lineage, g_strfreev);
@@ -133,7 +133,7 @@ static void test_truncations(void)
 
 static void test_corruptions(void)
 {
-    static const guint8 masks[] = {0x01, 0x80, 0xff, 0x20};
+    static const guint8 masks[] = { 0x01, 0x80, 0xff, 0x20 };
     g_autoptr(SfDescriptor) d = descriptor_new(2, 1, 300);
     g_autoptr(GBytes) bytes = sf_descriptor_encode(d, NULL);
     gsize length;
@@ -149,7 +149,7 @@ static void test_corruptions(void)
         }
     }
     g_test_message("%u of %zu corruptions give another valid descriptor", accepted, length * G_N_ELEMENTS(masks));
-    for (guint round = 0; round < ROUNDS; round++) {           /* two at once */
+    for (guint round = 0; round < ROUNDS; round++) { /* two at once */
         gsize i = g_test_rand_int_range(0, length), j = g_test_rand_int_range(0, length);
         bad[i] ^= 1 + g_test_rand_int_range(0, 255);
         bad[j] ^= 1 + g_test_rand_int_range(0, 255);
@@ -257,9 +257,9 @@ static void nothing(void *tree)
 static void test_foreign(void)
 {
     static Edit *const edits[] = {
-        set_version, set_compatible, add_property, remove_property, add_node, add_deep_node, remove_node, set_short_number,
-        set_length_of_state, set_crc, set_encoding, set_control_character, set_two_texts, set_no_cpus, set_unaligned_block,
-        set_short_block, add_reservation, nothing,
+        set_version,   set_compatible,   add_property,        remove_property, add_node,        add_deep_node,
+        remove_node,   set_short_number, set_length_of_state, set_crc,         set_encoding,    set_control_character,
+        set_two_texts, set_no_cpus,      set_unaligned_block, set_short_block, add_reservation, nothing,
     };
     g_autoptr(SfDescriptor) d = descriptor_new(1, 1, 3000);
     g_autoptr(GBytes) bytes = sf_descriptor_encode(d, NULL);
@@ -294,7 +294,7 @@ static void assert_not_encoded(SfDescriptor *d)
 
 static void test_not_encoded(void)
 {
-    const SfRun touching[] = {{0, SF_PAGE_SIZE}, {SF_PAGE_SIZE, SF_PAGE_SIZE}};
+    const SfRun touching[] = { { 0, SF_PAGE_SIZE }, { SF_PAGE_SIZE, SF_PAGE_SIZE } };
     SfDescriptor *d = descriptor_new(1, 0, 10);
     GArray *runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
 
@@ -321,8 +321,8 @@ static void test_not_encoded(void)
 
 static void test_page_map(void)
 {
-    const SfRun picture[] = {{2 * SF_PAGE_SIZE, 3 * SF_PAGE_SIZE}, {7 * SF_PAGE_SIZE, SF_PAGE_SIZE}};
-    const guint8 packed[] = {0x02, 0x03, 0x02, 0x01};
+    const SfRun picture[] = { { 2 * SF_PAGE_SIZE, 3 * SF_PAGE_SIZE }, { 7 * SF_PAGE_SIZE, SF_PAGE_SIZE } };
+    const guint8 packed[] = { 0x02, 0x03, 0x02, 0x01 };
     g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
 
     g_array_append_vals(runs, picture, 2);
@@ -333,21 +333,21 @@ static void test_page_map(void)
         guint8 bytes[12];
         gsize length;
     } bad[] = {
-        {{0x00}, 1},                           /* half a run */
-        {{0x80, 0x00, 0x01}, 3},               /* needless byte */
-        {{0x00, 0x80}, 2},                     /* cut */
-        {{0x00, 0x00}, 2},                     /* empty run */
-        {{0x00, 0x01, 0x00, 0x01}, 4},         /* no gap */
-        {{0x00, 0x0b}, 2},                     /* longer than the block */
-        {{0x0a, 0x01}, 2},                     /* behind it */
-        {{0x0b, 0x01}, 2},
-        {{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0x01}, 11},
-        {{0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, 10},
+        { { 0x00 }, 1 },                   /* half a run */
+        { { 0x80, 0x00, 0x01 }, 3 },       /* needless byte */
+        { { 0x00, 0x80 }, 2 },             /* cut */
+        { { 0x00, 0x00 }, 2 },             /* empty run */
+        { { 0x00, 0x01, 0x00, 0x01 }, 4 }, /* no gap */
+        { { 0x00, 0x0b }, 2 },             /* longer than the block */
+        { { 0x0a, 0x01 }, 2 },             /* behind it */
+        { { 0x0b, 0x01 }, 2 },
+        { { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0x01 }, 11 },
+        { { 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f }, 10 },
     };
     for (guint i = 0; i < G_N_ELEMENTS(bad); i++) {
         g_assert_null(sf_page_map_unpack(bad[i].bytes, bad[i].length, 10 * SF_PAGE_SIZE, 100, NULL));
     }
-    g_assert_null(sf_page_map_unpack(packed, sizeof(packed), 10 * SF_PAGE_SIZE, 1, NULL));        /* too many runs */
+    g_assert_null(sf_page_map_unpack(packed, sizeof(packed), 10 * SF_PAGE_SIZE, 1, NULL)); /* too many runs */
 
     for (guint round = 0; round < ROUNDS; round++) {
         guint64 length = (guint64)g_test_rand_int_range(1, 1 << 20) * SF_PAGE_SIZE;
@@ -377,7 +377,8 @@ static void test_text(void)
     g_assert_cmpuint(json_array_get_length(json_object_get_array_member(json, "blocks")), ==, 1);
 }
 
-/* A guest of 1 GiB with as many runs as an idle Debian has, and device state as large and as compressible as a real one. */
+/* A guest of 1 GiB with as many runs as an idle Debian has, and device state as large and as compressible as a real
+ * one. */
 static void test_size(void)
 {
     g_autoptr(SfDescriptor) d = descriptor_new(0, 1, 1);
@@ -385,7 +386,7 @@ static void test_size(void)
     GArray *runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
 
     for (guint64 page = 0; page < 250000; page += g_test_rand_int_range(2, 80)) {
-        SfRun run = {.offset = page * SF_PAGE_SIZE, .length = g_test_rand_int_range(1, 40) * SF_PAGE_SIZE};
+        SfRun run = { .offset = page * SF_PAGE_SIZE, .length = g_test_rand_int_range(1, 40) * SF_PAGE_SIZE };
         g_array_append_val(runs, run);
         page += run.length / SF_PAGE_SIZE;
     }

@@ -7,13 +7,13 @@
 #include <unistd.h>
 #include "sfvmm/disk/disk.h"
 
-#define DISK_SIZE    (8ull << 20)      /* bytes */
-#define SECTOR       512u
-#define CLUSTER      65536u            /* of a qcow2 image */
+#define DISK_SIZE (8ull << 20) /* bytes */
+#define SECTOR    512u
+#define CLUSTER   65536u /* of a qcow2 image */
 
 typedef struct {
     char *directory;
-    char *qemu_img;                    /* NULL: there is none */
+    char *qemu_img; /* NULL: there is none */
 } Fixture;
 
 static char *path_of(const Fixture *f, const char *name)
@@ -56,7 +56,8 @@ static void run(const char *const *argv)
     g_autoptr(GError) error = NULL;
     int status;
 
-    g_assert_true(g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_STDOUT_TO_DEV_NULL, NULL, NULL, NULL, NULL, &status, &error));
+    g_assert_true(
+        g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_STDOUT_TO_DEV_NULL, NULL, NULL, NULL, NULL, &status, &error));
     g_assert_true(g_spawn_check_wait_status(status, &error));
 }
 
@@ -88,7 +89,7 @@ static void test_layers(Fixture *f, gconstpointer data)
     sf_disk_layer_unref(same);
     g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
     sf_disk_layer_unref(other);
-    g_assert_true(g_file_test(image, G_FILE_TEST_EXISTS));          /* the user's own: never */
+    g_assert_true(g_file_test(image, G_FILE_TEST_EXISTS)); /* the user's own: never */
 }
 
 static void test_chains(Fixture *f, gconstpointer data)
@@ -124,12 +125,15 @@ static void test_bad_json(Fixture *f, gconstpointer data)
         "{}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":false}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[]}",
-        "{\"id\":\"a\",\"size\":0,\"readonly\":false,\"layers\":[{\"path\":\"/a\",\"format\":\"raw\",\"owned\":false}]}",
-        "{\"id\":\"a\",\"size\":-1,\"readonly\":false,\"layers\":[{\"path\":\"/a\",\"format\":\"raw\",\"owned\":false}]}",
+        "{\"id\":\"a\",\"size\":0,\"readonly\":false,\"layers\":[{\"path\":\"/"
+        "a\",\"format\":\"raw\",\"owned\":false}]}",
+        "{\"id\":\"a\",\"size\":-1,\"readonly\":false,\"layers\":[{\"path\":\"/"
+        "a\",\"format\":\"raw\",\"owned\":false}]}",
         "{\"id\":\"\",\"size\":1,\"readonly\":false,\"layers\":[{\"path\":\"/a\",\"format\":\"raw\",\"owned\":false}]}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":0,\"layers\":[{\"path\":\"/a\",\"format\":\"raw\",\"owned\":false}]}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[{\"path\":\"a\",\"format\":\"raw\",\"owned\":false}]}",
-        "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[{\"path\":\"/a\",\"format\":\"vmdk\",\"owned\":false}]}",
+        "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[{\"path\":\"/"
+        "a\",\"format\":\"vmdk\",\"owned\":false}]}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[{\"path\":\"/a\",\"format\":\"raw\"}]}",
         "{\"id\":\"a\",\"size\":1,\"readonly\":false,\"layers\":[1]}",
     };
@@ -161,7 +165,7 @@ static void test_overlay(Fixture *f, gconstpointer data)
     g_assert_true(g_file_get_contents(path, &found, &found_length, NULL));
     g_assert_cmpmem(expected, expected_length, found, found_length);
 
-    g_assert_null(sf_disk_overlay_create(template, path, (uid_t)-1, (gid_t)-1, &error));     /* never over another */
+    g_assert_null(sf_disk_overlay_create(template, path, (uid_t)-1, (gid_t)-1, &error)); /* never over another */
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_EXISTS);
     g_assert_true(g_file_test(path, G_FILE_TEST_EXISTS));
     sf_disk_layer_unref(layer);
@@ -200,9 +204,9 @@ static void test_probe(Fixture *f, gconstpointer data)
         return;
     }
     write_raw(raw, DISK_SIZE, 'r');
-    run((const char *[]){f->qemu_img, "create", "-q", "-f", "qcow2", qcow2, "8M", NULL});
-    run((const char *[]){f->qemu_img, "create", "-q", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", over, NULL});
-    run((const char *[]){f->qemu_img, "create", "-q", "-f", "qcow2", "-o", split_options, split, "8M", NULL});
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", "qcow2", qcow2, "8M", NULL });
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", over, NULL });
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", "qcow2", "-o", split_options, split, "8M", NULL });
     assert_probe(f, raw, NULL, "raw", 0);
     assert_probe(f, raw, "raw", "raw", 0);
     assert_probe(f, qcow2, NULL, "qcow2", 0);
@@ -227,7 +231,7 @@ static SfDiskLayer *overlay_new(const Fixture *f, const char *template, const ch
 
     g_assert_no_error(error);
     g_assert_true(g_file_set_contents(source, content, length, NULL));
-    run((const char *[]){f->qemu_img, "convert", "-n", "-f", "raw", "-O", "qcow2", source, path, NULL});
+    run((const char *[]){ f->qemu_img, "convert", "-n", "-f", "raw", "-O", "qcow2", source, path, NULL });
     return layer;
 }
 
@@ -242,7 +246,7 @@ static void commit_over(const Fixture *f, const char *image_format)
     gsize length;
 
     g_unlink(image);
-    run((const char *[]){f->qemu_img, "create", "-q", "-f", image_format, image, "8M", NULL});
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", image_format, image, "8M", NULL });
     g_assert_true(sf_disk_template_create(f->qemu_img, template, DISK_SIZE, &error));
     SfDiskChain *chain = sf_disk_chain_new("disk0", DISK_SIZE, FALSE);
     g_ptr_array_add(chain->layers, sf_disk_layer_new(image, image_format, FALSE));
@@ -260,14 +264,14 @@ static void commit_over(const Fixture *f, const char *image_format)
     g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &error));
     g_assert_no_error(error);
     g_assert_cmpuint(chain->layers->len, ==, 1);
-    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &error));     /* nothing left to do */
+    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &error)); /* nothing left to do */
     sf_disk_chain_free(chain);
 
-    run((const char *[]){f->qemu_img, "convert", "-f", image_format, "-O", "raw", image, result, NULL});
+    run((const char *[]){ f->qemu_img, "convert", "-f", image_format, "-O", "raw", image, result, NULL });
     g_assert_true(g_file_get_contents(result, &content, &length, NULL));
     g_assert_cmpuint(length, ==, DISK_SIZE);
     for (gsize i = 0; i < length; i++) {
-        static const char expected[] = {'c', 'b', 'a', '\0'};
+        static const char expected[] = { 'c', 'b', 'a', '\0' };
         g_assert_cmpint(content[i], ==, expected[MIN(i / CLUSTER, 3)]);
     }
 }

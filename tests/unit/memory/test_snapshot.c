@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Snapshots from made-up SNAPSHOT replies over real memfds: layers, page maps, saving, and recovery from a real process. */
+/* Snapshots from made-up SNAPSHOT replies over real memfds: layers, page maps, saving, and recovery from a real
+ * process. */
 #include <errno.h>
 #include <fcntl.h>
 #include <gio/gio.h>
@@ -11,10 +12,10 @@
 #include <unistd.h>
 #include "sfvmm/memory/snapshot.h"
 
-#define PAGES         64u
-#define BLOCK_LENGTH  ((guint64)PAGES * SF_PAGE_SIZE)
-#define STATE_LENGTH  5000u
-#define ROUNDS        200u             /* of the random test */
+#define PAGES        64u
+#define BLOCK_LENGTH ((guint64)PAGES * SF_PAGE_SIZE)
+#define STATE_LENGTH 5000u
+#define ROUNDS       200u /* of the random test */
 
 static guint count_open_fds(void)
 {
@@ -51,19 +52,19 @@ static GBytes *payload_new(guint has_delta, guint n_extents)
         struct sf_qc_snapshot_reply reply;
         struct sf_qc_snapshot_block block;
     } payload = {
-        .reply = {.state_length = STATE_LENGTH, .device_length = 100, .n_blocks = 1, .pause = 42, .at = 1},
-        .block = {.id = "pc.ram", .length = BLOCK_LENGTH, .has_delta = has_delta, .n_extents = n_extents},
+        .reply = { .state_length = STATE_LENGTH, .device_length = 100, .n_blocks = 1, .pause = 42, .at = 1 },
+        .block = { .id = "pc.ram", .length = BLOCK_LENGTH, .has_delta = has_delta, .n_extents = n_extents },
     };
 
     return g_bytes_new(&payload, sizeof(payload));
 }
 
 /* A snapshot with this base (a copy of it is sent); extents: of its delta, NULL: no delta. */
-static SfSnapshot *snapshot_new(SfRamBase *base, const SfSnapshot *parent, int base_fd, const struct sf_qc_extent *extents,
-                                guint n_extents, GError **error)
+static SfSnapshot *snapshot_new(SfRamBase *base, const SfSnapshot *parent, int base_fd,
+                                const struct sf_qc_extent *extents, guint n_extents, GError **error)
 {
     g_autoptr(GBytes) payload = payload_new(extents != NULL, n_extents);
-    int fds[4] = {new_memfd(STATE_LENGTH), fcntl(base_fd, F_DUPFD_CLOEXEC, 0)};
+    int fds[4] = { new_memfd(STATE_LENGTH), fcntl(base_fd, F_DUPFD_CLOEXEC, 0) };
 
     if (extents) {
         fds[2] = new_memfd(BLOCK_LENGTH);
@@ -101,7 +102,7 @@ static void test_life(void)
 
 static void test_generations(void)
 {
-    const struct sf_qc_extent extent = {SF_PAGE_SIZE, SF_PAGE_SIZE};
+    const struct sf_qc_extent extent = { SF_PAGE_SIZE, SF_PAGE_SIZE };
     guint fds_before = count_open_fds();
     int memory = new_memfd(BLOCK_LENGTH);
     SfRamBase *base = sf_ram_base_new();
@@ -154,13 +155,14 @@ static void test_refused(void)
     g_autoptr(GBytes) layered = payload_new(1, 1);
     g_autoptr(GBytes) cut = g_bytes_new_from_bytes(plain, 0, g_bytes_get_size(plain) - 1);
 
-    assert_refused(base, cut, (int[]){new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH)}, 2);
-    assert_refused(base, plain, (int[]){new_memfd(STATE_LENGTH)}, 1);
-    assert_refused(base, plain, (int[]){new_memfd(STATE_LENGTH - 1), new_memfd(BLOCK_LENGTH)}, 2);
-    assert_refused(base, plain, (int[]){new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH - 1)}, 2);
-    assert_refused(base, plain, (int[]){new_memfd(STATE_LENGTH), open("/dev/null", O_RDONLY | O_CLOEXEC)}, 2);
-    assert_refused(base, layered, (int[]){new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH), new_memfd(BLOCK_LENGTH),
-                                          new_memfd(0)}, 4);
+    assert_refused(base, cut, (int[]){ new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH) }, 2);
+    assert_refused(base, plain, (int[]){ new_memfd(STATE_LENGTH) }, 1);
+    assert_refused(base, plain, (int[]){ new_memfd(STATE_LENGTH - 1), new_memfd(BLOCK_LENGTH) }, 2);
+    assert_refused(base, plain, (int[]){ new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH - 1) }, 2);
+    assert_refused(base, plain, (int[]){ new_memfd(STATE_LENGTH), open("/dev/null", O_RDONLY | O_CLOEXEC) }, 2);
+    assert_refused(base, layered,
+                   (int[]){ new_memfd(STATE_LENGTH), new_memfd(BLOCK_LENGTH), new_memfd(BLOCK_LENGTH), new_memfd(0) },
+                   4);
     sf_ram_base_unref(base);
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
 }
@@ -169,7 +171,7 @@ static void test_refused(void)
 static void test_present_runs(void)
 {
     for (guint round = 0; round < ROUNDS; round++) {
-        gboolean model[PAGES + 1] = {FALSE};
+        gboolean model[PAGES + 1] = { FALSE };
         struct sf_qc_extent extents[PAGES];
         int memory = new_memfd(BLOCK_LENGTH);
         SfRamBase *base = sf_ram_base_new();
@@ -185,7 +187,7 @@ static void test_present_runs(void)
             guint n = 0;
             for (guint page = g_test_rand_int_range(0, PAGES); page < PAGES;) {
                 guint length = g_test_rand_int_range(1, PAGES - page + 1);
-                extents[n++] = (struct sf_qc_extent){page * SF_PAGE_SIZE, length * SF_PAGE_SIZE};
+                extents[n++] = (struct sf_qc_extent){ page * SF_PAGE_SIZE, length * SF_PAGE_SIZE };
                 for (guint i = 0; i < length; i++) {
                     model[page + i] = TRUE;
                 }
@@ -223,7 +225,7 @@ static void test_present_runs(void)
 
 static void test_bad_extents(void)
 {
-    const struct sf_qc_extent overlapping[] = {{0, 2 * SF_PAGE_SIZE}, {SF_PAGE_SIZE, SF_PAGE_SIZE}};
+    const struct sf_qc_extent overlapping[] = { { 0, 2 * SF_PAGE_SIZE }, { SF_PAGE_SIZE, SF_PAGE_SIZE } };
     int memory = new_memfd(BLOCK_LENGTH);
     SfRamBase *base = sf_ram_base_new();
     g_autoptr(GError) error = NULL;
@@ -241,7 +243,7 @@ static void test_bad_extents(void)
 
 typedef struct {
     pid_t pid;
-    int hold;                          /* closing it ends the process */
+    int hold; /* closing it ends the process */
 } Holder;
 
 /* A process that has the snapshot's memory mapped, with its descriptors open or closed, as a QEMU would. */
@@ -255,7 +257,7 @@ static Holder hold(const SfSnapshot *snapshot, gboolean keep_fds)
     pid_t pid = fork();
     if (pid == 0) {
         const SfBlock *block = &snapshot->blocks[0];
-        int fds[] = {block->base, block->layers[0].delta};
+        int fds[] = { block->base, block->layers[0].delta };
         for (guint i = 0; i < G_N_ELEMENTS(fds); i++) {
             if (mmap(NULL, BLOCK_LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE, fds[i], 0) == MAP_FAILED) {
                 _exit(1);
@@ -279,7 +281,7 @@ static Holder hold(const SfSnapshot *snapshot, gboolean keep_fds)
     close(end[0]);
     g_assert_cmpint(read(ready[0], &byte, 1), ==, 1);
     close(ready[0]);
-    return (Holder){.pid = pid, .hold = end[1]};
+    return (Holder){ .pid = pid, .hold = end[1] };
 }
 
 static void let_go(Holder holder)
@@ -319,14 +321,14 @@ static gboolean map_files_readable(void)
 static void test_recover(gconstpointer data)
 {
     gboolean keep_fds = GPOINTER_TO_INT(data);
-    const struct sf_qc_extent extent = {SF_PAGE_SIZE, 3 * SF_PAGE_SIZE};
+    const struct sf_qc_extent extent = { SF_PAGE_SIZE, 3 * SF_PAGE_SIZE };
     g_autofree char *parent_directory = g_dir_make_tmp("sf-test-XXXXXX", NULL);
     g_autofree char *directory = g_build_filename(parent_directory, "snapshot", NULL);
     guint fds_before = count_open_fds();
     int memory = new_memfd(BLOCK_LENGTH);
     SfRamBase *base = sf_ram_base_new();
     g_autoptr(GError) error = NULL;
-    pid_t pids[2] = {getpid()};
+    pid_t pids[2] = { getpid() };
     char content[6] = "";
 
     if (!keep_fds && !map_files_readable()) {
@@ -340,10 +342,10 @@ static void test_recover(gconstpointer data)
     SfSnapshot *snapshot = snapshot_new(base, NULL, memory, &extent, 1, &error);
     close(memory);
     g_assert_true(sf_snapshot_save(snapshot, directory, &error));
-    g_assert_true(sf_snapshot_save(snapshot, directory, &error));      /* again over itself */
+    g_assert_true(sf_snapshot_save(snapshot, directory, &error)); /* again over itself */
     g_assert_no_error(error);
     Holder holder = hold(snapshot, keep_fds);
-    sf_snapshot_unref(snapshot);                                       /* "sfvmmd ends" */
+    sf_snapshot_unref(snapshot); /* "sfvmmd ends" */
 
     g_assert_null(sf_snapshot_restore(directory, base, pids, 1, &error));
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND);
@@ -368,7 +370,7 @@ static void test_recover(gconstpointer data)
     sf_snapshot_unref(snapshot);
 
     let_go(holder);
-    g_assert_null(sf_snapshot_restore(directory, base, pids, 2, &error));      /* nobody has it any more */
+    g_assert_null(sf_snapshot_restore(directory, base, pids, 2, &error)); /* nobody has it any more */
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND);
     sf_ram_base_unref(base);
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
@@ -379,7 +381,7 @@ static void test_recover(gconstpointer data)
 /* Every truncation of snapshot.json is an error, and leaves nothing behind. */
 static void test_restore_bad(void)
 {
-    const struct sf_qc_extent extent = {0, SF_PAGE_SIZE};
+    const struct sf_qc_extent extent = { 0, SF_PAGE_SIZE };
     g_autofree char *directory = g_dir_make_tmp("sf-test-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(directory, "snapshot.json", NULL);
     g_autofree char *text = NULL;
@@ -395,7 +397,7 @@ static void test_restore_bad(void)
     g_assert_nonnull(restored);
     sf_snapshot_unref(restored);
     guint fds_before = count_open_fds();
-    for (gsize i = 0; i + 1 < length; i++) {           /* the last byte is the newline */
+    for (gsize i = 0; i + 1 < length; i++) { /* the last byte is the newline */
         g_autoptr(GError) error = NULL;
         int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
         g_assert_cmpint(write(fd, text, i), ==, (gssize)i);
@@ -409,7 +411,7 @@ static void test_restore_bad(void)
         bad[i] ^= 1;
         g_assert_cmpint(write(fd, bad, length), ==, (gssize)length);
         close(fd);
-        sf_snapshot_unref(sf_snapshot_restore(directory, base, &self, 1, NULL));     /* must not crash or leak */
+        sf_snapshot_unref(sf_snapshot_restore(directory, base, &self, 1, NULL)); /* must not crash or leak */
     }
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
     sf_snapshot_unref(snapshot);

@@ -34,13 +34,54 @@ static void test_good(void)
 static void test_bad(void)
 {
     const char *const texts[] = {
-        "", " ", "[]", "1", "null", "\"a\"", "{", "}", "{}}", "{} {}", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{'a':1}",
-        "{\"a\":[1,]}", "{\"a\":[1 2]}", "{\"a\":01}", "{\"a\":+1}", "{\"a\":.5}", "{\"a\":1.}", "{\"a\":1e}", "{\"a\":-}",
-        "{\"a\":0x10}", "{\"a\":NaN}", "{\"a\":Infinity}", "{\"a\":1e999}", "{\"a\":9223372036854775808}",
-        "{\"a\":-9223372036854775809}", "{\"a\":tru}", "{\"a\":True}", "{\"a\":\"}", "{\"a\":\"\\\"}", "{\"a\":\"\\x41\"}",
-        "{\"a\":\"\\u12\"}", "{\"a\":\"\\u0000\"}", "{\"a\":\"\\ud800\"}", "{\"a\":\"\\udc00\"}", "{\"a\":\"\\ud800\\u0041\"}",
-        "{\"a\":\"\t\"}", "{\"a\":\"\xff\"}", "{\"a\":\"\xc3\"}", "{\"a\":1}//", "{/**/}", "var a = {}", "{\"a\"=1}",
-        "{\"a\":1;}", "\xef\xbb\xbf{}",
+        "",
+        " ",
+        "[]",
+        "1",
+        "null",
+        "\"a\"",
+        "{",
+        "}",
+        "{}}",
+        "{} {}",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{a:1}",
+        "{'a':1}",
+        "{\"a\":[1,]}",
+        "{\"a\":[1 2]}",
+        "{\"a\":01}",
+        "{\"a\":+1}",
+        "{\"a\":.5}",
+        "{\"a\":1.}",
+        "{\"a\":1e}",
+        "{\"a\":-}",
+        "{\"a\":0x10}",
+        "{\"a\":NaN}",
+        "{\"a\":Infinity}",
+        "{\"a\":1e999}",
+        "{\"a\":9223372036854775808}",
+        "{\"a\":-9223372036854775809}",
+        "{\"a\":tru}",
+        "{\"a\":True}",
+        "{\"a\":\"}",
+        "{\"a\":\"\\\"}",
+        "{\"a\":\"\\x41\"}",
+        "{\"a\":\"\\u12\"}",
+        "{\"a\":\"\\u0000\"}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":\"\\udc00\"}",
+        "{\"a\":\"\\ud800\\u0041\"}",
+        "{\"a\":\"\t\"}",
+        "{\"a\":\"\xff\"}",
+        "{\"a\":\"\xc3\"}",
+        "{\"a\":1}//",
+        "{/**/}",
+        "var a = {}",
+        "{\"a\"=1}",
+        "{\"a\":1;}",
+        "\xef\xbb\xbf{}",
     };
 
     for (guint i = 0; i < G_N_ELEMENTS(texts); i++) {
@@ -157,9 +198,9 @@ static void test_too_long(void)
     g_assert_true(push_line(reader, SF_JSON_LINE_MAX));
     g_assert_false(push_line(reader, SF_JSON_LINE_MAX + 1));
     sf_json_line_reader_push(reader, "\n{}\n", 4);
-    g_assert_false(sf_json_line_reader_next(reader, &object, &error));      /* it stays so */
+    g_assert_false(sf_json_line_reader_next(reader, &object, &error)); /* it stays so */
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE);
-    g_assert_cmpuint(sf_json_line_reader_pending(reader), ==, 0);           /* and holds no memory */
+    g_assert_cmpuint(sf_json_line_reader_pending(reader), ==, 0); /* and holds no memory */
 }
 
 int main(int argc, char **argv)

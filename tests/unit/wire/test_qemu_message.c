@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* QEMU messages: what is right goes through unchanged, what is wrong is refused, and no descriptor is ever left open. */
+/* QEMU messages: what is right goes through unchanged, what is wrong is refused, no descriptor is left open. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -7,8 +7,8 @@
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_message.h"
 
-#define SERIAL       7u
-#define KERNEL_FDS   253               /* the kernel's limit for one message */
+#define SERIAL     7u
+#define KERNEL_FDS 253 /* the kernel's limit for one message */
 
 static guint count_open_fds(void)
 {
@@ -24,7 +24,7 @@ static guint count_open_fds(void)
 /* A packet that only the header is given of. */
 static GByteArray *packet(guint16 type, guint32 serial, const void *payload, gsize length)
 {
-    struct sf_qc_header header = {.magic = SF_QC_MAGIC, .type = type, .serial = serial, .length = length};
+    struct sf_qc_header header = { .magic = SF_QC_MAGIC, .type = type, .serial = serial, .length = length };
     GByteArray *bytes = g_byte_array_new();
 
     g_byte_array_append(bytes, (const guint8 *)&header, sizeof(header));
@@ -36,14 +36,20 @@ static GByteArray *packet(guint16 type, guint32 serial, const void *payload, gsi
 
 static GBytes *hello_payload(guint n_blocks)
 {
-    struct sf_qc_hello_reply reply = {
-        .version = SF_QC_VERSION, .n_blocks = n_blocks, .page_size = SF_PAGE_SIZE, .vcpus = 2, .running = 1,
-        .qemu_version = "10.0.13", .machine = "pc-q35-10.0", .accel = "tcg", .cpu = "qemu64-x86_64-cpu"};
+    struct sf_qc_hello_reply reply = { .version = SF_QC_VERSION,
+                                       .n_blocks = n_blocks,
+                                       .page_size = SF_PAGE_SIZE,
+                                       .vcpus = 2,
+                                       .running = 1,
+                                       .qemu_version = "10.0.13",
+                                       .machine = "pc-q35-10.0",
+                                       .accel = "tcg",
+                                       .cpu = "qemu64-x86_64-cpu" };
     GByteArray *bytes = g_byte_array_new();
 
     g_byte_array_append(bytes, (guint8 *)&reply, sizeof(reply));
     for (guint i = 0; i < n_blocks; i++) {
-        struct sf_qc_block block = {.length = 1u << 30};
+        struct sf_qc_block block = { .length = 1u << 30 };
         g_snprintf(block.id, sizeof(block.id), "block%u", i);
         g_byte_array_append(bytes, (guint8 *)&block, sizeof(block));
     }
@@ -52,12 +58,12 @@ static GBytes *hello_payload(guint n_blocks)
 
 static GBytes *snapshot_payload(guint n_blocks, guint has_delta)
 {
-    struct sf_qc_snapshot_reply reply = {.state_length = 1000, .device_length = 100, .n_blocks = n_blocks};
+    struct sf_qc_snapshot_reply reply = { .state_length = 1000, .device_length = 100, .n_blocks = n_blocks };
     GByteArray *bytes = g_byte_array_new();
 
     g_byte_array_append(bytes, (guint8 *)&reply, sizeof(reply));
     for (guint i = 0; i < n_blocks; i++) {
-        struct sf_qc_snapshot_block block = {.length = 1u << 30, .has_delta = has_delta, .n_extents = has_delta};
+        struct sf_qc_snapshot_block block = { .length = 1u << 30, .has_delta = has_delta, .n_extents = has_delta };
         g_snprintf(block.id, sizeof(block.id), "block%u", i);
         g_byte_array_append(bytes, (guint8 *)&block, sizeof(block));
     }
@@ -66,7 +72,7 @@ static GBytes *snapshot_payload(guint n_blocks, guint has_delta)
 
 static void test_requests(void)
 {
-    struct sf_qc_disk disks[2] = {{.node = "a", .overlay = "b"}, {.node = "c", .overlay = "d"}};
+    struct sf_qc_disk disks[2] = { { .node = "a", .overlay = "b" }, { .node = "c", .overlay = "d" } };
     struct sf_qc_header header;
     struct sf_qc_snapshot body;
 
@@ -104,7 +110,7 @@ static void assert_header_refused(const void *bytes, gsize length)
 
 static void test_header(void)
 {
-    struct sf_qc_running event = {.at = 5};
+    struct sf_qc_running event = { .at = 5 };
     g_autoptr(GByteArray) good = packet(SF_QC_EVENT_RUNNING, 0, &event, sizeof(event));
     g_autoptr(SfQcMessage) message = sf_qc_message_parse(good->data, good->len, NULL, 0, NULL);
 
@@ -128,7 +134,7 @@ static void test_header(void)
 
 static void test_check_reply(void)
 {
-    struct sf_qc_error text = {.text = "disk0: \x1b[31mbroken\n"};
+    struct sf_qc_error text = { .text = "disk0: \x1b[31mbroken\n" };
     g_autoptr(GError) error = NULL;
     g_autoptr(GByteArray) bytes = packet(SF_QC_THAW | SF_QC_REPLY, SERIAL, NULL, 0);
     g_autoptr(SfQcMessage) message = sf_qc_message_parse(bytes->data, bytes->len, NULL, 0, NULL);
@@ -186,7 +192,7 @@ static void check_payload(guint16 type, GBytes *payload, guint n_fds)
         g_autofree guint8 *bad = g_memdup2(good, length);
         bad[bit / 8] ^= 1u << bit % 8;
         g_autoptr(GBytes) changed = g_bytes_new_static(bad, length);
-        parse_any(type, changed, n_fds);       /* must not crash; some values are as good */
+        parse_any(type, changed, n_fds); /* must not crash; some values are as good */
     }
     g_autofree guint8 *longer = g_malloc0(length + 1);
     memcpy(longer, good, length);
@@ -232,16 +238,16 @@ static void test_bounds(void)
 static void test_extents(void)
 {
     const guint64 page = SF_PAGE_SIZE, length = 10 * SF_PAGE_SIZE;
-    const struct sf_qc_extent good[] = {{0, page}, {page, page}, {4 * page, 6 * page}};
+    const struct sf_qc_extent good[] = { { 0, page }, { page, page }, { 4 * page, 6 * page } };
     const struct sf_qc_extent bad[][2] = {
-        {{0, 0}, {page, page}},                    /* empty */
-        {{0, 2 * page}, {page, page}},             /* overlap */
-        {{2 * page, page}, {0, page}},             /* order */
-        {{0, page}, {page, 10 * page}},            /* behind the end */
-        {{1, page}, {2 * page, page}},             /* unaligned */
-        {{0, page}, {2 * page, page + 1}},
-        {{0, page}, {G_MAXUINT64 - page + 1, page}},
-        {{0, page}, {page, G_MAXUINT64 - page + 1}},
+        { { 0, 0 }, { page, page } },         /* empty */
+        { { 0, 2 * page }, { page, page } },  /* overlap */
+        { { 2 * page, page }, { 0, page } },  /* order */
+        { { 0, page }, { page, 10 * page } }, /* behind the end */
+        { { 1, page }, { 2 * page, page } },  /* unaligned */
+        { { 0, page }, { 2 * page, page + 1 } },
+        { { 0, page }, { G_MAXUINT64 - page + 1, page } },
+        { { 0, page }, { page, G_MAXUINT64 - page + 1 } },
     };
 
     g_assert_true(sf_qc_check_extents(good, G_N_ELEMENTS(good), length, NULL));
@@ -280,12 +286,12 @@ static void channel_close(Channel *channel, gconstpointer data)
 /* What a peer without manners would send. */
 static void send_raw(int socket, const void *bytes, gsize length, guint n_fds)
 {
-    struct iovec iov = {.iov_base = (void *)bytes, .iov_len = length};
+    struct iovec iov = { .iov_base = (void *)bytes, .iov_len = length };
     union {
         char room[CMSG_SPACE(KERNEL_FDS * sizeof(int))];
         struct cmsghdr align;
-    } control = {0};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    } control = { 0 };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
     int fds[KERNEL_FDS];
 
     for (guint i = 0; i < n_fds; i++) {
@@ -333,7 +339,7 @@ static void test_receive(Channel *channel, gconstpointer data)
     close(fds[1]);
 
     send_raw(channel->theirs, bytes->data, bytes->len, 2);
-    sf_qc_message_free(sf_qc_receive(channel->ours, NULL));        /* closes them */
+    sf_qc_message_free(sf_qc_receive(channel->ours, NULL)); /* closes them */
 
     close(channel->theirs);
     channel->theirs = -1;
@@ -343,18 +349,18 @@ static void test_receive(Channel *channel, gconstpointer data)
 static void test_receive_bad(Channel *channel, gconstpointer data)
 {
     g_autofree char *large = g_malloc0(SF_QC_MAX_MESSAGE + 1);
-    struct sf_qc_header header = {.magic = SF_QC_MAGIC, .type = SF_QC_THAW | SF_QC_REPLY, .serial = SERIAL};
+    struct sf_qc_header header = { .magic = SF_QC_MAGIC, .type = SF_QC_THAW | SF_QC_REPLY, .serial = SERIAL };
 
-    send_raw(channel->theirs, large, SF_QC_MAX_MESSAGE + 1, 3);     /* too long */
+    send_raw(channel->theirs, large, SF_QC_MAX_MESSAGE + 1, 3); /* too long */
     assert_refused(channel, G_IO_ERROR_INVALID_DATA);
     send_raw(channel->theirs, &header, sizeof(header), SF_QC_MAX_FDS + 1);
     assert_refused(channel, G_IO_ERROR_INVALID_DATA);
     send_raw(channel->theirs, &header, sizeof(header), KERNEL_FDS);
     assert_refused(channel, G_IO_ERROR_INVALID_DATA);
-    send_raw(channel->theirs, "hello", 5, 4);                       /* no message */
+    send_raw(channel->theirs, "hello", 5, 4); /* no message */
     assert_refused(channel, G_IO_ERROR_INVALID_DATA);
 
-    send_raw(channel->theirs, &header, sizeof(header), SF_QC_MAX_FDS);      /* and still in step */
+    send_raw(channel->theirs, &header, sizeof(header), SF_QC_MAX_FDS); /* and still in step */
     g_autoptr(SfQcMessage) message = sf_qc_receive(channel->ours, NULL);
     g_assert_nonnull(message);
     g_assert_cmpuint(message->n_fds, ==, SF_QC_MAX_FDS);
