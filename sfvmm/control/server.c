@@ -292,7 +292,7 @@ static void on_event(SfHost *host, const char *name, JsonObject *data, SfServer 
     g_autoptr(GPtrArray) connections = g_ptr_array_copy(server->connections, (GCopyFunc)(void (*)(void))connection_ref, NULL);
 
     for (guint i = 0; i < connections->len; i++) {
-        g_autoptr(Connection) connection = g_ptr_array_index(connections, i);
+        Connection *connection = g_ptr_array_index(connections, i);
         if (connection->subscribed) {
             g_autoptr(JsonObject) event = json_object_new();
             json_object_set_string_member(event, "event", name);
