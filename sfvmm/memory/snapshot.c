@@ -209,16 +209,23 @@ gboolean sf_snapshot_validate(const SfSnapshot *snapshot, GError **error)
     return TRUE;
 }
 
+/* Another open file of the same memory, with an offset of its own. -1 and errno. */
+static int open_read_only(int fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+
+    return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
+
 /* A clone that got a writable descriptor could change its siblings' memory: whatever QEMU sent, keep it read-only. */
 static gboolean make_all_read_only(const SfSnapshot *snapshot, int *fds, guint n_fds, GError **error)
 {
     for (guint i = 0; i < n_fds; i++) {
-        g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fds[i]);
         int flags = fcntl(fds[i], F_GETFL);
         if (flags >= 0 && (flags & O_ACCMODE) == O_RDONLY) {
             continue;
         }
-        int reopened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        int reopened = open_read_only(fds[i]);
         if (reopened < 0) {
             return fail(snapshot, error, "a memory file can't be opened read-only: %s", g_strerror(errno));
         }
@@ -286,12 +293,36 @@ SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *p
     return ok ? g_steal_pointer(&snapshot) : NULL;
 }
 
-GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds)
+/*
+ * QEMU reads the state with read(), from a file offset that all who were sent the same descriptor share: clones that
+ * are loaded at the same time would read past each other. So each gets an open file of its own.
+ */
+static gboolean renew_state(SfSnapshot *snapshot, GError **error)
+{
+    int fd = open_read_only(snapshot->state);
+
+    if (fd < 0) {
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+                    "snapshot %s: its state can't be opened again: %s; raise the limit of open files (LimitNOFILE)",
+                    snapshot->id, g_strerror(errno));
+        return FALSE;
+    }
+    close(snapshot->state);
+    snapshot->state = fd;
+    return TRUE;
+}
+
+GBytes *sf_snapshot_load_request(SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds,
+                                 GError **error)
 {
     struct sf_qc_load load = { .flags = flags, .n_blocks = snapshot->n_blocks, .state_length = snapshot->state_length };
-    GByteArray *payload = g_byte_array_new();
+    GByteArray *payload;
     guint n = 0;
 
+    if (!renew_state(snapshot, error)) {
+        return NULL;
+    }
+    payload = g_byte_array_new();
     g_byte_array_append(payload, (const guint8 *)&load, sizeof(load));
     fds[n++] = snapshot->state;
     for (guint i = 0; i < snapshot->n_blocks; i++) {

@@ -62,8 +62,12 @@ SfSnapshot *sf_snapshot_ref(SfSnapshot *snapshot);
 void sf_snapshot_unref(SfSnapshot *snapshot); /* the last one closes all descriptors */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfSnapshot, sf_snapshot_unref)
 
-/* The LOAD request for it: payload, and the fds to send beside it (still owned by the snapshot). */
-GBytes *sf_snapshot_load_request(const SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds);
+/*
+ * The LOAD request for it: payload, and the fds to send beside it, which are the snapshot's still: send or duplicate
+ * them at once, the next request replaces the one of the state. NULL + error when no more files can be opened.
+ */
+GBytes *sf_snapshot_load_request(SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds,
+                                 GError **error);
 
 /*
  * Survival over a restart of sfvmmd: sf_snapshot_save() writes state and extents as files into directory (created

@@ -1069,16 +1069,21 @@ static void on_load_disks(const GError *error, gpointer data)
     int fds[SF_QC_MAX_FDS];
     guint n = 0;
     g_autoptr(GBytes) payload = NULL;
+    GError *failure = NULL;
     GBytes *packet;
 
     if (error || !vm->channel) {
         load_end(vm, error ? g_error_copy(error) : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
         return;
     }
+    payload = sf_snapshot_load_request(op->snapshot, op->resume ? SF_QC_LOAD_RESUME : 0, fds, &n, &failure);
+    if (!payload) {
+        load_end(vm, failure);
+        return;
+    }
     if (vm->guest) {
         sf_guest_channel_hello(vm->guest);    /* waits at the port until the guest is there */
     }
-    payload = sf_snapshot_load_request(op->snapshot, op->resume ? SF_QC_LOAD_RESUME : 0, fds, &n);
     packet = sf_qc_request_load(sf_qemu_channel_serial(vm->channel), payload);
     sf_qemu_channel_request(vm->channel, SF_QC_LOAD, packet, fds, n, on_load_reply, g_object_ref(vm));
 }

@@ -429,9 +429,6 @@ gboolean sf_qc_parse_check(GBytes *payload, guint n_fds, char **text, GError **e
     if (n_fds) {
         return invalid(error, "CHECK with %u descriptors", n_fds);
     }
-    if (length && bytes[length - 1] != '\0') {
-        return invalid(error, "CHECK with a text that is not NUL-terminated");
-    }
     *text = length ? printable(bytes, length) : g_strdup("");
     return TRUE;
 }

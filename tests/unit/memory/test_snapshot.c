@@ -118,7 +118,7 @@ static void test_generations(void)
         last = next;
         g_assert_cmpuint(last->blocks[0].n_layers, ==, i);
 
-        g_autoptr(GBytes) request = sf_snapshot_load_request(last, SF_QC_LOAD_RESUME, fds, &n_fds);
+        g_autoptr(GBytes) request = sf_snapshot_load_request(last, SF_QC_LOAD_RESUME, fds, &n_fds, NULL);
         struct sf_qc_load_block block;
         g_assert_cmpuint(n_fds, ==, 2 + 2 * i);
         g_assert_cmpuint(g_bytes_get_size(request), ==, sizeof(struct sf_qc_load) + sizeof(block));
@@ -136,6 +136,28 @@ static void test_generations(void)
     sf_ram_base_unref(base);
     close(memory);
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
+}
+
+/* Clones that are loaded at the same time read the state from open files of their own. */
+static void test_state_offsets(void)
+{
+    int memory = new_memfd(BLOCK_LENGTH), fds[SF_QC_MAX_FDS], first;
+    SfRamBase *base = sf_ram_base_new();
+    SfSnapshot *snapshot = snapshot_new(base, NULL, memory, NULL, 0, NULL);
+    guint n_fds;
+    char byte;
+
+    g_autoptr(GBytes) one = sf_snapshot_load_request(snapshot, 0, fds, &n_fds, NULL);
+    first = fcntl(fds[0], F_DUPFD_CLOEXEC, 0); /* as the first clone has it */
+    g_autoptr(GBytes) two = sf_snapshot_load_request(snapshot, 0, fds, &n_fds, NULL);
+    g_assert_true(g_bytes_equal(one, two));
+    g_assert_cmpint(read(first, &byte, 1), ==, 1);
+    g_assert_cmpint(lseek(first, 0, SEEK_CUR), ==, 1);
+    g_assert_cmpint(lseek(fds[0], 0, SEEK_CUR), ==, 0);
+    close(first);
+    sf_snapshot_unref(snapshot);
+    sf_ram_base_unref(base);
+    close(memory);
 }
 
 static void assert_refused(SfRamBase *base, GBytes *payload, int *fds, guint n_fds)
@@ -425,6 +447,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot/life", test_life);
     g_test_add_func("/snapshot/generations", test_generations);
+    g_test_add_func("/snapshot/state-offsets", test_state_offsets);
     g_test_add_func("/snapshot/refused", test_refused);
     g_test_add_func("/snapshot/present-runs", test_present_runs);
     g_test_add_func("/snapshot/bad-extents", test_bad_extents);
