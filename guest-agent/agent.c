@@ -50,6 +50,7 @@
 #define HOOK_TIMEOUT_MS  10000
 #define BACKLOG          64
 #define ACCEPTS_PER_TURN 8
+#define LOG_LINE_MAX     1024
 
 /* Exit statuses besides 0. */
 #define EXIT_START       1
@@ -85,9 +86,13 @@ void agent_log(int priority, const char *format, ...)
     if (agent.options.syslog) {
         vsyslog(priority, format, arguments);
     } else {
-        fputs("sf-agent: ", stderr);
-        vfprintf(stderr, format, arguments);
-        fputc('\n', stderr);
+        char line[LOG_LINE_MAX];
+        int prefix = snprintf(line, sizeof(line), "sf-agent: ");
+        int length = vsnprintf(line + prefix, sizeof(line) - (size_t)prefix - 1, format, arguments);
+
+        length = length < 0 ? 0 : length < LOG_LINE_MAX - prefix - 2 ? length : LOG_LINE_MAX - prefix - 2;
+        line[prefix + length] = '\n';
+        (void)!write(STDERR_FILENO, line, (size_t)(prefix + length + 1)); /* there is nobody else to tell */
     }
     va_end(arguments);
 }
@@ -349,7 +354,8 @@ static int next_timeout(void)
     return hook < 0 ? retry : retry < 0 || hook < retry ? hook : retry;
 }
 
-static void prepare(struct pollfd *polls)
+/* Returns how many there are to poll. */
+static nfds_t prepare(struct pollfd *polls)
 {
     bool writing = agent.port.out_at < agent.port.out_length;
 
@@ -357,16 +363,17 @@ static void prepare(struct pollfd *polls)
     polls[POLL_PORT] = (struct pollfd){ .fd = agent.port.connected ? agent.port.fd : -1,
                                         .events = (short)(POLLIN | (writing ? POLLOUT : 0)) };
     polls[POLL_LISTEN] = (struct pollfd){ .fd = slots_room(&agent.slots) ? agent.listen_fd : -1, .events = POLLIN };
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < agent.slots.end; i++) {
         struct slot *slot = &agent.slots.slot[i];
 
         /* A program that waits may not ask more, but its end is always seen (POLLHUP). */
         polls[POLL_SLOTS + i] = (struct pollfd){ .fd = slot->used ? slot->fd : -1,
                                                  .events = slot->pending ? 0 : POLLIN };
     }
+    return POLL_SLOTS + agent.slots.end;
 }
 
-static void turn(struct pollfd *polls)
+static void turn(struct pollfd *polls, nfds_t count)
 {
     if (polls[POLL_PORT].revents & POLLIN) {
         port_read(&agent.port, on_message, NULL);
@@ -378,7 +385,7 @@ static void turn(struct pollfd *polls)
     }
     identity_expire(&agent.identity);
     pump();
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (nfds_t i = 0; i < count - POLL_SLOTS; i++) {
         struct slot *slot = &agent.slots.slot[i];
 
         /* The slot may have another owner than when poll() looked: reading it is harmless, hanging up is not. */
@@ -400,18 +407,22 @@ static void turn(struct pollfd *polls)
 static void run(void)
 {
     struct pollfd polls[POLL_COUNT];
+    nfds_t count;
 
     while (!agent.stop) {
         if (!agent.port.connected) {
             port_try(&agent.port);
         }
         agent.slots.have_port = agent.port.fd >= 0;
-        prepare(polls);
-        if (poll(polls, POLL_COUNT, next_timeout()) < 0 && errno != EINTR) {
-            agent_log(LOG_ERR, "poll: %s", strerror(errno));
-            return;
+        count = prepare(polls);
+        if (poll(polls, count, next_timeout()) < 0) {
+            if (errno != EINTR) {
+                agent_log(LOG_ERR, "poll: %s", strerror(errno));
+                return;
+            }
+            continue;
         }
-        turn(polls);
+        turn(polls, count);
     }
 }
 

@@ -139,6 +139,7 @@ struct slot {
 
 struct slots {
     struct slot slot[AGENT_MAX_SLOTS];
+    unsigned end;               /* behind the last one in use: a clone should not have to touch the rest */
     struct slot *sync_owner;    /* who hands over this VM's result */
     unsigned turn;              /* the slot that is looked at first for sending */
     uint32_t last_request;

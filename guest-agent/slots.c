@@ -53,6 +53,9 @@ static void slot_free(struct slots *slots, struct slot *slot)
     slot->used = false;
     slot->pending = false;
     slot->fd = -1;
+    while (slots->end > 0 && !slots->slot[slots->end - 1].used) {
+        slots->end--;
+    }
 }
 
 /* Sends one packet to the program; one that does not take it is cut off. */
@@ -98,7 +101,7 @@ static struct slot *oldest_orphan(struct slots *slots)
 {
     struct slot *oldest = NULL;
 
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         struct slot *slot = &slots->slot[i];
 
         if (slot->used && slot->fd < 0 && slot->type == SF_GP_JOIN && (!oldest || slot->age < oldest->age)) {
@@ -110,17 +113,20 @@ static struct slot *oldest_orphan(struct slots *slots)
 
 static struct slot *free_slot(struct slots *slots)
 {
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         if (!slots->slot[i].used) {
             return &slots->slot[i];
         }
     }
-    return oldest_orphan(slots);
+    return slots->end < AGENT_MAX_SLOTS ? &slots->slot[slots->end++] : oldest_orphan(slots);
 }
 
 bool slots_room(const struct slots *slots)
 {
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    if (slots->end < AGENT_MAX_SLOTS) {
+        return true;
+    }
+    for (unsigned i = 0; i < slots->end; i++) {
         const struct slot *slot = &slots->slot[i];
 
         if (!slot->used || (slot->fd < 0 && slot->type == SF_GP_JOIN)) {
@@ -135,7 +141,7 @@ void slots_connect(struct slots *slots, int fd, uid_t uid)
     struct slot *slot = free_slot(slots);
     unsigned of_user = 0;
 
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         of_user += slots->slot[i].used && slots->slot[i].fd >= 0 && slots->slot[i].uid == uid;
     }
     *slot = (struct slot){ .used = true, .fd = fd, .uid = uid };
@@ -164,7 +170,7 @@ void slots_hangup(struct slots *slots, struct slot *slot)
 /* A JOIN that an earlier program left behind and that asks the same. */
 static void adopt_join(struct slots *slots, struct slot *slot)
 {
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         struct slot *orphan = &slots->slot[i];
 
         if (orphan != slot && orphan->used && orphan->fd < 0 && orphan->type == SF_GP_JOIN && !orphan->foreign &&
@@ -274,7 +280,7 @@ void slots_answer(struct slots *slots, const struct sf_gp_header *header, const 
 {
     struct slot *slot = NULL;
 
-    for (int i = 0; i < AGENT_MAX_SLOTS && !slot; i++) {
+    for (unsigned i = 0; i < slots->end && !slot; i++) {
         if (slots->slot[i].pending && slots->slot[i].host_request == header->request) {
             slot = &slots->slot[i];
         }
@@ -312,18 +318,18 @@ void slots_answer(struct slots *slots, const struct sf_gp_header *header, const 
 
 void slots_unsend(struct slots *slots)
 {
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         slots->slot[i].sent = false;
     }
 }
 
 struct slot *slots_next(struct slots *slots, const uint8_t **payload)
 {
-    for (unsigned i = 0; i < AGENT_MAX_SLOTS; i++) {
-        struct slot *slot = &slots->slot[(slots->turn + i) % AGENT_MAX_SLOTS];
+    for (unsigned i = 0; i < slots->end; i++) {
+        struct slot *slot = &slots->slot[(slots->turn + i) % slots->end];
 
         if (slot->pending && !slot->sent && !slot->foreign) {
-            slots->turn = (slots->turn + i + 1) % AGENT_MAX_SLOTS;
+            slots->turn = (slots->turn + i + 1) % slots->end;
             *payload = slot->type == SF_GP_SYNC ? slots->sync : slot->argument;
             return slot;
         }
@@ -333,7 +339,7 @@ struct slot *slots_next(struct slots *slots, const uint8_t **payload)
 
 void slots_fork(struct slots *slots)
 {
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         slots->slot[i].foreign = slots->slot[i].pending;
     }
 }
@@ -345,7 +351,7 @@ void slots_forked(struct slots *slots, uint32_t clone_request)
     uint8_t payload[SF_GP_CLONED_LENGTH];
 
     sf_gp_cloned_pack(payload, &cloned);
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         struct slot *slot = &slots->slot[i];
 
         if (slot->foreign && slot->pending && slot->type == SF_GP_CLONE && slot->host_request == clone_request) {
@@ -354,7 +360,7 @@ void slots_forked(struct slots *slots, uint32_t clone_request)
             break;
         }
     }
-    for (int i = 0; i < AGENT_MAX_SLOTS; i++) {
+    for (unsigned i = 0; i < slots->end; i++) {
         struct slot *slot = &slots->slot[i];
 
         if (!slot->used || !slot->foreign) {
