@@ -85,7 +85,7 @@ SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config,
     family->name = g_strdup(name);
     family->config = sf_vm_config_ref(config);
     family->pool_target = pool_target;
-    family->pool = sf_shell_pool_new(host->launcher, name, config, pool_target);
+    family->pool = sf_shell_pool_new(host->launcher, name, config, 0);
     g_hash_table_insert(host->families, family->name, family);
     family_save(host, family);
     return family;
@@ -377,6 +377,7 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
     }
     family = sf_host_family_new(host, call->name, sf_vm_config(vm), call->pool_target);
     family->root = vm;
+    sf_shell_pool_set_target(family->pool, call->pool_target);
     hvm = sf_host_add_vm(host, vm, family);
     sf_host_event(host, "vm.started", sf_describe_vm(hvm));
     g_task_return_pointer(task, hvm, NULL);

@@ -9,6 +9,7 @@
 
 char *sf_host_path(SfHost *host, const char *folder, const char *name);    /* RUNDIR/folder/name; caller frees */
 
+/* With an empty pool: it begins to fill when its target is set. */
 SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
 SfFamily *sf_host_family(SfHost *host, const char *name);
 void sf_host_family_join(SfFamily *family);

@@ -50,7 +50,7 @@ static void recover_family(SfHost *host, const char *file)
     }
     name = g_strndup(file, strlen(file) - strlen(".json"));
     target = json_object_get_int_member_with_default(object, "pool", 0);
-    sf_shell_pool_hold(sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES))->pool);
+    sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
 }
 
 /* The family that a VM belongs to by its name: NAME, NAME-shell-N, NAME-TICKET4-ID, again and again for clones of clones. */
@@ -183,9 +183,8 @@ static void wake_families(SfHost *host)
 
     for (GList *item = families; item; item = item->next) {
         SfFamily *family = item->data;
-        sf_shell_pool_release(family->pool);
-        if (!family->root) {
-            sf_shell_pool_set_target(family->pool, 0);
+        if (family->root) {
+            sf_shell_pool_set_target(family->pool, family->pool_target);
         }
         sf_host_family_join(family);
         sf_host_family_leave(host, family);      /* a family without members goes */

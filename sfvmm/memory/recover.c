@@ -30,6 +30,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "sfvmm/wire/json_line.h"
+#include "sfvmm/wire/state_file.h"
 #include "sfvmm/wire/qemu_message.h"
 
 #define SAVE_VERSION   1
@@ -147,7 +148,6 @@ gboolean sf_snapshot_save(const SfSnapshot *snapshot, const char *directory, GEr
 {
     g_autoptr(JsonBuilder) builder = json_builder_new();
     g_autofree char *path = g_build_filename(directory, "snapshot.json", NULL);
-    gsize length;
 
     if (g_mkdir_with_parents(directory, DIRECTORY_MODE) < 0) {
         g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "snapshot %s: directory %s can't be made: %s",
@@ -175,8 +175,7 @@ gboolean sf_snapshot_save(const SfSnapshot *snapshot, const char *directory, GEr
     json_builder_end_object(builder);
 
     g_autoptr(JsonNode) root = json_builder_get_root(builder);
-    g_autofree char *text = sf_json_line_format(json_node_get_object(root), &length);
-    return g_file_set_contents_full(path, text, length, G_FILE_SET_CONTENTS_CONSISTENT, FILE_MODE, error);
+    return sf_state_write(path, json_node_get_object(root), error);
 }
 
 /* ---- Restore: reading the files ---- */

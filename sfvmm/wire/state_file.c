@@ -2,7 +2,8 @@
 #include "sfvmm/wire/state_file.h"
 
 #include <errno.h>
-#include <glib/gstdio.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -10,12 +11,43 @@
 
 #define STATE_MODE 0600
 
+static gboolean write_all(int fd, const char *data, gsize length)
+{
+    while (length > 0) {
+        ssize_t n = write(fd, data, length);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return FALSE;
+        }
+        data += n;
+        length -= (gsize)n;
+    }
+    return TRUE;
+}
+
+/* No fsync: the state must outlive sfvmmd, not the host, and a fork writes it some hundred times. */
 gboolean sf_state_write(const char *path, JsonObject *object, GError **error)
 {
     gsize length;
     g_autofree char *text = sf_json_line_format(object, &length);
+    g_autofree char *fresh = g_strconcat(path, ".new", NULL);
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, STATE_MODE);
+    gboolean written = fd >= 0 && write_all(fd, text, length);
+    int saved = errno;
 
-    return g_file_set_contents_full(path, text, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, STATE_MODE, error);
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (!written || rename(fresh, path) < 0) {
+        saved = written ? errno : saved;
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(saved), "state file \"%s\": can't write it: %s", path,
+                    g_strerror(saved));
+        unlink(fresh);
+        return FALSE;
+    }
+    return TRUE;
 }
 
 JsonObject *sf_state_read(const char *path, GError **error)
