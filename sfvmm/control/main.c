@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 
 #define DEFAULT_CONFIG_FILE  "/etc/snowflock/sfvmmd.conf"
 #define SYSTEMD_FIRST_FD     3          /* sd_listen_fds(3) */
+#define DAEMON_NICE          (-10)      /* clones that run already must not delay those still to be loaded */
 
 typedef struct {
     GMainLoop *loop;
@@ -117,6 +119,7 @@ static int run(SfDaemonConfig *config)
     g_unix_signal_add(SIGTERM, on_terminate, &daemon);
     g_unix_signal_add(SIGINT, on_terminate, &daemon);
     signal(SIGPIPE, SIG_IGN);
+    setpriority(PRIO_PROCESS, 0, DAEMON_NICE);      /* as root or with CAP_SYS_NICE; without it a large fork takes a little longer */
     sf_host_recover_async(daemon.host, on_recovered, &daemon);
     g_main_loop_run(daemon.loop);
 

@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -111,6 +112,7 @@ G_NORETURN static void child_run(const SfProcessOptions *options, int program, i
     if (setsid() < 0) {
         child_fail(report, STEP_SESSION);
     }
+    setpriority(PRIO_PROCESS, 0, 0);         /* sfvmmd may run before its VMs, they all run alike */
     if (child_move_fds((const int *)(void *)options->fds->data, options->fds->len, options->log, &program, &report) < 0) {
         child_fail(report, STEP_FDS);
     }
