@@ -20,6 +20,8 @@ if [ -z "${SF_CACHE:-}" ]; then
 fi
 export SF_CACHE
 SF_LOGS=$SF_CACHE/log
+# meson uses ccache by itself; QEMU's build is told to.
+export CCACHE_DIR=$SF_CACHE/ccache CCACHE_MAXSIZE=3G
 # Debian's own tools come first: a Python or a meson of another kind in PATH does not see Debian's modules.
 export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export LC_ALL=C.UTF-8

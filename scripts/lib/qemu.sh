@@ -134,8 +134,7 @@ qemu_unpack() {
 
 # ccache hits whatever the key in the path: paths are seen relative to the work folder.
 qemu_ccache() {
-    export CCACHE_DIR=$SF_CACHE/ccache CCACHE_MAXSIZE=3G CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=$1/work
-    mkdir -p "$CCACHE_DIR"
+    export CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=$1/work
 }
 
 # Step.
