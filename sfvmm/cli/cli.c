@@ -116,6 +116,12 @@ JsonObject *sf_ctl_call_patiently(SfCtl *ctl, const char *what, const char *meth
     return result;
 }
 
+void sf_ctl_print(const char *text)
+{
+    g_autofree char *clean = sf_text_harmless(text ? text : "?");
+    puts(clean);
+}
+
 void sf_ctl_print_json(JsonObject *object)
 {
     g_autoptr(JsonNode) root = json_node_init_object(json_node_alloc(), object);
@@ -162,8 +168,8 @@ char *sf_ctl_find_ticket(SfCtl *ctl, const char *text, GError **error)
             continue;
         }
         if (found) {
-            g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_REPLY, "ticket \"%s\": several start so, %s and %s", text,
-                        found, id);
+            g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_REPLY, "ticket \"%s\": several start so, %s and %s",
+                        text, found, id);
             return NULL;
         }
         found = g_strdup(id);
@@ -219,10 +225,10 @@ SfStyle sf_ctl_state_style(const char *state)
         const char *state;
         SfStyle style;
     } styles[] = {
-        {"running", SF_STYLE_GREEN}, {"done", SF_STYLE_GREEN},     {"exited", SF_STYLE_BLUE},
-        {"starting", SF_STYLE_CYAN}, {"forking", SF_STYLE_CYAN},   {"granted", SF_STYLE_CYAN},
-        {"placing", SF_STYLE_CYAN},  {"paused", SF_STYLE_YELLOW}, {"killed", SF_STYLE_YELLOW},  {"failed", SF_STYLE_RED},
-        {"lost", SF_STYLE_RED},      {"gone", SF_STYLE_DIM},
+        { "running", SF_STYLE_GREEN }, { "done", SF_STYLE_GREEN },    { "exited", SF_STYLE_BLUE },
+        { "starting", SF_STYLE_CYAN }, { "forking", SF_STYLE_CYAN },  { "granted", SF_STYLE_CYAN },
+        { "placing", SF_STYLE_CYAN },  { "paused", SF_STYLE_YELLOW }, { "killed", SF_STYLE_YELLOW },
+        { "failed", SF_STYLE_RED },    { "lost", SF_STYLE_RED },      { "gone", SF_STYLE_DIM },
     };
     for (guint i = 0; state && i < G_N_ELEMENTS(styles); i++) {
         if (strcmp(state, styles[i].state) == 0) {

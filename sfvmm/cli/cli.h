@@ -68,9 +68,13 @@ int sf_ctl_fail_call(SfCtl *ctl, const GError *error);
 /* The code of the daemon's last answer is this one. */
 gboolean sf_ctl_error_is(const SfCtl *ctl, const char *code);
 
-/* A call that may take long: on a terminal shows on stderr what is waited for and since when. what: "VM \"web\" boots". */
+/* A call that may take long: on a terminal shows on stderr what is waited for and since when. what: "VM \"web\" boots".
+ */
 JsonObject *sf_ctl_call_patiently(SfCtl *ctl, const char *what, const char *method, JsonObject *params, int timeout_ms,
                                   GError **error);
+
+/* A line on stdout, with nothing in it that the terminal would obey. NULL prints "?". */
+void sf_ctl_print(const char *text);
 
 /* One object, one line, on stdout. */
 void sf_ctl_print_json(JsonObject *object);
@@ -82,8 +86,8 @@ void sf_ctl_print_table(const SfCtl *ctl, const SfTable *table);
 JsonObject *sf_ctl_params(const char *member, const char *value);
 
 /*
- * The full id of the ticket that starts with these hex digits (at least SF_CTL_TICKET_PREFIX_MIN), asking the daemon unless
- * all 16 are there. NULL + error: none, or several.
+ * The full id of the ticket that starts with these hex digits (at least SF_CTL_TICKET_PREFIX_MIN), asking the daemon
+ * unless all 16 are there. NULL + error: none, or several.
  */
 #define SF_CTL_TICKET_LENGTH        16u
 #define SF_CTL_TICKET_PREFIX_MIN    4u

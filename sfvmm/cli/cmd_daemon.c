@@ -10,8 +10,8 @@
 static void print_line(const char *label, const char *text)
 {
     if (text && *text) {
-        g_autofree char *clean = sf_text_harmless(text);
-        printf("  %-*s %s\n", LABEL_WIDTH, label, clean);
+        g_autofree char *line = g_strdup_printf("  %-*s %s", LABEL_WIDTH, label, text);
+        sf_ctl_print(line);
     }
 }
 
@@ -28,13 +28,17 @@ static void print_counts(JsonObject *status)
     static const struct {
         const char *member, *one, *many;
     } counts[] = {
-        {"vms", "VM", "VMs"}, {"clones", "clone", "clones"}, {"shells", "shell", "shells"}, {"tickets", "ticket", "tickets"},
+        { "vms", "VM", "VMs" },
+        { "clones", "clone", "clones" },
+        { "shells", "shell", "shells" },
+        { "tickets", "ticket", "tickets" },
     };
     g_autoptr(GString) text = g_string_new(NULL);
 
     for (guint i = 0; i < G_N_ELEMENTS(counts); i++) {
         gint64 n = sf_ctl_int(status, counts[i].member);
-        g_string_append_printf(text, "%s%" G_GINT64_FORMAT " %s", i ? ", " : "", n, n == 1 ? counts[i].one : counts[i].many);
+        g_string_append_printf(text, "%s%" G_GINT64_FORMAT " %s", i ? ", " : "", n,
+                               n == 1 ? counts[i].one : counts[i].many);
     }
     print_line("has", text->str);
 }
@@ -61,7 +65,9 @@ int sf_ctl_daemon_status(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(status);
         return SF_CTL_OK;
     }
-    printf("sfvmmd %s, pid %" G_GINT64_FORMAT "\n", sf_ctl_string(status, "version"), sf_ctl_int(status, "pid"));
+    g_autofree char *title = g_strdup_printf("sfvmmd %s, pid %" G_GINT64_FORMAT, sf_ctl_string(status, "version"),
+                                             sf_ctl_int(status, "pid"));
+    sf_ctl_print(title);
     if (json_object_has_member(status, "uptime_ms")) {
         g_autofree char *up = sf_units_format_age_ms((guint64)sf_ctl_int(status, "uptime_ms"));
         print_line("up", up);
@@ -95,10 +101,12 @@ static int run_version(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(object);
         return SF_CTL_OK;
     }
+    g_autofree char *daemon_line = g_strconcat("sfvmmd ", daemon ? daemon : "does not answer", NULL);
     puts("sfctl  " SF_VERSION);
-    printf("sfvmmd %s\n", daemon ? daemon : "does not answer");
+    sf_ctl_print(daemon_line);
     if (qemu) {
-        printf("QEMU   %s\n", qemu);
+        g_autofree char *qemu_line = g_strconcat("QEMU   ", qemu, NULL);
+        sf_ctl_print(qemu_line);
     }
     return SF_CTL_OK;
 }

@@ -25,13 +25,15 @@ static GBytes *read_file(SfCtl *ctl, const char *path)
         return NULL;
     }
     if (length > SF_DESCRIPTOR_MAX_SIZE) {
-        sf_ctl_fail(ctl, "is this a VM descriptor?", "descriptor \"%s\": larger than %u bytes", path, SF_DESCRIPTOR_MAX_SIZE);
+        sf_ctl_fail(ctl, "is this a VM descriptor?", "descriptor \"%s\": larger than %u bytes", path,
+                    SF_DESCRIPTOR_MAX_SIZE);
         return NULL;
     }
     return g_bytes_new(bytes, length);
 }
 
-/* The descriptor of a VM's or ticket's snapshot. *result: the daemon's answer, the caller's. NULL: could not, and said so. */
+/* The descriptor of a VM's or ticket's snapshot. *result: the daemon's answer, the caller's. NULL: could not, and said
+ * so. */
 static GBytes *ask_descriptor(SfCtl *ctl, const char *name, JsonObject **result)
 {
     g_autoptr(GError) error = NULL;
@@ -40,7 +42,8 @@ static GBytes *ask_descriptor(SfCtl *ctl, const char *name, JsonObject **result)
     if (!*result && sf_ctl_error_is(ctl, "no-such-vm") && sf_ctl_looks_like_ticket(name)) {
         g_clear_error(&error);
         g_autofree char *id = sf_ctl_find_ticket(ctl, name, &error);
-        *result = id ? sf_client_call(ctl->client, "descriptor", sf_ctl_params("ticket", id), SF_CTL_SOON_MS, &error) : NULL;
+        *result =
+            id ? sf_client_call(ctl->client, "descriptor", sf_ctl_params("ticket", id), SF_CTL_SOON_MS, &error) : NULL;
     }
     if (!*result) {
         sf_ctl_fail_call(ctl, error);
@@ -64,7 +67,8 @@ static int run_show(SfCtl *ctl, const char *what)
     }
     g_autoptr(SfDescriptor) descriptor = sf_descriptor_decode(bytes, &error);
     if (!descriptor) {
-        return sf_ctl_fail(ctl, "`sfctl descriptor save VM FILE` makes one", "descriptor \"%s\": %s", what, error->message);
+        return sf_ctl_fail(ctl, "`sfctl descriptor save VM FILE` makes one", "descriptor \"%s\": %s", what,
+                           error->message);
     }
     if (ctl->json) {
         g_autoptr(JsonNode) node = sf_descriptor_to_json(descriptor);
@@ -115,9 +119,10 @@ static int run_descriptor(SfCtl *ctl, int argc, char **argv)
 }
 
 const SfCtlCommand sf_ctl_descriptor_commands[] = {
-    {"descriptor", "show FILE|VM|TICKET | save VM|TICKET FILE", "Show or save the descriptor of a snapshot",
-     "The VM descriptor says what another host needs to know of a snapshot: machine, RAM with its page map, disks, device\n"
-     "state. Of a VM it is the latest snapshot's. What exists as a file is taken as FILE; ./NAME is never a VM.",
-     NULL, 2, 3, run_descriptor, "show,save vm file"},
-    {NULL},
+    { "descriptor", "show FILE|VM|TICKET | save VM|TICKET FILE", "Show or save the descriptor of a snapshot",
+      "The VM descriptor says what another host needs to know of a snapshot: machine, RAM with its page map, disks, "
+      "device\n"
+      "state. Of a VM it is the latest snapshot's. What exists as a file is taken as FILE; ./NAME is never a VM.",
+      NULL, 2, 3, run_descriptor, "show,save vm file" },
+    { NULL },
 };

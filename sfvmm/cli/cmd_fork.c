@@ -19,12 +19,14 @@ static char *option_count, *option_timeout, *option_ticket, *option_results;
 static gboolean option_no_wait, option_all, option_quiet, option_keep, option_check;
 
 static const GOptionEntry clone_options[] = {
-    {"count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "How many clones (default 1)", "N"},
-    {"ticket", 0, 0, G_OPTION_ARG_STRING, &option_ticket, "Use a ticket of `sfctl ticket` instead of VM and --count", "TICKET"},
-    {"timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Fail when it takes longer", "TIME"},
-    {"no-wait", 0, 0, G_OPTION_ARG_NONE, &option_no_wait, "Return when the clones run; don't wait for their agents", NULL},
-    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &option_quiet, "Print only the ticket", NULL},
-    {NULL},
+    { "count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "How many clones (default 1)", "N" },
+    { "ticket", 0, 0, G_OPTION_ARG_STRING, &option_ticket, "Use a ticket of `sfctl ticket` instead of VM and --count",
+      "TICKET" },
+    { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Fail when it takes longer", "TIME" },
+    { "no-wait", 0, 0, G_OPTION_ARG_NONE, &option_no_wait, "Return when the clones run; don't wait for their agents",
+      NULL },
+    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &option_quiet, "Print only the ticket", NULL },
+    { NULL },
 };
 
 static const GOptionEntry ticket_options[] = {
@@ -46,21 +48,36 @@ static const GOptionEntry join_options[] = {
     {NULL},
 };
 
-/* --timeout as a parameter. FALSE: wrong, and said so. */
-static gboolean set_timeout(JsonObject *params, const char *command)
+/* --timeout in ms, or SF_CTL_NO_LIMIT. FALSE: wrong, and said so. */
+static gboolean get_timeout(const char *command, int *timeout)
 {
     g_autoptr(GError) error = NULL;
-    int timeout;
 
-    if (!option_timeout) {
-        return TRUE;
-    }
-    if (!sf_units_parse_duration("--timeout", option_timeout, &timeout, &error)) {
+    *timeout = SF_CTL_NO_LIMIT;
+    if (option_timeout && !sf_units_parse_duration("--timeout", option_timeout, timeout, &error)) {
         sf_ctl_usage(command, "%s: %s", command, error->message);
         return FALSE;
     }
-    json_object_set_int_member(params, "timeout_ms", timeout);
     return TRUE;
+}
+
+static void set_timeout(JsonObject *params, int timeout)
+{
+    if (timeout != SF_CTL_NO_LIMIT) {
+        json_object_set_int_member(params, "timeout_ms", timeout);
+    }
+}
+
+/* Fewer than asked is no error, but nothing that should go unnoticed. */
+static void note_fewer(const SfCtl *ctl, JsonObject *result, gint64 asked)
+{
+    gint64 granted = sf_ctl_int(sf_ctl_object(result, "ticket"), "granted");
+
+    if (!ctl->json && granted < asked) {
+        fprintf(stderr, "sfctl: note: %" G_GINT64_FORMAT " of %" G_GINT64_FORMAT " clones were granted\n", granted,
+                asked);
+        fputs("       hint: `sfctl daemon` shows the limits\n", stderr);
+    }
 }
 
 static int show_ticket(SfCtl *ctl, JsonObject *result)
@@ -70,7 +87,7 @@ static int show_ticket(SfCtl *ctl, JsonObject *result)
     if (ctl->json) {
         sf_ctl_print_json(result);
     } else if (option_quiet) {
-        puts(sf_ctl_string(ticket, "ticket") ? sf_ctl_string(ticket, "ticket") : "");
+        sf_ctl_print(sf_ctl_string(ticket, "ticket"));
     } else {
         sf_view_ticket(ctl, ticket);
     }
@@ -84,6 +101,7 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     g_autofree char *ticket = NULL;
     g_autofree char *what = NULL;
     gint64 count = 1;
+    int timeout;
 
     if ((argc == 1) == (option_ticket != NULL)) {
         return sf_ctl_usage("clone", "clone: give a VM, or --ticket TICKET");
@@ -94,9 +112,10 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     if (option_count && !sf_units_parse_count("--count", option_count, 1, COUNT_MAX, &count, &error)) {
         return sf_ctl_usage("clone", "clone: %s", error->message);
     }
-    if (!set_timeout(params, "clone")) {
+    if (!get_timeout("clone", &timeout)) {
         return SF_CTL_USAGE;
     }
+    set_timeout(params, timeout);
     if (option_ticket) {
         ticket = sf_ctl_find_ticket(ctl, option_ticket, &error);
         if (!ticket) {
@@ -114,7 +133,13 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     }
     g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, what, "clone", g_steal_pointer(&params), SF_CTL_NO_LIMIT,
                                                          &error);
-    return result ? show_ticket(ctl, result) : sf_ctl_fail_call(ctl, error);
+    if (!result) {
+        return sf_ctl_fail_call(ctl, error);
+    }
+    if (!option_ticket) {
+        note_fewer(ctl, result, count);
+    }
+    return show_ticket(ctl, result);
 }
 
 static int run_ticket(SfCtl *ctl, int argc, char **argv)
@@ -131,7 +156,11 @@ static int run_ticket(SfCtl *ctl, int argc, char **argv)
         json_object_set_boolean_member(params, "all", TRUE);
     }
     g_autoptr(JsonObject) result = sf_client_call(ctl->client, "ticket.request", params, SF_CTL_SOON_MS, &error);
-    return result ? show_ticket(ctl, result) : sf_ctl_fail_call(ctl, error);
+    if (!result) {
+        return sf_ctl_fail_call(ctl, error);
+    }
+    note_fewer(ctl, result, count);
+    return show_ticket(ctl, result);
 }
 
 static int run_tickets(SfCtl *ctl, int argc, char **argv)
@@ -147,7 +176,7 @@ static int run_tickets(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(result);
     } else if (option_quiet) {
         for (guint i = 0; tickets && i < json_array_get_length(tickets); i++) {
-            puts(sf_ctl_string(json_array_get_object_element(tickets, i), "ticket"));
+            sf_ctl_print(sf_ctl_string(json_array_get_object_element(tickets, i), "ticket"));
         }
     } else {
         sf_view_ticket_list(ctl, tickets);
@@ -159,8 +188,8 @@ static int run_tickets(SfCtl *ctl, int argc, char **argv)
 
 static int save_failed(SfCtl *ctl, const char *path, int error_number)
 {
-    return sf_ctl_fail(ctl, "the ticket and its results are kept: join again, with another DIR", "result \"%s\": %s", path,
-                       g_strerror(error_number));
+    return sf_ctl_fail(ctl, "the ticket and its results are kept: join again, with another DIR", "result \"%s\": %s",
+                       path, g_strerror(error_number));
 }
 
 /* One clone's result, piece by piece, into an open file. */
@@ -177,10 +206,13 @@ static int copy_result(SfCtl *ctl, const char *ticket, gint64 id, gint64 length,
             return sf_ctl_fail_call(ctl, error);
         }
         gsize n = 0;
-        g_autofree guchar *bytes = g_base64_decode(sf_ctl_string(result, "data") ? sf_ctl_string(result, "data") : "", &n);
+        g_autofree guchar *bytes =
+            g_base64_decode(sf_ctl_string(result, "data") ? sf_ctl_string(result, "data") : "", &n);
         if (n == 0 || n > RESULT_PIECE || (gint64)n > length - offset) {
-            return sf_ctl_fail(ctl, NULL, "result of clone %" G_GINT64_FORMAT ": sfvmmd gave %zu bytes at %" G_GINT64_FORMAT
-                               " of %" G_GINT64_FORMAT, id, n, offset, length);
+            return sf_ctl_fail(ctl, NULL,
+                               "result of clone %" G_GINT64_FORMAT ": sfvmmd gave %zu bytes at %" G_GINT64_FORMAT
+                               " of %" G_GINT64_FORMAT,
+                               id, n, offset, length);
         }
         if (fwrite(bytes, 1, n, file) != n) {
             return save_failed(ctl, path, errno);
@@ -263,16 +295,17 @@ static JsonObject *join_params(const char *ticket, gboolean release)
 static int run_join(SfCtl *ctl, int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
-    g_autofree char *id = sf_ctl_find_ticket(ctl, argv[0], &error);
+    int timeout;
 
+    if (!get_timeout("join", &timeout)) {
+        return SF_CTL_USAGE;
+    }
+    g_autofree char *id = sf_ctl_find_ticket(ctl, argv[0], &error);
     if (!id) {
         return sf_ctl_fail_call(ctl, error);
     }
     JsonObject *params = join_params(id, !option_keep && !option_results);
-    if (!set_timeout(params, "join")) {
-        json_object_unref(params);
-        return SF_CTL_USAGE;
-    }
+    set_timeout(params, timeout);
     g_autofree char *what = g_strdup_printf("ticket %s: clones work", id);
     g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, what, "join", params, SF_CTL_NO_LIMIT, &error);
     if (!result) {
@@ -299,7 +332,8 @@ static int run_join(SfCtl *ctl, int argc, char **argv)
 static int run_kill(SfCtl *ctl, int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(JsonObject) result = sf_client_call(ctl->client, "kill", sf_ctl_params("vm", argv[0]), SF_CTL_SOON_MS, &error);
+    g_autoptr(JsonObject) result =
+        sf_client_call(ctl->client, "kill", sf_ctl_params("vm", argv[0]), SF_CTL_SOON_MS, &error);
 
     if (!result && sf_ctl_error_is(ctl, "no-such-vm") && sf_ctl_looks_like_ticket(argv[0])) {
         g_clear_error(&error);
@@ -326,13 +360,15 @@ static const char clone_help[] =
     "  sfctl join $(sfctl clone web -n 8 -q) --results out/";
 
 const SfCtlCommand sf_ctl_fork_commands[] = {
-    {"clone", "VM --count N", "Fork a running VM", clone_help, clone_options, 0, 1, run_clone, "vm"},
-    {"join", "TICKET", "Wait until all clones of a ticket have ended; show statuses, save results",
-     "A ticket may be shortened to its first digits, at least 4. When the clones have ended, the ticket is forgotten,\n"
-     "unless --keep is given.", join_options, 1, 1, run_join, "ticket"},
-    {"kill", "VM|TICKET", "End a VM, a clone, or all clones of a ticket, at once", NULL, NULL, 1, 1, run_kill, "vm ticket"},
-    {"ticket", "VM N", "Reserve room for N clones, to fork later with `clone --ticket`", NULL, ticket_options, 2, 2,
-     run_ticket, "vm"},
-    {"tickets", "", "List tickets and the states of their clones", NULL, tickets_options, 0, 0, run_tickets, NULL},
-    {NULL},
+    { "clone", "VM --count N", "Fork a running VM", clone_help, clone_options, 0, 1, run_clone, "vm" },
+    { "join", "TICKET", "Wait until all clones of a ticket have ended; show statuses, save results",
+      "A ticket may be shortened to its first digits, at least 4. When the clones have ended, the ticket is\n"
+      "forgotten, unless --keep is given.",
+      join_options, 1, 1, run_join, "ticket" },
+    { "kill", "VM|TICKET", "End a VM, a clone, or all clones of a ticket, at once", NULL, NULL, 1, 1, run_kill,
+      "vm ticket" },
+    { "ticket", "VM N", "Reserve room for N clones, to fork later with `clone --ticket`", NULL, ticket_options, 2, 2,
+      run_ticket, "vm" },
+    { "tickets", "", "List tickets and the states of their clones", NULL, tickets_options, 0, 0, run_tickets, NULL },
+    { NULL },
 };

@@ -18,9 +18,10 @@ static const GOptionEntry list_options[] = {
 };
 
 static const GOptionEntry stop_options[] = {
-    {"force", 'f', 0, G_OPTION_ARG_NONE, &option_force, "Kill it instead of pressing its power button", NULL},
-    {"timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Wait at most so long for the guest to power down", "TIME"},
-    {NULL},
+    { "force", 'f', 0, G_OPTION_ARG_NONE, &option_force, "Kill it instead of pressing its power button", NULL },
+    { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Wait at most so long for the guest to power down",
+      "TIME" },
+    { NULL },
 };
 
 static int run_list(SfCtl *ctl, int argc, char **argv)
@@ -36,7 +37,7 @@ static int run_list(SfCtl *ctl, int argc, char **argv)
         sf_ctl_print_json(result);
     } else if (option_quiet) {
         for (guint i = 0; vms && i < json_array_get_length(vms); i++) {
-            puts(sf_ctl_string(json_array_get_object_element(vms, i), "name"));
+            sf_ctl_print(sf_ctl_string(json_array_get_object_element(vms, i), "name"));
         }
     } else {
         sf_view_vm_list(ctl, vms);
@@ -69,8 +70,8 @@ static int run_status(SfCtl *ctl, int argc, char **argv)
     if (argc == 0) {
         return sf_ctl_daemon_status(ctl, 0, NULL);
     }
-    g_autoptr(JsonObject) result = sf_client_call(ctl->client, "vm.status", sf_ctl_params("vm", argv[0]), SF_CTL_SOON_MS,
-                                                  &error);
+    g_autoptr(JsonObject) result =
+        sf_client_call(ctl->client, "vm.status", sf_ctl_params("vm", argv[0]), SF_CTL_SOON_MS, &error);
     if (!result && sf_ctl_error_is(ctl, "no-such-vm") && sf_ctl_looks_like_ticket(argv[0])) {
         g_clear_error(&error);
         return show_ticket(ctl, argv[0], &error) == SF_CTL_OK ? SF_CTL_OK : sf_ctl_fail_call(ctl, error);
@@ -175,20 +176,23 @@ static const char run_help[] =
     "  sfctl run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --disk data.raw,ro,format=raw";
 
 static const char console_help[] =
-    "What the console has shown lately is replayed first. ^] (Ctrl and the right square bracket) detaches; the VM goes on.\n"
-    "The input may be a pipe; then what it says is typed, and the output is shown until the VM ends or sfctl is stopped.";
+    "What the console has shown lately is replayed first. ^] (Ctrl and the right square bracket) detaches; the VM "
+    "goes\n"
+    "on. The input may be a pipe; then what it says is typed, and the output is shown until the VM ends or sfctl is\n"
+    "stopped.";
 
 const SfCtlCommand sf_ctl_vm_commands[] = {
-    {"run", "[IMAGE] [OPTIONS]", "Start a VM from a disk image or a kernel", run_help, sf_ctl_run_options, 0, 1, sf_ctl_run,
-     "file"},
-    {"list", "", "List VMs, each with its clones below it", NULL, list_options, 0, 0, run_list, NULL},
-    {"status", "[VM|TICKET]", "Show all about a VM, a ticket, or the daemon", NULL, NULL, 0, 1, run_status, "vm ticket"},
-    {"console", "VM", "Attach the terminal to a VM's serial console", console_help, NULL, 1, 1, sf_ctl_console, "vm"},
-    {"check", "VM", "Say whether a VM can be forked, and what stands in the way",
-     "Exit status 1 when it can't.", NULL, 1, 1, run_check, "vm"},
-    {"pool", "VM N", "Keep N shells ready for clones of a VM",
-     "A shell is a paused QEMU of the same configuration; a clone that finds one starts in milliseconds.", NULL, 2, 2,
-     run_pool, "vm"},
-    {"stop", "VM", "Power a VM down", NULL, stop_options, 1, 1, run_stop, "vm"},
-    {NULL},
+    { "run", "[IMAGE] [OPTIONS]", "Start a VM from a disk image or a kernel", run_help, sf_ctl_run_options, 0, 1,
+      sf_ctl_run, "file" },
+    { "list", "", "List VMs, each with its clones below it", NULL, list_options, 0, 0, run_list, NULL },
+    { "status", "[VM|TICKET]", "Show all about a VM, a ticket, or the daemon", NULL, NULL, 0, 1, run_status,
+      "vm ticket" },
+    { "console", "VM", "Attach the terminal to a VM's serial console", console_help, NULL, 1, 1, sf_ctl_console, "vm" },
+    { "check", "VM", "Say whether a VM can be forked, and what stands in the way", "Exit status 1 when it can't.", NULL,
+      1, 1, run_check, "vm" },
+    { "pool", "VM N", "Keep N shells ready for clones of a VM",
+      "A shell is a paused QEMU of the same configuration; a clone that finds one starts in milliseconds.", NULL, 2, 2,
+      run_pool, "vm" },
+    { "stop", "VM", "Power a VM down", NULL, stop_options, 1, 1, run_stop, "vm" },
+    { NULL },
 };

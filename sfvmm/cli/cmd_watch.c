@@ -12,9 +12,10 @@
 static char *option_count, *option_timeout;
 
 static const GOptionEntry events_options[] = {
-    {"count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "End after N events", "N"},
-    {"timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "End with status 1 when nothing happens for so long", "TIME"},
-    {NULL},
+    { "count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "End after N events", "N" },
+    { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "End with status 1 when nothing happens for so long",
+      "TIME" },
+    { NULL },
 };
 
 static SfStyle event_style(const char *name)
@@ -92,16 +93,19 @@ static int run_events(SfCtl *ctl, int argc, char **argv)
 }
 
 static const char top_help[] =
-    "Keys: q quits; s shows or hides the shells; c, m, n sort families by CPU, private memory or name; space refreshes.\n"
-    "When stdout is not a terminal, and with --once, one table is printed; --batch prints one after the other.\n"
+    "Keys: q quits; s shows or hides the shells; c, m, n sort families by CPU, private memory or name; the arrow keys\n"
+    "scroll; space refreshes. When stdout is not a terminal, and with --once, one table is printed; --batch prints "
+    "one\n"
+    "after the other.\n"
     "\n"
-    "PRIVATE is memory that only this VM has: what QEMU needs and what the guest wrote. SHARED is memory of the common\n"
+    "PRIVATE is memory that only this VM has: what QEMU needs and what the guest wrote. SHARED is memory of the "
+    "common\n"
     "snapshot that this VM uses; it is there once for all of a family, and so counted once in the total.";
 
 static const char timeline_help[] =
-    "TICKET may be shortened to its first digits; left out, the newest ticket is shown. FILE is what --json of this command,\n"
-    "of clone or of join has printed, \"-\" is standard input: a ticket that was joined is forgotten by the daemon, but not by\n"
-    "such a file.\n"
+    "TICKET may be shortened to its first digits; left out, the newest ticket is shown. FILE is what --json of this\n"
+    "command, of clone or of join has printed, \"-\" is standard input: a ticket that was joined is forgotten by the\n"
+    "daemon, but not by such a file.\n"
     "\n"
     "--live draws while it happens, and ends with the last clone; without TICKET it waits for the next fork.\n"
     "\n"
@@ -110,10 +114,10 @@ static const char timeline_help[] =
     "  sfctl join 3f2a --json > ticket.json; sfctl timeline ticket.json";
 
 const SfCtlCommand sf_ctl_watch_commands[] = {
-    {"top", "", "Live table of VMs, clones and shells: CPU, memory shared and private", top_help, sf_ctl_top_options, 0, 0,
-     sf_ctl_top, NULL},
-    {"timeline", "[TICKET|FILE]", "Draw a fork: pause, and when each clone ran, answered, ended", timeline_help,
-     sf_ctl_timeline_options, 0, 1, sf_ctl_timeline, "ticket file"},
-    {"events", "", "Follow what happens, a line for each event", NULL, events_options, 0, 0, run_events, NULL},
-    {NULL},
+    { "top", "", "Live table of VMs, clones and shells: CPU, memory shared and private", top_help, sf_ctl_top_options,
+      0, 0, sf_ctl_top, NULL },
+    { "timeline", "[TICKET|FILE]", "Draw a fork: pause, and when each clone ran, answered, ended", timeline_help,
+      sf_ctl_timeline_options, 0, 1, sf_ctl_timeline, "ticket file" },
+    { "events", "", "Follow what happens, a line for each event", NULL, events_options, 0, 0, run_events, NULL },
+    { NULL },
 };

@@ -155,8 +155,8 @@ int sf_ctl_console_attach(SfCtl *ctl, const char *name)
     JsonObject *vm = sf_ctl_object(result, "vm");
     int console = connect_console(sf_ctl_string(vm, "console"));
     if (console < 0) {
-        return sf_ctl_fail(ctl, "another `sfctl console` may hold it", "VM \"%s\": its console does not answer: %s", name,
-                           g_strerror(errno));
+        return sf_ctl_fail(ctl, "another `sfctl console` may hold it", "VM \"%s\": its console does not answer: %s",
+                           name, g_strerror(errno));
     }
     gboolean person = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     if (person) {
@@ -170,7 +170,8 @@ int sf_ctl_console_attach(SfCtl *ctl, const char *name)
     sf_term_leave();
     close(console);
     if (person) {
-        printf(end == DETACHED ? "\nDetached from \"%s\"; it goes on.\n" : "\nThe console of \"%s\" has closed.\n", name);
+        printf(end == DETACHED ? "\nDetached from \"%s\"; it goes on.\n" : "\nThe console of \"%s\" has closed.\n",
+               name);
     }
     return SF_CTL_OK;
 }
@@ -178,7 +179,8 @@ int sf_ctl_console_attach(SfCtl *ctl, const char *name)
 int sf_ctl_console(SfCtl *ctl, int argc, char **argv)
 {
     if (ctl->json) {
-        return sf_ctl_usage("console", "console: there is no --json for it; `sfctl status VM --json` has the socket's path");
+        return sf_ctl_usage("console",
+                            "console: there is no --json for it; `sfctl status VM --json` has the socket's path");
     }
     return sf_ctl_console_attach(ctl, argv[0]);
 }

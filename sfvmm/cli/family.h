@@ -12,7 +12,8 @@ typedef struct {
     guint root;           /* index of the family's first row */
 } SfFamilyRow;
 
-/* vms: objects with name, role, and for clones parent, ticket, id; a shell without parent is its name's. Caller unrefs the array of SfFamilyRow; borrows from vms. */
+/* vms: objects with name, role, and for clones parent, ticket, id; a shell without parent is its name's. Caller unrefs
+ * the array of SfFamilyRow; borrows from vms. */
 GArray *sf_family_sort(JsonArray *vms);
 
 /* Compares as people count: web-2 before web-10. */

@@ -226,7 +226,8 @@ static int run_command(const SfCtlCommand *command, int argc, char **argv)
                             command->args);
     }
     if (argc > command->max_args) {
-        return sf_ctl_usage(command->name, "%s: \"%s\" is one argument too many", command->name, argv[command->max_args]);
+        return sf_ctl_usage(command->name, "%s: \"%s\" is one argument too many", command->name,
+                            argv[command->max_args]);
     }
     if (!set_color(&ctl)) {
         return sf_ctl_usage(NULL, "--color: \"%s\" is not one of auto, always, never", option_color);

@@ -24,23 +24,25 @@
 static SfRunOptions options;
 
 const GOptionEntry sf_ctl_run_options[] = {
-    {"name", 'n', 0, G_OPTION_ARG_STRING, &options.name, "Name of the VM (default: vm1, vm2, ...)", "NAME"},
-    {"memory", 'm', 0, G_OPTION_ARG_STRING, &options.memory, "Memory, like 512M or 1.5G", "SIZE"},
-    {"vcpus", 'c', 0, G_OPTION_ARG_STRING, &options.vcpus, "Virtual CPUs", "N"},
-    {"disk", 'd', 0, G_OPTION_ARG_FILENAME_ARRAY, &options.disks, "Another disk: PATH[,ro][,ephemeral][,format=F]", "DISK"},
-    {"ephemeral", 'e', 0, G_OPTION_ARG_NONE, &options.ephemeral, "Never write IMAGE: changes end with the VM", NULL},
-    {"kernel", 'k', 0, G_OPTION_ARG_FILENAME, &options.kernel, "Boot this Linux kernel", "FILE"},
-    {"initrd", 'i', 0, G_OPTION_ARG_FILENAME, &options.initrd, "Initial RAM disk for the kernel", "FILE"},
-    {"append", 'a', 0, G_OPTION_ARG_STRING, &options.append, "The kernel's command line", "TEXT"},
-    {"accel", 0, 0, G_OPTION_ARG_STRING, &options.accel, "auto (default), kvm or tcg", "ACCEL"},
-    {"cpu", 0, 0, G_OPTION_ARG_STRING, &options.cpu, "CPU model, as QEMU names it", "MODEL"},
-    {"network", 0, 0, G_OPTION_ARG_STRING, &options.network, "none (default) or user", "NET"},
-    {"pool", 'p', 0, G_OPTION_ARG_STRING, &options.pool, "Shells to keep ready for clones", "N"},
-    {"wait-agent", 'w', 0, G_OPTION_ARG_NONE, &options.wait_agent, "Wait until the agent in the guest has answered", NULL},
-    {"timeout", 't', 0, G_OPTION_ARG_STRING, &options.timeout, "Wait at most so long for the agent", "TIME"},
-    {"console", 0, 0, G_OPTION_ARG_NONE, &options.console, "Attach to the console; ^] detaches", NULL},
-    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &options.quiet, "Print only the VM's name", NULL},
-    {NULL},
+    { "name", 'n', 0, G_OPTION_ARG_STRING, &options.name, "Name of the VM (default: vm1, vm2, ...)", "NAME" },
+    { "memory", 'm', 0, G_OPTION_ARG_STRING, &options.memory, "Memory, like 512M or 1.5G", "SIZE" },
+    { "vcpus", 'c', 0, G_OPTION_ARG_STRING, &options.vcpus, "Virtual CPUs", "N" },
+    { "disk", 'd', 0, G_OPTION_ARG_FILENAME_ARRAY, &options.disks, "Another disk: PATH[,ro][,ephemeral][,format=F]",
+      "DISK" },
+    { "ephemeral", 'e', 0, G_OPTION_ARG_NONE, &options.ephemeral, "Never write IMAGE: changes end with the VM", NULL },
+    { "kernel", 'k', 0, G_OPTION_ARG_FILENAME, &options.kernel, "Boot this Linux kernel", "FILE" },
+    { "initrd", 'i', 0, G_OPTION_ARG_FILENAME, &options.initrd, "Initial RAM disk for the kernel", "FILE" },
+    { "append", 'a', 0, G_OPTION_ARG_STRING, &options.append, "The kernel's command line", "TEXT" },
+    { "accel", 0, 0, G_OPTION_ARG_STRING, &options.accel, "auto (default), kvm or tcg", "ACCEL" },
+    { "cpu", 0, 0, G_OPTION_ARG_STRING, &options.cpu, "CPU model, as QEMU names it", "MODEL" },
+    { "network", 0, 0, G_OPTION_ARG_STRING, &options.network, "none (default) or user", "NET" },
+    { "pool", 'p', 0, G_OPTION_ARG_STRING, &options.pool, "Shells to keep ready for clones", "N" },
+    { "wait-agent", 'w', 0, G_OPTION_ARG_NONE, &options.wait_agent, "Wait until the agent in the guest has answered",
+      NULL },
+    { "timeout", 't', 0, G_OPTION_ARG_STRING, &options.timeout, "Wait at most so long for the agent", "TIME" },
+    { "console", 0, 0, G_OPTION_ARG_NONE, &options.console, "Attach to the console; ^] detaches", NULL },
+    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &options.quiet, "Print only the VM's name", NULL },
+    { NULL },
 };
 
 static gboolean bad_value(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -137,8 +139,8 @@ static gboolean set_count(JsonObject *params, const char *member, const char *op
 }
 
 /* Kernel, initrd, command line and root disk from an image directory, where the command line does not say otherwise. */
-static gboolean set_image_directory(JsonObject *params, JsonArray *disks, const SfRunOptions *run, const char *directory,
-                                    GError **error)
+static gboolean set_image_directory(JsonObject *params, JsonArray *disks, const SfRunOptions *run,
+                                    const char *directory, GError **error)
 {
     g_autofree char *kernel = g_build_filename(directory, IMAGE_KERNEL, NULL);
     g_autofree char *initrd = g_build_filename(directory, IMAGE_INITRD, NULL);
@@ -250,9 +252,11 @@ static void print_started(JsonObject *vm)
     const char *name = sf_ctl_string(vm, "name");
     gint64 vcpus = sf_ctl_int(vm, "vcpus");
 
-    printf("VM \"%s\" runs: %s, %" G_GINT64_FORMAT " vCPU%s, %s, pid %" G_GINT64_FORMAT "%s\n", name, memory, vcpus,
-           vcpus == 1 ? "" : "s", sf_ctl_string(vm, "accel"), sf_ctl_int(vm, "pid"),
-           sf_ctl_bool(vm, "agent") ? "; its agent has answered" : "");
+    g_autofree char *line =
+        g_strdup_printf("VM \"%s\" runs: %s, %" G_GINT64_FORMAT " vCPU%s, %s, pid %" G_GINT64_FORMAT "%s", name, memory,
+                        vcpus, vcpus == 1 ? "" : "s", sf_ctl_string(vm, "accel"), sf_ctl_int(vm, "pid"),
+                        sf_ctl_bool(vm, "agent") ? "; its agent has answered" : "");
+    sf_ctl_print(line);
 }
 
 int sf_ctl_run(SfCtl *ctl, int argc, char **argv)
@@ -273,7 +277,8 @@ int sf_ctl_run(SfCtl *ctl, int argc, char **argv)
     if (!params) {
         return sf_ctl_usage("run", "run: %s", error->message);
     }
-    g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, "the VM starts", "vm.run", params, SF_CTL_NO_LIMIT, &error);
+    g_autoptr(JsonObject) result =
+        sf_ctl_call_patiently(ctl, "the VM starts", "vm.run", params, SF_CTL_NO_LIMIT, &error);
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
     }
@@ -298,7 +303,7 @@ int sf_ctl_run(SfCtl *ctl, int argc, char **argv)
     if (ctl->json) {
         sf_ctl_print_json(result);
     } else if (options.quiet) {
-        puts(name);
+        sf_ctl_print(name);
     } else {
         print_started(sf_ctl_object(result, "vm"));
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A table for people: columns sized to their content, numbers to the right, states coloured, cut to the terminal's width
- * where it must be. Text that came from elsewhere is made harmless: no control character reaches the terminal.
+ * A table for people: columns sized to their content, numbers to the right, states coloured, cut to the terminal's
+ * width where it must be. Text that came from elsewhere is made harmless: no control character reaches the terminal.
  */
 #ifndef SF_CTL_TABLE_H
 #define SF_CTL_TABLE_H

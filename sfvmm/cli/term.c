@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Theory of operation: enter() saves the terminal's settings once and changes them; leave() puts them back. The handlers
- * of signals that end the process leave first and then let the signal do its default, so that the exit status tells the
- * truth. ^Z in a live table leaves, stops, and enters again at SIGCONT. Only async-signal-safe calls are made there:
- * tcsetattr, write, signal, sigaction, raise.
+ * Theory of operation: enter() saves the terminal's settings once and changes them; leave() puts them back. The
+ * handlers of signals that end the process leave first and then let the signal do its default, so that the exit status
+ * tells the truth. ^Z in a live table leaves, stops, and enters again at SIGCONT. Only async-signal-safe calls are made
+ * there: tcsetattr, write, signal, sigaction, raise.
  */
 #include "sfvmm/cli/term.h"
 

@@ -6,8 +6,9 @@
 #include <glib.h>
 
 typedef enum {
-    SF_TERM_RAW,        /* every key goes to the reader, output as it is: a console */
-    SF_TERM_SCREEN,     /* keys without Enter and echo, Ctrl-C still ends us; the alternate screen, no cursor: a live table */
+    SF_TERM_RAW,    /* every key goes to the reader, output as it is: a console */
+    SF_TERM_SCREEN, /* keys without Enter and echo, Ctrl-C still ends us; the alternate screen, no cursor: a live table
+                     */
 } SfTermMode;
 
 /* FALSE: stdin (and for SCREEN stdout) is not a terminal; nothing has changed then. */

@@ -3,8 +3,8 @@
  * sfctl timeline: gets a ticket, from the daemon or a file, and draws it.
  *
  * Live, it subscribes, asks for the ticket whenever something happened and a few times a second, and draws on the
- * alternate screen; at the end it prints the last picture on the normal one. Memory is only known while a clone lives, so
- * the last figures of each clone are kept. A ticket that its guest joins is forgotten by the daemon: then the last
+ * alternate screen; at the end it prints the last picture on the normal one. Memory is only known while a clone lives,
+ * so the last figures of each clone are kept. A ticket that its guest joins is forgotten by the daemon: then the last
  * answer, with what the events said since, is what is drawn.
  */
 #include "sfvmm/cli/timeline.h"
@@ -74,8 +74,8 @@ static JsonObject *merge_usage(JsonObject *newer, JsonObject *older, const char 
 
 static gboolean ask(SfCtl *ctl, Known *known, const char *id, GError **error)
 {
-    g_autoptr(JsonObject) status = sf_client_call(ctl->client, "ticket.status", sf_ctl_params("ticket", id), SF_CTL_SOON_MS,
-                                                  error);
+    g_autoptr(JsonObject) status =
+        sf_client_call(ctl->client, "ticket.status", sf_ctl_params("ticket", id), SF_CTL_SOON_MS, error);
     if (!status) {
         return FALSE;
     }
@@ -133,7 +133,8 @@ static JsonObject *read_object(const char *path, GError **error)
     }
     if (bytes->len > FILE_MAX || !json_parser_load_from_data(parser, (const char *)bytes->data, bytes->len, NULL) ||
         !json_parser_get_root(parser) || !JSON_NODE_HOLDS_OBJECT(json_parser_get_root(parser))) {
-        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_FAILED, "timeline \"%s\": it does not hold one JSON object", path);
+        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_FAILED, "timeline \"%s\": it does not hold one JSON object",
+                    path);
         return NULL;
     }
     return json_object_ref(json_node_get_object(json_parser_get_root(parser)));
@@ -227,7 +228,8 @@ static gboolean is_over(const Known *known)
     return g_strcmp0(state, "done") == 0 || g_strcmp0(state, "failed") == 0;
 }
 
-/* What an event says of our ticket, into what we know: fork.* and ticket.* have a whole TICKET, clone.* members of one clone. */
+/* What an event says of our ticket, into what we know: fork.* and ticket.* have a whole TICKET, clone.* members of one
+ * clone. */
 static void learn(Known *known, const char *id, const char *name, JsonObject *data)
 {
     JsonArray *clones = known->ticket ? sf_ctl_array(known->ticket, "clones") : NULL;
@@ -289,7 +291,8 @@ static gboolean quit_pressed(gboolean screen)
 }
 
 /* Until the ticket is over, the daemon has forgotten it, or q. */
-static gboolean follow(SfCtl *ctl, Known *known, char **id, const SfTimelineStyle *style, gboolean screen, GError **error)
+static gboolean follow(SfCtl *ctl, Known *known, char **id, const SfTimelineStyle *style, gboolean screen,
+                       GError **error)
 {
     while (!is_over(known) && !quit_pressed(screen)) {
         g_autoptr(GError) inner = NULL;
@@ -344,7 +347,8 @@ int sf_ctl_timeline(SfCtl *ctl, int argc, char **argv)
         return sf_ctl_usage("timeline", "timeline: %s", error->message);
     }
     SfTimelineStyle style = {ctl->width, (guint)rows, ctl->color, ctl->unicode && !option_ascii};
-    gboolean is_file = what && (strcmp(what, "-") == 0 || strchr(what, '/') || g_file_test(what, G_FILE_TEST_IS_REGULAR));
+    gboolean is_file =
+        what && (strcmp(what, "-") == 0 || strchr(what, '/') || g_file_test(what, G_FILE_TEST_IS_REGULAR));
     if (option_live) {
         return is_file ? sf_ctl_usage("timeline", "timeline: --live is for tickets, \"%s\" is a file", what)
                        : run_live(ctl, what, &style);
@@ -357,7 +361,8 @@ int sf_ctl_timeline(SfCtl *ctl, int argc, char **argv)
     }
     g_autofree char *id = what ? sf_ctl_find_ticket(ctl, what, &error) : newest_ticket(ctl, FALSE, &error);
     if (!id && !error) {
-        return sf_ctl_fail(ctl, "`sfctl clone VM --count N` forks a VM; --live waits for the next fork", "no ticket is open");
+        return sf_ctl_fail(ctl, "`sfctl clone VM --count N` forks a VM; --live waits for the next fork",
+                           "no ticket is open");
     }
     if (!id || !ask(ctl, &known, id, &error)) {
         return sf_ctl_fail_call(ctl, error);

@@ -22,6 +22,12 @@ typedef struct {
     guint64 private_bytes, shared_bytes;    /* 0: not known */
 } SfTimelineClone;
 
+/* How many clones have got somewhere, and when the last of them did. */
+typedef struct {
+    guint count;
+    gint64 last;
+} SfTimelineMark;
+
 typedef struct {
     char *ticket, *vm, *state, *reason;
     gint64 granted;
@@ -31,7 +37,7 @@ typedef struct {
     gint64 fork_end;                        /* all are up: the last answer, or the last first instruction */
     gint64 end;                             /* the last event, or now when clones still work */
     gboolean finished;                      /* no clone works any more */
-    gint64 all_ran, all_answered, all_ended;    /* NEVER: not all yet, or it does not apply */
+    SfTimelineMark ran, answered, ended;
     guint64 parent_memory;                  /* bytes of the VM's memory; 0: not known */
     guint64 private_total, private_median;  /* over the clones; 0: not known */
     guint64 shared_once;                    /* the largest that one clone shares */
@@ -40,8 +46,8 @@ typedef struct {
 extern const char *const sf_timeline_part_names[SF_TIMELINE_PARTS];
 
 /*
- * ticket: a TICKET with fork and clones. usage: a result of vm.usage, or NULL. now: CLOCK_MONOTONIC ns up to which clones that
- * still work are drawn, 0: up to the last event. NULL + error: there is no fork in it.
+ * ticket: a TICKET with fork and clones. usage: a result of vm.usage, or NULL. now: CLOCK_MONOTONIC ns up to which
+ * clones that still work are drawn, 0: up to the last event. NULL + error: there is no fork in it.
  */
 SfTimeline *sf_timeline_new(JsonObject *ticket, JsonObject *usage, gint64 now, GError **error);
 void sf_timeline_free(SfTimeline *timeline);

@@ -6,11 +6,11 @@
 #include "sfvmm/cli/cli.h"
 #include "sfvmm/cli/timeline.h"
 
-#define US    G_GINT64_CONSTANT(1000)
-#define MS    G_GINT64_CONSTANT(1000000)
-#define S     G_GINT64_CONSTANT(1000000000)
-#define MIN_  (60 * S)
-#define SPAN_MAX   (G_GINT64_CONSTANT(366) * 24 * 3600 * S)     /* a year: times beyond it are nonsense, and not drawn */
+#define US          G_GINT64_CONSTANT(1000)
+#define MS          G_GINT64_CONSTANT(1000000)
+#define S           G_GINT64_CONSTANT(1000000000)
+#define MIN_        (60 * S)
+#define SPAN_MAX    (G_GINT64_CONSTANT(366) * 24 * 3600 * S)     /* a year: times beyond it are not drawn */
 
 const char *const sf_timeline_part_names[SF_TIMELINE_PARTS] = {"stop", "devices", "RAM", "disks", "start"};
 
@@ -127,24 +127,29 @@ static void add_memory(SfTimeline *timeline, JsonObject *usage)
     }
 }
 
-/* The latest of a time over all clones; NEVER when one of them has not got there. */
-static gint64 latest(const SfTimeline *timeline, gsize offset)
+static SfTimelineMark make_mark(const SfTimeline *timeline, gsize offset)
 {
-    gint64 last = SF_TIMELINE_NEVER;
+    SfTimelineMark mark = {0, SF_TIMELINE_NEVER};
 
     for (guint i = 0; i < timeline->clones->len; i++) {
         gint64 at = *(const gint64 *)((const char *)g_ptr_array_index(timeline->clones, i) + offset);
-        if (at == SF_TIMELINE_NEVER) {
-            return SF_TIMELINE_NEVER;
-        }
-        last = MAX(last, at);
+        mark.count += at != SF_TIMELINE_NEVER;
+        mark.last = MAX(mark.last, at);
     }
-    return last;
+    return mark;
+}
+
+/* A clone that works but is not up yet: without first instruction, or without answer when its siblings have one. */
+static gboolean comes_up(const SfTimeline *timeline, const SfTimelineClone *clone)
+{
+    return works(clone) && (clone->running == SF_TIMELINE_NEVER ||
+                            (clone->answered == SF_TIMELINE_NEVER && timeline->answered.count > 0));
 }
 
 static void find_ends(SfTimeline *timeline, gint64 origin, gint64 now)
 {
     gint64 up = timeline->pause_at + timeline->pause;
+    gboolean coming = FALSE;
 
     timeline->end = up;
     timeline->finished = timeline->clones->len > 0;
@@ -156,10 +161,11 @@ static void find_ends(SfTimeline *timeline, gint64 origin, gint64 now)
         up = MAX(up, first);
         timeline->end = MAX(timeline->end, MAX(first, MAX(clone->synced, clone->exited)));
         timeline->finished = timeline->finished && !works(clone);
+        coming = coming || comes_up(timeline, clone);
     }
     if (!timeline->finished && now > 0) {
         timeline->end = MAX(timeline->end, bounded(now - origin));
-        up = timeline->all_ran == SF_TIMELINE_NEVER ? timeline->end : up;
+        up = coming ? timeline->end : up;
     }
     timeline->fork_end = MAX(up, 1);
     timeline->end = MAX(timeline->end, timeline->fork_end);
@@ -195,9 +201,9 @@ SfTimeline *sf_timeline_new(JsonObject *ticket, JsonObject *usage, gint64 now, G
         g_ptr_array_add(timeline->clones, make_clone(json_array_get_object_element(clones, i), origin));
     }
     g_ptr_array_sort(timeline->clones, compare_clones);
-    timeline->all_ran = latest(timeline, G_STRUCT_OFFSET(SfTimelineClone, running));
-    timeline->all_answered = latest(timeline, G_STRUCT_OFFSET(SfTimelineClone, answered));
-    timeline->all_ended = latest(timeline, G_STRUCT_OFFSET(SfTimelineClone, exited));
+    timeline->ran = make_mark(timeline, G_STRUCT_OFFSET(SfTimelineClone, running));
+    timeline->answered = make_mark(timeline, G_STRUCT_OFFSET(SfTimelineClone, answered));
+    timeline->ended = make_mark(timeline, G_STRUCT_OFFSET(SfTimelineClone, exited));
     find_ends(timeline, origin, now);
     add_memory(timeline, usage);
     return timeline;
@@ -205,15 +211,20 @@ SfTimeline *sf_timeline_new(JsonObject *ticket, JsonObject *usage, gint64 now, G
 
 gint64 sf_timeline_tick(gint64 span, guint most)
 {
-    static const gint64 steps[] = {
-        1, 2, 5, 10, 20, 50, 100, 200, 500, US, 2 * US, 5 * US, 10 * US, 20 * US, 50 * US, 100 * US, 200 * US, 500 * US,
-        MS, 2 * MS, 5 * MS, 10 * MS, 20 * MS, 50 * MS, 100 * MS, 200 * MS, 500 * MS, S, 2 * S, 5 * S, 10 * S, 20 * S, 30 * S,
-        MIN_, 2 * MIN_, 5 * MIN_, 10 * MIN_, 20 * MIN_, 30 * MIN_, 60 * MIN_, 120 * MIN_, 360 * MIN_, 720 * MIN_,
-        1440 * MIN_, 7 * 1440 * MIN_, 30 * 1440 * MIN_, 100 * 1440 * MIN_,
-    };
-    for (guint i = 0; i < G_N_ELEMENTS(steps); i++) {
-        if (span / steps[i] < MAX(most, 1)) {
-            return steps[i];
+    static const gint64 digits[] = { 1, 2, 5 };
+    static const gint64 seconds[] = { 1,   2,   5,    10,   20,   30,    60,    120,   300,    600,
+                                      1200, 1800, 3600, 7200, 21600, 43200, 86400, 604800, 2592000, 8640000 };
+
+    for (gint64 unit = 1; unit < S; unit *= 10) {
+        for (guint i = 0; i < G_N_ELEMENTS(digits); i++) {
+            if (span / (unit * digits[i]) <= MAX(most, 1)) {
+                return unit * digits[i];
+            }
+        }
+    }
+    for (guint i = 0; i < G_N_ELEMENTS(seconds); i++) {
+        if (span / (seconds[i] * S) <= MAX(most, 1)) {
+            return seconds[i] * S;
         }
     }
     return SPAN_MAX;

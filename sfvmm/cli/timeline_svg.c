@@ -66,14 +66,15 @@ static void text(Svg *svg, double x, double y, const char *classes, const char *
 
 static void rect(Svg *svg, double x, double y, double width, double height, double radius, const char *color)
 {
-    g_string_append_printf(svg->out, "<rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" rx=\"%.1f\" fill=\"%s\"/>\n",
-                           x, y, MAX(width, 0), height, radius, color);
+    g_string_append_printf(svg->out,
+                           "<rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" rx=\"%.1f\" fill=\"%s\"/>\n", x,
+                           y, MAX(width, 0), height, radius, color);
 }
 
 static void line(Svg *svg, double x1, double y1, double x2, double y2, const char *classes)
 {
-    g_string_append_printf(svg->out, "<line x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" class=\"%s\"/>\n", x1, y1, x2,
-                           y2, classes);
+    g_string_append_printf(svg->out, "<line x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" class=\"%s\"/>\n", x1, y1,
+                           x2, y2, classes);
 }
 
 static double x_of(gint64 at, gint64 span)
@@ -96,33 +97,34 @@ static void draw_head(Svg *svg)
     g_autofree char *title = g_strdup_printf("%s forked into %u", t->vm, t->clones->len);
     g_autofree char *ticket = g_strdup_printf("ticket %s%s%s", t->ticket, *t->reason ? ": " : "", t->reason);
     const struct {
-        const char *label;
-        gint64 ns;
-    } times[] = {
-        {"parent paused", t->pause},
-        {"every clone ran after", t->all_ran},
-        {"every clone answered after", t->all_answered},
-        {"every clone had ended after", t->all_ended},
-    };
-    guint n = t->private_median > 0;
+        const SfTimelineMark *mark;
+        const char *what;
+    } marks[] = {{&t->ran, "ran"}, {&t->answered, "answered"}, {&t->ended, "had ended"}};
+    guint n = 1 + (t->private_median > 0);
 
     text(svg, MARGIN, 54, "title", "start", title);
     text(svg, MARGIN, 78, "label", "start", ticket);
     svg->y = 100;
-    for (guint i = 0; i < G_N_ELEMENTS(times); i++) {
-        n += times[i].ns != SF_TIMELINE_NEVER;
+    for (guint i = 0; i < G_N_ELEMENTS(marks); i++) {
+        n += marks[i].mark->count > 0;
     }
     double width = (CANVAS_WIDTH - 2 * MARGIN - (n - 1) * TILE_GAP) / n, x = MARGIN;
-    for (guint i = 0; i < G_N_ELEMENTS(times); i++) {
-        if (times[i].ns != SF_TIMELINE_NEVER) {
-            g_autofree char *value = sf_units_format_ns((guint64)times[i].ns);
-            tile(svg, x, width, times[i].label, value);
+    g_autofree char *pause = sf_units_format_ns((guint64)t->pause);
+    tile(svg, x, width, "parent paused", pause);
+    for (guint i = 0; i < G_N_ELEMENTS(marks); i++) {
+        const SfTimelineMark *mark = marks[i].mark;
+        if (mark->count > 0) {
+            g_autofree char *value = sf_units_format_ns((guint64)mark->last);
+            g_autofree char *label = mark->count == t->clones->len
+                ? g_strdup_printf("every clone %s after", marks[i].what)
+                : g_strdup_printf("%u of %u %s after", mark->count, t->clones->len, marks[i].what);
             x += width + TILE_GAP;
+            tile(svg, x, width, label, value);
         }
     }
     if (t->private_median > 0) {
         g_autofree char *value = sf_units_format_size(t->private_median);
-        tile(svg, x, width, "own memory of a clone", value);
+        tile(svg, x + width + TILE_GAP, width, "own memory of a clone", value);
     }
     svg->y += TILE_HEIGHT + 40;
 }
@@ -209,7 +211,8 @@ static void draw_marks(Svg *svg, const SfTimelineClone *clone, gint64 span, doub
 
     if (clone->synced != SF_TIMELINE_NEVER && clone->synced <= span) {
         double x = x_of(clone->synced, span);
-        g_string_append_printf(svg->out, "<path d=\"M%.2f %.2fl%.2f %.2fl-%.2f %.2fl-%.2f -%.2fz\" fill=\"%s\" stroke=\"%s\"/>\n",
+        g_string_append_printf(svg->out,
+                               "<path d=\"M%.2f %.2fl%.2f %.2fl-%.2f %.2fl-%.2f -%.2fz\" fill=\"%s\" stroke=\"%s\"/>\n",
                                x, middle - size, size, size, size, size, size, size, SYNCED, PAPER);
     }
     if (clone->exited == SF_TIMELINE_NEVER || clone->exited > span) {
@@ -240,7 +243,7 @@ static void draw_clone(Svg *svg, const SfTimelineClone *clone, gint64 span, doub
         draw_phase(svg, span, clone->running, clone->answered, top, height, WAKING);
         draw_phase(svg, span, clone->answered, end, top, height, WORKING);
     } else {
-        draw_phase(svg, span, clone->running, end, top, height, t->all_answered != never ? WAKING : WORKING);
+        draw_phase(svg, span, clone->running, end, top, height, t->answered.count > 0 ? WAKING : WORKING);
     }
     draw_marks(svg, clone, span, middle, height);
     if (svg->row >= TEXT_ROW_HEIGHT) {
@@ -345,10 +348,12 @@ char *sf_timeline_to_svg(const SfTimeline *timeline)
     double height = svg.y + MARGIN / 2;
     g_autofree char *title = g_markup_printf_escaped("Fork of %s, ticket %s", timeline->vm, timeline->ticket);
     g_autofree char *head = g_strdup_printf(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" role=\"img\">\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" "
+        "role=\"img\">\n"
         "<title>%s</title>\n"
         "<style>\n"
-        "text{font-family:Inter,'Helvetica Neue',Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:13px;fill:" INK "}\n"
+        "text{font-family:Inter,'Helvetica Neue',Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:13px;fill:" INK
+        "}\n"
         ".title{font-size:26px;font-weight:600}\n"
         ".heading{font-size:15px;font-weight:600}\n"
         ".figure{font-size:24px;font-weight:600}\n"

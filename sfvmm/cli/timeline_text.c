@@ -137,7 +137,7 @@ static gboolean reached(gint64 event, gint64 at)
 
 static Phase phase_at(const SfTimelineClone *clone, const SfTimeline *timeline, gint64 at)
 {
-    gboolean agent = clone->answered != SF_TIMELINE_NEVER || timeline->all_answered != SF_TIMELINE_NEVER;
+    gboolean agent = timeline->answered.count > 0;      /* without one, who runs works */
 
     if (at < timeline->pause_at || at > timeline->end || reached(clone->exited, at)) {
         return NOTHING;      /* not born yet, or gone */
@@ -168,7 +168,8 @@ static void fill_clone(const Panel *panel, const SfTimelineClone *clone, Phase *
 static char *fork_notes(const SfTimelineClone *clone)
 {
     g_autofree char *ran = clone->running != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->running) : NULL;
-    g_autofree char *answered = clone->answered != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->answered) : NULL;
+    g_autofree char *answered =
+        clone->answered != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->answered) : NULL;
 
     if (!ran) {
         return g_strdup(sf_timeline_failed(clone) ? clone->state : "starts");
@@ -224,11 +225,15 @@ static void append_title(const Panel *panel)
     }
 }
 
-static void append_fact(GString *line, const char *what, gint64 at)
+/* "all ran after 31.0 ms", "7 of 8 ran after 31.0 ms" */
+static void append_mark(const Panel *panel, GString *line, const SfTimelineMark *mark, const char *what)
 {
-    if (at != SF_TIMELINE_NEVER) {
-        g_autofree char *time = sf_units_format_ns((guint64)at);
-        g_string_append_printf(line, "%s%s %s", line->len ? ", " : "", what, time);
+    guint n = panel->timeline->clones->len;
+
+    if (mark->count > 0) {
+        g_autofree char *time = sf_units_format_ns((guint64)mark->last);
+        g_autofree char *who = mark->count == n ? g_strdup("all") : g_strdup_printf("%u of %u", mark->count, n);
+        g_string_append_printf(line, "%s%s %s after %s", line->len ? ", " : "", who, what, time);
     }
 }
 
@@ -252,9 +257,9 @@ static void append_summary(const Panel *panel)
 
     g_string_append_c(panel->out, '\n');
     append_pause(panel);
-    append_fact(facts, "all ran after", timeline->all_ran);
-    append_fact(facts, "all answered after", timeline->all_answered);
-    append_fact(facts, "all ended after", timeline->all_ended);
+    append_mark(panel, facts, &timeline->ran, "ran");
+    append_mark(panel, facts, &timeline->answered, "answered");
+    append_mark(panel, facts, &timeline->ended, "ended");
     if (facts->len > 0) {
         g_string_append_printf(panel->out, "  %s\n", facts->str);
     }
@@ -262,7 +267,8 @@ static void append_summary(const Panel *panel)
         g_autofree char *median = sf_units_format_size(timeline->private_median);
         g_autofree char *total = sf_units_format_size(timeline->private_total);
         g_autofree char *shared = sf_units_format_size(timeline->shared_once);
-        g_string_append_printf(panel->out, "  memory: %s of its own per clone (median), %s together; up to %s shared by all\n",
+        g_string_append_printf(panel->out,
+                               "  memory: %s of its own per clone (median), %s together; up to %s shared by all\n",
                                median, total, shared);
     }
 }

@@ -8,8 +8,8 @@
  *
  *      NAME          STATE     CPU %   ...        a row for each VM, below it its clones; shells summed up
  *
- * Rates come from two samples: each name's cpu_ns and private bytes against the same name's before. On a terminal it waits
- * with poll() for a key or the next sample; a resize interrupts poll() and draws anew. Single-threaded.
+ * Rates come from two samples: each name's cpu_ns and private bytes against the same name's before. On a terminal it
+ * waits with poll() for a key or the next sample; a resize interrupts poll() and draws anew. Single-threaded.
  */
 #include "sfvmm/cli/top.h"
 
@@ -28,6 +28,7 @@
 #define INTERVAL_MS_MIN       100
 #define BAR_WIDTH             30u
 #define BAR_WIDTH_NARROW      16u
+#define BAR_OTHERS            12u      /* columns beside the bar: its name, brackets and two blanks */
 #define NARROW                100u     /* columns: below, the bars are shorter */
 #define HEAD_LINES            5u       /* above the rows: three of totals, a blank one, the headings */
 
@@ -185,16 +186,21 @@ static void append_title(GString *out, JsonObject *now, const SfTopView *view)
     g_string_append_printf(out, "%*s%s\n", (int)(view->width > used + 2 ? view->width - used : 2), "", view->clock);
 }
 
-/* part of bar_width cells; at least one when there is anything. */
-static guint cells(double part, guint bar_width)
+static guint bar_width(const SfTopView *view)
 {
-    guint n = (guint)(CLAMP(part, 0, 1) * bar_width + 0.5);
+    return view->width >= NARROW ? BAR_WIDTH : BAR_WIDTH_NARROW;
+}
+
+/* part of so many cells; at least one when there is anything. */
+static guint cells(double part, guint width)
+{
+    guint n = (guint)(CLAMP(part, 0, 1) * width + 0.5);
     return part > 0 && n == 0 ? 1 : n;
 }
 
 static void append_bar(GString *out, double first, double second, SfStyle style, const SfTopView *view)
 {
-    guint width = view->width >= NARROW ? BAR_WIDTH : BAR_WIDTH_NARROW;
+    guint width = bar_width(view);
     guint n = MIN(cells(first, width), width), m = MIN(cells(second, width), width - n);
     g_autoptr(GString) part = g_string_new(NULL);
 
@@ -216,7 +222,27 @@ static void append_bar(GString *out, double first, double second, SfStyle style,
     g_string_append(out, "]  ");
 }
 
-static void append_totals(GString *out, JsonObject *now, GPtrArray *families, gboolean have_rates, const SfTopView *view)
+/* The longest that fits beside the bar. Caller frees. */
+static char *memory_sentence(const SfTopView *view, const char *own, const char *shared, const char *saved,
+                             const char *left)
+{
+    guint room = view->width > BAR_OTHERS + bar_width(view) ? view->width - BAR_OTHERS - bar_width(view) : 0;
+    char *text =
+        g_strdup_printf("private %s + shared %s; sharing saves %s; host has %s free", own, shared, saved, left);
+
+    if (view->width > 0 && strlen(text) > room) {
+        g_free(text);
+        text = g_strdup_printf("own %s, shared %s, saved %s", own, shared, saved);
+    }
+    if (view->width > 0 && strlen(text) > room) {
+        g_free(text);
+        text = g_strdup_printf("own %s, shared %s", own, shared);
+    }
+    return text;
+}
+
+static void append_totals(GString *out, JsonObject *now, GPtrArray *families, gboolean have_rates,
+                          const SfTopView *view)
 {
     guint64 total = (guint64)sf_ctl_int(sf_ctl_object(now, "host"), "memory_total");
     guint64 available = (guint64)sf_ctl_int(sf_ctl_object(now, "host"), "memory_available");
@@ -246,10 +272,7 @@ static void append_totals(GString *out, JsonObject *now, GPtrArray *families, gb
     g_string_append(out, "Memory  ");
     append_bar(out, total ? (double)private_bytes / (double)total : 0, total ? (double)shared_once / (double)total : 0,
                SF_STYLE_GREEN, view);
-    g_autofree char *text = view->width == 0 || view->width >= NARROW
-        ? g_strdup_printf("private %s + shared %s; sharing saves %s; host has %s free", private_text, shared_text,
-                          saved_text, free_text)
-        : g_strdup_printf("own %s, shared %s, saved %s", private_text, shared_text, saved_text);
+    g_autofree char *text = memory_sentence(view, private_text, shared_text, saved_text, free_text);
     g_string_append_printf(out, "%s\n\n", text);
 }
 
@@ -332,8 +355,8 @@ static void append_rows(GString *out, const char *text, const SfTopView *view)
         g_string_append_printf(out, "%s\n", lines[i + 1]);
     }
     if (rows > room) {
-        g_string_append_printf(out, "%s %u of %u rows hidden: scroll with the arrow keys\n", view->unicode ? "…" : "...",
-                               rows - room, rows);
+        g_string_append_printf(out, "%s %u of %u rows hidden: scroll with the arrow keys\n",
+                               view->unicode ? "…" : "...", rows - room, rows);
     }
 }
 
@@ -353,8 +376,9 @@ char *sf_top_render(JsonObject *now, JsonObject *before, guint64 elapsed_ns, con
     }
     if (view->keys) {
         g_string_append_c(out, '\n');
-        sf_text_append_styled(out, view->width >= NARROW ? "q quit   s shells   sort: c CPU  m memory  n name   space now"
-                                                         : "q quit  s shells  sort: c CPU, m memory, n name",
+        sf_text_append_styled(out,
+                              view->width >= NARROW ? "q quit   s shells   sort: c CPU  m memory  n name   space now"
+                                                    : "q quit  s shells  sort: c CPU, m memory, n name",
                               SF_STYLE_DIM, view->color);
         g_string_append_c(out, '\n');
     }
@@ -401,7 +425,8 @@ static char *render(const Samples *samples, SfTopView *view)
     g_autofree char *clock = g_date_time_format(time, "%H:%M:%S");
 
     view->clock = clock;
-    char *text = sf_top_render(samples->now, samples->before, (guint64)(samples->now_us - samples->before_us) * 1000, view);
+    char *text =
+        sf_top_render(samples->now, samples->before, (guint64)(samples->now_us - samples->before_us) * 1000, view);
     view->clock = NULL;
     return text;
 }

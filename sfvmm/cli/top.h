@@ -20,7 +20,8 @@ typedef struct {
 } SfTopView;
 
 /*
- * now, before: results of vm.usage, elapsed_ns apart; before may be NULL: no rates yet. Lines end in newlines. Caller frees.
+ * now, before: results of vm.usage, elapsed_ns apart; before may be NULL: no rates yet. Lines end in newlines. Caller
+ * frees.
  */
 char *sf_top_render(JsonObject *now, JsonObject *before, guint64 elapsed_ns, const SfTopView *view);
 

@@ -15,7 +15,8 @@ gboolean sf_units_parse_size(const char *what, const char *text, guint64 *bytes,
 gboolean sf_units_parse_duration(const char *what, const char *text, int *ms, GError **error);
 
 /* A decimal integer of min..max, nothing before or after it. */
-gboolean sf_units_parse_count(const char *what, const char *text, gint64 min, gint64 max, gint64 *value, GError **error);
+gboolean sf_units_parse_count(const char *what, const char *text, gint64 min, gint64 max, gint64 *value,
+                              GError **error);
 
 /* "0", "812 B", "1.5 MiB", "23.4 GiB": at most 9 characters below 1 PiB. Caller frees. */
 char *sf_units_format_size(guint64 bytes);

@@ -93,8 +93,8 @@ void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
 static void print_line(const char *label, const char *text)
 {
     if (text && *text) {
-        g_autofree char *clean = sf_text_harmless(text);
-        printf("  %-*s %s\n", LABEL_WIDTH, label, clean);
+        g_autofree char *line = g_strdup_printf("  %-*s %s", LABEL_WIDTH, label ? label : "?", text);
+        sf_ctl_print(line);
     }
 }
 
@@ -103,10 +103,12 @@ static void print_heading(const SfCtl *ctl, const char *kind, const char *name, 
     GString *line = g_string_new(NULL);
     g_autofree char *clean = sf_text_harmless(name ? name : "?");
 
+    g_autofree char *clean_state = sf_text_harmless(state ? state : "?");
+
     g_string_append_printf(line, "%s ", kind);
     sf_text_append_styled(line, clean, SF_STYLE_BOLD, ctl->color);
     g_string_append(line, ": ");
-    sf_text_append_styled(line, state ? state : "?", sf_ctl_state_style(state), ctl->color);
+    sf_text_append_styled(line, clean_state, sf_ctl_state_style(state), ctl->color);
     fputs(line->str, stdout);
     g_string_free(line, TRUE);
 }

@@ -152,7 +152,8 @@ static void hint_no_daemon(SfClient *client, int error_number)
     if (error_number == EACCES || error_number == EPERM) {
         hint = g_strdup("run as the daemon's user, or start one of your own: `sfvmmd`");
     } else if (error_number == ENAMETOOLONG) {
-        hint = g_strdup_printf("a socket's path has at most %zu bytes", sizeof(((struct sockaddr_un *)0)->sun_path) - 1);
+        hint =
+            g_strdup_printf("a socket's path has at most %zu bytes", sizeof(((struct sockaddr_un *)0)->sun_path) - 1);
     } else if (strcmp(client->socket, SF_CLIENT_SYSTEM_SOCKET) != 0 && access(SF_CLIENT_SYSTEM_SOCKET, F_OK) == 0) {
         hint = g_strdup_printf("start one: `sfvmmd`; or use the system's: --socket %s",
                                SF_CLIENT_SYSTEM_SOCKET);
@@ -206,7 +207,8 @@ static void set_protocol(SfClient *client, GError **error, const char *what)
     g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_PROTOCOL, "%s: %s", client->socket, what);
 }
 
-/* Until the socket is ready for `events`, the deadline (monotonic us, -1: none) passes, or the tick function ends it. */
+/* Until the socket is ready for `events`, the deadline (monotonic us, -1: none) passes, or the tick function ends it.
+ */
 static gboolean wait_for(SfClient *client, short events, gint64 began, gint64 deadline, GError **error)
 {
     for (;;) {
@@ -236,14 +238,16 @@ static gboolean wait_for(SfClient *client, short events, gint64 began, gint64 de
         }
         if (n == 0 && last) {
             set_hint(client, "timeout", NULL);
-            g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_TIMEOUT, "sfvmmd did not answer in %" G_GINT64_FORMAT " ms",
+            g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_TIMEOUT,
+                        "sfvmmd did not answer in %" G_GINT64_FORMAT " ms",
                         (g_get_monotonic_time() - began) / US_PER_MS);
             return FALSE;
         }
     }
 }
 
-static gboolean send_all(SfClient *client, const char *data, gsize length, gint64 began, gint64 deadline, GError **error)
+static gboolean send_all(SfClient *client, const char *data, gsize length, gint64 began, gint64 deadline,
+                         GError **error)
 {
     while (length > 0) {
         ssize_t n = send(client->fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -383,8 +387,8 @@ JsonObject *sf_client_call(SfClient *client, const char *method, JsonObject *par
     set_hint(client, NULL, NULL);
     if (length - 1 > SF_JSON_LINE_MAX) {
         set_hint(client, "bad-request", NULL);
-        g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_PROTOCOL, "%s: the request has %zu bytes, at most %u are taken",
-                    method, length - 1, SF_JSON_LINE_MAX);
+        g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_PROTOCOL,
+                    "%s: the request has %zu bytes, at most %u are taken", method, length - 1, SF_JSON_LINE_MAX);
         return NULL;
     }
     if (!sf_client_connect(client, error) ||

@@ -13,17 +13,17 @@
 #define SF_CLIENT_SYSTEM_SOCKET   "/run/snowflock/control.sock"
 #define SF_CLIENT_USER_SOCKET     "snowflock/control.sock"   /* below $XDG_RUNTIME_DIR */
 #define SF_CLIENT_ANSWER_MAX      (16u << 20)                 /* bytes of an answer or event that we take */
-#define SF_CLIENT_EVENTS_MAX      4096u                       /* events kept while a call waits; the oldest goes first */
+#define SF_CLIENT_EVENTS_MAX      4096u /* events kept while a call waits; the oldest goes first */
 
 #define SF_CLIENT_ERROR (sf_client_error_quark())
 GQuark sf_client_error_quark(void);
 typedef enum {
-    SF_CLIENT_ERROR_NO_DAEMON,    /* nobody listens at the socket, or we may not connect */
-    SF_CLIENT_ERROR_LOST,         /* the connection ended before the answer */
-    SF_CLIENT_ERROR_PROTOCOL,     /* the peer sent what is not the protocol; the connection is closed */
-    SF_CLIENT_ERROR_TIMEOUT,      /* no answer in time; the daemon may still do what was asked */
-    SF_CLIENT_ERROR_CANCELLED,    /* the tick function said so */
-    SF_CLIENT_ERROR_REPLY,        /* the daemon answered with an error: see sf_client_error_code(), sf_client_error_hint() */
+    SF_CLIENT_ERROR_NO_DAEMON, /* nobody listens at the socket, or we may not connect */
+    SF_CLIENT_ERROR_LOST,      /* the connection ended before the answer */
+    SF_CLIENT_ERROR_PROTOCOL,  /* the peer sent what is not the protocol; the connection is closed */
+    SF_CLIENT_ERROR_TIMEOUT,   /* no answer in time; the daemon may still do what was asked */
+    SF_CLIENT_ERROR_CANCELLED, /* the tick function said so */
+    SF_CLIENT_ERROR_REPLY, /* the daemon answered with an error: see sf_client_error_code(), sf_client_error_hint() */
 } SfClientError;
 
 typedef struct SfClient SfClient;
