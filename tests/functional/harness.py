@@ -139,7 +139,11 @@ class Control:
     def __init__(self, path, timeout=SHORT):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
         self.data = b""
         self.events = []
         self.answers = {}
@@ -231,6 +235,8 @@ class Daemon:
             self.config["user"] = qemu_user()
         self.config.update(config or {})
         self.path = path or os.environ.get("SF_TEST_SFVMMD") or program("sfvmm/control/sfvmmd")
+        if self.user:
+            self.path = shutil.copy(self.path, self.top)    # the checkout may be closed to that user
         self.log_path = os.path.join(logs(), "sfvmmd-%s.log" % os.path.basename(self.top))
         self.socket_path = os.path.join(self.run, "control.sock")
         self.process = None
@@ -253,7 +259,7 @@ class Daemon:
         return name
 
     def command(self):
-        return [self.path, "--foreground", "--config", self.write_config(), "--run-dir", self.run] + self.extra
+        return [self.path, "--config", self.write_config(), "--run-dir", self.run] + self.extra
 
     def start(self, expect_failure=False):
         """Start, and wait until it answers. With expect_failure: wait for its end; returns (status, text)."""
@@ -277,11 +283,14 @@ class Daemon:
         def answering():
             if self.process.poll() is not None:
                 raise AssertionError("sfvmmd ended with %d: %s" % (self.process.returncode, self.log_tail()))
+            control = None
             try:
                 control = Control(self.socket_path)
                 control.call("daemon.status")
                 return control
-            except (OSError, ConnectionError):
+            except OSError:
+                if control:
+                    control.close()
                 return None
         self.control = wait(answering, what="sfvmmd's control socket " + self.socket_path)
         return self
@@ -419,7 +428,8 @@ class Daemon:
         for folder, _, names in os.walk(self.run):
             for name in names:
                 path = os.path.relpath(os.path.join(folder, name), self.run)
-                if not re.search(r"-shell-\d+/", path):
+                # Templates of overlays are made once for each size.
+                if not re.search(r"-shell-\d+/|^template/", path):
                     found[path] += 1
         return found
 
@@ -673,7 +683,7 @@ def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=
     return vm
 
 
-def blank_disk(daemon, name, mib, owner=None):
+def blank_disk(daemon, name, mib):
     """A raw disk of zeros."""
     path = os.path.join(daemon.top, name)
     with open(path, "wb") as file:
