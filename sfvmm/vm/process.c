@@ -120,6 +120,9 @@ G_NORETURN static void child_run(const SfProcessOptions *options, int program, i
         child_fail(report, STEP_USER);
     }
     syscall(SYS_execveat, program, "", options->argv->pdata, environ, AT_EMPTY_PATH);
+    if (errno == ENOENT) {                   /* a script: its interpreter can't open a descriptor that closes at the exec */
+        execve(options->program, (char **)options->argv->pdata, environ);
+    }
     child_fail(report, STEP_EXEC);
 }
 
