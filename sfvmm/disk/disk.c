@@ -123,6 +123,16 @@ void sf_disk_chain_free(SfDiskChain *chain)
     }
 }
 
+gboolean sf_disk_chain_is_shared(const SfDiskChain *chain)
+{
+    for (guint i = 0; i < chain->layers->len; i++) {
+        if (is_shared(g_ptr_array_index(chain->layers, i))) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
 JsonObject *sf_disk_chain_to_json(const SfDiskChain *chain)
 {
     JsonObject *object = json_object_new();
@@ -451,13 +461,9 @@ gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError
     if (chain->layers->len < 2 || chain->readonly) {
         return TRUE;
     }
-    for (guint i = 0; i < chain->layers->len; i++) {
-        SfDiskLayer *layer = g_ptr_array_index(chain->layers, i);
-        if (is_shared(layer)) {
-            g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "disk %s: %s is still used by another VM", chain->id,
-                        layer->path);
-            return FALSE;
-        }
+    if (sf_disk_chain_is_shared(chain)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "disk %s: its layers are still used by another VM", chain->id);
+        return FALSE;
     }
     for (guint i = 1; i < chain->layers->len; i++) {
         if (!set_backing(qemu_img, g_ptr_array_index(chain->layers, i), g_ptr_array_index(chain->layers, i - 1),

@@ -55,6 +55,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDiskChain, sf_disk_chain_free)
 JsonObject *sf_disk_chain_to_json(const SfDiskChain *chain);
 SfDiskChain *sf_disk_chain_from_json(JsonObject *object, GError **error);
 
+/* Does another chain, or anybody else, hold one of its layers too? */
+gboolean sf_disk_chain_is_shared(const SfDiskChain *chain);
+
 /*
  * Format and virtual size (bytes) of an image (qemu-img info; blocks for some 10 ms). Refuses what is neither raw nor
  * qcow2, has a backing file or an external data file, or is encrypted. format: "raw" or "qcow2", NULL: found out, which

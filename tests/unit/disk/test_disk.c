@@ -6,10 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "sfvmm/disk/disk.h"
+#include "sfvmm/disk/late_commit.h"
+#include "sfvmm/wire/state_file.h"
 
-#define DISK_SIZE (8ull << 20) /* bytes */
-#define SECTOR    512u
-#define CLUSTER   65536u /* of a qcow2 image */
+#define DISK_SIZE     (8ull << 20) /* bytes */
+#define SECTOR        512u
+#define CLUSTER       65536u /* of a qcow2 image */
+#define BOUND_SECONDS 60u
 
 typedef struct {
     char *directory;
@@ -276,6 +279,98 @@ static void commit_over(const Fixture *f, const char *image_format)
     }
 }
 
+static gboolean on_bound(gpointer data)
+{
+    g_error("a commit takes longer than %u s", BOUND_SECONDS);
+    return G_SOURCE_REMOVE;
+}
+
+static void wait_for_commits(const SfLateCommits *commits)
+{
+    guint bound = g_timeout_add_seconds(BOUND_SECONDS, on_bound, NULL);
+
+    while (sf_late_commits_waiting(commits) > 0) {
+        g_main_context_iteration(NULL, TRUE);
+    }
+    g_source_remove(bound);
+}
+
+static SfDiskChain *written_chain(const Fixture *f, const char *image)
+{
+    g_autofree char *template = path_of(f, "template");
+    SfDiskChain *chain = sf_disk_chain_new("disk0", DISK_SIZE, FALSE);
+
+    g_unlink(image);
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", "raw", image, "8M", NULL });
+    g_assert_true(sf_disk_template_create(f->qemu_img, template, DISK_SIZE, NULL));
+    g_ptr_array_add(chain->layers, sf_disk_layer_new(image, "raw", FALSE));
+    g_ptr_array_add(chain->layers, overlay_new(f, template, "overlay", CLUSTER, 'w'));
+    return chain;
+}
+
+static void assert_written(const char *image)
+{
+    g_autofree char *content = NULL;
+    gsize length;
+
+    g_assert_true(g_file_get_contents(image, &content, &length, NULL));
+    g_assert_cmpint(content[0], ==, 'w');
+    g_assert_cmpint(content[CLUSTER - 1], ==, 'w');
+    g_assert_cmpint(content[CLUSTER], ==, '\0');
+}
+
+/* The writes of a VM that has ended wait for its clones, and for a restart of sfvmmd. */
+static void test_late_commit(Fixture *f, gconstpointer data)
+{
+    g_autofree char *directory = path_of(f, "late");
+    g_autofree char *image = path_of(f, "image");
+    g_autofree char *overlay = path_of(f, "overlay");
+    g_autofree char *record = NULL;
+
+    if (skip_without_qemu_img(f)) {
+        return;
+    }
+    SfLateCommits *commits = sf_late_commits_new(directory, f->qemu_img);
+    SfDiskChain *chain = written_chain(f, image);
+    SfDiskChain *clones = sf_disk_chain_copy(chain);
+    sf_late_commits_add(commits, "web", chain);
+    g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
+    g_assert_null(sf_late_commits_owner(commits, overlay));
+    g_auto(GStrv) files = sf_state_list(directory);
+    g_assert_cmpuint(g_strv_length(files), ==, 1);
+    record = g_build_filename(directory, files[0], NULL);
+    g_autoptr(JsonObject) saved = sf_state_read(record, NULL);
+    sf_disk_chain_free(clones);
+    wait_for_commits(commits);
+    assert_written(image);
+    g_assert_false(g_file_test(overlay, G_FILE_TEST_EXISTS));
+    g_assert_false(g_file_test(record, G_FILE_TEST_EXISTS));
+    sf_late_commits_add(commits, "web", sf_disk_chain_new("disk0", DISK_SIZE, TRUE)); /* nothing to do */
+    g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 0);
+    sf_late_commits_free(commits);
+
+    /* A process was killed when all but the record had been removed. */
+    g_assert_true(sf_state_write(record, saved, NULL));
+    commits = sf_late_commits_new(directory, f->qemu_img);
+    g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 0);
+    g_assert_false(g_file_test(record, G_FILE_TEST_EXISTS));
+    sf_late_commits_free(commits);
+
+    /* A process was killed before the commit. */
+    chain = written_chain(f, image);
+    SfDiskLayer *kept = g_ptr_array_index(chain->layers, 1);
+    kept->owned = FALSE; /* the end of a process removes no file */
+    sf_disk_chain_free(chain);
+    g_assert_true(sf_state_write(record, saved, NULL));
+    commits = sf_late_commits_new(directory, f->qemu_img);
+    g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
+    wait_for_commits(commits);
+    assert_written(image);
+    g_assert_false(g_file_test(overlay, G_FILE_TEST_EXISTS));
+    sf_late_commits_free(commits);
+    g_assert_cmpint(g_rmdir(directory), ==, 0);
+}
+
 static void test_commit(Fixture *f, gconstpointer data)
 {
     if (!skip_without_qemu_img(f)) {
@@ -292,6 +387,7 @@ int main(int argc, char **argv)
     g_test_add("/disk/bad-json", Fixture, NULL, set_up, test_bad_json, tear_down);
     g_test_add("/disk/overlay", Fixture, NULL, set_up, test_overlay, tear_down);
     g_test_add("/disk/probe", Fixture, NULL, set_up, test_probe, tear_down);
+    g_test_add("/disk/late-commit", Fixture, NULL, set_up, test_late_commit, tear_down);
     g_test_add("/disk/commit", Fixture, NULL, set_up, test_commit, tear_down);
     return g_test_run();
 }
