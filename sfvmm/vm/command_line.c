@@ -12,7 +12,7 @@
  *                the state of fw_cfg is a selector and an offset, not its files. So streams fit: a stream of a parent with
  *                -kernel was loaded into a QEMU without, RAM blocks and ROMs included. The price: a clone can't
  *                reboot. Its firmware would find no kernel, so a reboot ends it (-action).
- *   -blockdev    the layers below each disk's slot (vm_disk.c).
+ *   -blockdev    the nodes below each disk (vm_disk.c).
  *
  * Chosen for fast snapshots, loads and small processes: no SATA, SMBus, SMM and VMware port (each has state or address
  * spaces of its own); no vapic (its post_load writes guest pages); a virtio-serial of two ports, and one queue per disk (loading touches
@@ -24,7 +24,6 @@
 #include "sfvmm/vm/command_line.h"
 
 #include "libsf/wire/guest_protocol.h"
-#include "sfvmm/vm/vm_disk.h"
 
 /* PCI slots, from 1 on; 0 is the host bridge, 31 the ISA bridge. */
 #define SLOT_SERIAL           2u
@@ -99,22 +98,19 @@ static void add_devices(GPtrArray *argv, const SfVmConfig *config)
     }
 }
 
-static void add_disks(GPtrArray *argv, const SfVmConfig *config, const GPtrArray *blockdevs, const GArray *disk_fds)
+static void add_disks(GPtrArray *argv, const SfVmConfig *config, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
+                      const GArray *disk_fds)
 {
     for (guint i = 0; i < disk_fds->len; i++) {
         addf(argv, "-add-fd", "fd=%d,set=%u", g_array_index(disk_fds, int, i), SF_FDSET_DISK_FIRST + i);
-    }
-    if (config->disks->len > 0) {
-        add(argv, "-object", "throttle-group,id=" SF_VM_THROTTLE_GROUP);
     }
     for (guint i = 0; i < blockdevs->len; i++) {
         add(argv, "-blockdev", g_ptr_array_index(blockdevs, i));
     }
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
-        g_autofree char *slot = sf_vm_disk_slot(disk->id);
-        addf(argv, "-device", "virtio-blk-pci,id=%s,drive=%s,num-queues=1,addr=0x%x%s", disk->id, slot, SLOT_DISK_FIRST + i,
-             i == 0 && !config->kernel ? ",bootindex=0" : "");
+        addf(argv, "-device", "virtio-blk-pci,id=%s,drive=%s,num-queues=1,addr=0x%x%s", disk->id,
+             (const char *)g_ptr_array_index(top_nodes, i), SLOT_DISK_FIRST + i, i == 0 && !config->kernel ? ",bootindex=0" : "");
     }
 }
 
@@ -139,7 +135,8 @@ static void add_boot(GPtrArray *argv, SfVmRole role, const SfVmConfig *config, c
 }
 
 GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role, const SfVmConfig *config,
-                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GArray *disk_fds)
+                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
+                               const GArray *disk_fds)
 {
     GPtrArray *argv = g_ptr_array_new_with_free_func(g_free);
     g_auto(GStrv) firmware = g_strsplit(options->firmware ? options->firmware : "", ":", -1);
@@ -159,7 +156,7 @@ GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *nam
     add_machine(argv, config, fds);
     add_channels(argv, fds);
     add_devices(argv, config);
-    add_disks(argv, config, blockdevs, disk_fds);
+    add_disks(argv, config, blockdevs, top_nodes, disk_fds);
     add_boot(argv, role, config, fds);
     g_ptr_array_add(argv, NULL);
     return argv;

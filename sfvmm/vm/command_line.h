@@ -21,10 +21,11 @@ typedef struct {
 #define SF_FDSET_DISK_FIRST   16u     /* of disk layers at the start */
 
 /*
- * argv, ends in NULL. blockdevs: JSON texts for -blockdev (vm_disk.h). disk_fds: of int, in the order of fdsets from
- * SF_FDSET_DISK_FIRST. config is resolved: accel is "kvm" or "tcg", disks have sizes.
+ * argv, ends in NULL. blockdevs: JSON texts for -blockdev; top_nodes: names of the node of each disk (vm_disk.h). disk_fds: of
+ * int, in the order of fdsets from SF_FDSET_DISK_FIRST. config is resolved: accel is "kvm" or "tcg", disks have sizes.
  */
 GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role, const SfVmConfig *config,
-                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GArray *disk_fds);
+                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
+                               const GArray *disk_fds);
 
 #endif

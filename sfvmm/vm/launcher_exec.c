@@ -251,15 +251,26 @@ static gboolean open_layer(SfDiskLayer *layer, gboolean writable, guint *fdset, 
     return TRUE;
 }
 
-static gboolean disk_nodes(StartOp *op, GPtrArray *blockdevs, GError **error)
+/* A shell's own overlay. Its template is there: the parent's start has made it. */
+static gboolean shell_disk_nodes(StartOp *op, SfVmDisk *disk, const SfDiskConfig *config, GPtrArray *blockdevs, GError **error)
+{
+    const SfLauncherOptions *options = &op->launcher->options;
+    g_autofree char *template = sf_vm_template_path(op->vm, config->size);
+    g_autofree char *path = sf_vm_overlay_path(op->vm, config->id);
+    SfDiskLayer *overlay = sf_disk_overlay_create(template, path, options->uid, options->gid, error);
+
+    return overlay && sf_vm_disk_shell_blockdevs(disk, config->id, overlay, blockdevs, open_layer, op, error);
+}
+
+static gboolean disk_nodes(StartOp *op, GPtrArray *blockdevs, GPtrArray *top_nodes, GError **error)
 {
     for (guint i = 0; i < op->config->disks->len; i++) {
         SfVmDisk *disk = g_ptr_array_index(op->vm->disks, i);
-        if (op->role == SF_VM_SHELL) {
-            sf_vm_disk_placeholder_blockdevs(g_ptr_array_index(op->config->disks, i), blockdevs);
-        } else if (!sf_vm_disk_blockdevs(disk, blockdevs, open_layer, op, error)) {
+        if (disk->chain ? !sf_vm_disk_blockdevs(disk, blockdevs, open_layer, op, error)
+                        : !shell_disk_nodes(op, disk, g_ptr_array_index(op->config->disks, i), blockdevs, error)) {
             return FALSE;
         }
+        g_ptr_array_add(top_nodes, (char *)sf_vm_disk_top_node(disk));
     }
     return TRUE;
 }
@@ -291,6 +302,7 @@ static gboolean start_process(StartOp *op, int directory, GError **error)
 {
     const SfLauncherOptions *options = &op->launcher->options;
     g_autoptr(GPtrArray) blockdevs = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GPtrArray) top_nodes = g_ptr_array_new();
     g_autoptr(GPtrArray) argv = NULL;
     SfCommandLineFds fds;
     SfProcessOptions process = { .program = options->qemu, .fds = op->fds, .uid = options->uid, .gid = options->gid };
@@ -298,11 +310,11 @@ static gboolean start_process(StartOp *op, int directory, GError **error)
     int pidfd;
     gboolean ok;
 
-    if (!collect_fds(op, directory, &fds, error) || !disk_nodes(op, blockdevs, error) ||
+    if (!collect_fds(op, directory, &fds, error) || !disk_nodes(op, blockdevs, top_nodes, error) ||
         !append_to(directory, SF_VM_FILE_LOG, &process.log, error)) {
         return FALSE;
     }
-    argv = sf_command_line_new(options, op->name, op->role, op->config, &fds, blockdevs, op->disk_fds);
+    argv = sf_command_line_new(options, op->name, op->role, op->config, &fds, blockdevs, top_nodes, op->disk_fds);
     process.argv = argv;
     ok = sf_process_start(&process, &pid, &pidfd, error);
     close(process.log);
@@ -431,6 +443,17 @@ static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
 
 /* ---- */
 
+/* What never changes is opened by the shell itself; a writable disk gets its chain at the load. */
+static SfDiskChain *shell_chain(const SfDiskConfig *config)
+{
+    SfDiskChain *chain = config->readonly ? sf_disk_chain_new(config->id, config->size, TRUE) : NULL;
+
+    if (chain) {
+        g_ptr_array_add(chain->layers, sf_disk_layer_new(config->path, config->format, FALSE));
+    }
+    return chain;
+}
+
 static SfVmConfig *resolve_config(SfLauncher *launcher, const SfVmConfig *config, GError **error)
 {
     g_autoptr(JsonObject) object = sf_vm_config_to_json(config);
@@ -481,7 +504,7 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
     op->vm = sf_vm_new(&launcher->options, name, role, op->config);
     if (role == SF_VM_SHELL || op->config->disks->len == 0) {
         for (guint i = 0; i < op->config->disks->len; i++) {
-            sf_vm_add_disk(op->vm, sf_vm_disk_new(NULL));
+            sf_vm_add_disk(op->vm, sf_vm_disk_new(shell_chain(g_ptr_array_index(op->config->disks, i))));
         }
         start_continue(task);
         return;

@@ -41,6 +41,8 @@
 #define CONNECT_SECONDS       60          /* a start or an adoption; 32 shells that start at once are slow */
 #define RETRY_MS_FIRST        50u
 #define RETRY_MS_MAX          5000u
+#define GATE_MS               200u        /* a loaded clone waits no longer for the loads of others */
+#define CLEAN_MS              2000u       /* after a load: descriptors that it has left in QEMU go */
 #define LOG_TAIL_BYTES        2048        /* of qemu.log, to find its last line */
 
 G_DEFINE_QUARK(sf-vm-error-quark, sf_vm_error)
@@ -337,6 +339,7 @@ static void vm_disconnect(SfVm *vm)
     g_clear_handle_id(&vm->retry_timer, g_source_remove);
     g_clear_handle_id(&vm->connect_timer, g_source_remove);
     g_clear_handle_id(&vm->guest_timer, g_source_remove);
+    g_clear_handle_id(&vm->clean_timer, g_source_remove);
     g_clear_pointer(&vm->qmp, sf_qmp_free);
     g_clear_pointer(&vm->channel, sf_qemu_channel_free);
     g_clear_pointer(&vm->guest, sf_guest_channel_free);
@@ -993,9 +996,20 @@ SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **fr
 
 /* ---- load ---- */
 
+/*
+ * The gate. A clone that runs takes CPU time from the loads of its siblings: of 32 on two CPUs the last began to run after
+ * 770 ms. So a clone that is loaded waits, paused, until no load is under way, at most GATE_MS.
+ */
+static struct {
+    guint loading;            /* loads under way, of all VMs */
+    GQueue waiting;           /* of SfVm, loaded and to be resumed */
+    guint timer;
+} gate = { .waiting = G_QUEUE_INIT };
+
 typedef struct {
     SfSnapshot *snapshot;
     gboolean resume;
+    gboolean gated;
 } LoadOp;
 
 static void load_op_free(gpointer data)
@@ -1004,19 +1018,6 @@ static void load_op_free(gpointer data)
 
     g_clear_pointer(&op->snapshot, sf_snapshot_unref);
     g_free(op);
-}
-
-static void load_end(SfVm *vm, GError *error)
-{
-    GTask *task = g_steal_pointer(&vm->load_task);
-
-    if (error) {
-        g_prefix_error(&error, "VM %s: load: ", vm->name);
-        g_task_return_error(task, error);
-    } else {
-        g_task_return_boolean(task, TRUE);
-    }
-    g_object_unref(task);
 }
 
 static void mark_loading(SfVm *vm, gboolean loading)
@@ -1032,6 +1033,93 @@ static void mark_loading(SfVm *vm, gboolean loading)
     if (fd >= 0) {
         close(fd);
     }
+}
+
+static void on_cleaned(const GError *error, gpointer data)
+{
+    g_autoptr(SfVm) vm = data;
+
+    if (error) {
+        g_debug("VM %s: %s", vm->name, error->message);
+    }
+}
+
+static gboolean on_clean_time(gpointer data)
+{
+    SfVm *vm = data;
+
+    vm->clean_timer = 0;
+    if (vm->qmp) {
+        SfQmpBatch *batch = sf_qmp_batch_new(vm->qmp);
+        for (guint i = 0; i < vm->disks->len; i++) {
+            sf_vm_disk_load_clean(g_ptr_array_index(vm->disks, i), batch);
+        }
+        sf_qmp_batch_run(batch, on_cleaned, g_object_ref(vm));
+    }
+    return G_SOURCE_REMOVE;
+}
+
+static void load_complete(SfVm *vm)
+{
+    mark_loading(vm, FALSE);
+    vm->clean_timer = g_timeout_add_full(G_PRIORITY_LOW, CLEAN_MS, on_clean_time, vm, NULL);
+}
+
+static void on_resumed(JsonNode *result, const GError *error, gpointer data)
+{
+    g_autoptr(SfVm) vm = data;
+
+    if (!error) {
+        load_complete(vm);
+    } else if (!vm->gone) {
+        g_free(vm->shutdown_reason);
+        vm->shutdown_reason = g_strdup_printf("it can't be resumed: %s", error->message);
+        sf_vm_kill(vm);
+    }
+}
+
+static void gate_open(void)
+{
+    SfVm *vm;
+
+    g_clear_handle_id(&gate.timer, g_source_remove);
+    while ((vm = g_queue_pop_head(&gate.waiting))) {
+        if (vm->qmp) {
+            sf_qmp_execute(vm->qmp, "cont", NULL, -1, on_resumed, g_object_ref(vm));
+        }
+        g_object_unref(vm);
+    }
+}
+
+static gboolean on_gate_time(gpointer data)
+{
+    gate.timer = 0;
+    gate_open();
+    return G_SOURCE_REMOVE;
+}
+
+static void gate_wait(SfVm *vm)
+{
+    g_queue_push_tail(&gate.waiting, g_object_ref(vm));
+    if (!gate.timer) {
+        gate.timer = g_timeout_add(GATE_MS, on_gate_time, NULL);
+    }
+}
+
+static void load_end(SfVm *vm, GError *error)
+{
+    GTask *task = g_steal_pointer(&vm->load_task);
+
+    if (--gate.loading == 0) {
+        gate_open();
+    }
+    if (error) {
+        g_prefix_error(&error, "VM %s: load: ", vm->name);
+        g_task_return_error(task, error);
+    } else {
+        g_task_return_boolean(task, TRUE);
+    }
+    g_object_unref(task);
 }
 
 static void on_load_reply(SfQcMessage *message, const GError *error, gpointer data)
@@ -1053,12 +1141,15 @@ static void on_load_reply(SfQcMessage *message, const GError *error, gpointer da
     g_debug("VM %s: loaded in %" G_GUINT64_FORMAT " us: map %" G_GUINT64_FORMAT ", device %" G_GUINT64_FORMAT ", blocks %"
             G_GUINT64_FORMAT, vm->name, (guint64)reply.total / 1000, (guint64)reply.map / 1000, (guint64)reply.device / 1000,
             (guint64)reply.blocks / 1000);
-    vm->running = vm->running || op->resume;
     vm->role = SF_VM_CLONE;
     sf_vm_set_loaded_snapshot(vm, op->snapshot);
     sf_vm_save(vm, NULL);
-    mark_loading(vm, FALSE);
     vm->guest_hello_held = FALSE;
+    if (op->gated) {
+        gate_wait(vm);
+    } else {
+        load_complete(vm);
+    }
     load_end(vm, NULL);
 }
 
@@ -1066,6 +1157,7 @@ static void on_load_disks(const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
     LoadOp *op = g_task_get_task_data(vm->load_task);
+    gboolean at_once = op->resume && gate.loading == 1;
     int fds[SF_QC_MAX_FDS];
     guint n = 0;
     g_autoptr(GBytes) payload = NULL;
@@ -1076,34 +1168,17 @@ static void on_load_disks(const GError *error, gpointer data)
         load_end(vm, error ? g_error_copy(error) : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
         return;
     }
-    payload = sf_snapshot_load_request(op->snapshot, op->resume ? SF_QC_LOAD_RESUME : 0, fds, &n, &failure);
+    payload = sf_snapshot_load_request(op->snapshot, at_once ? SF_QC_LOAD_RESUME : 0, fds, &n, &failure);
     if (!payload) {
         load_end(vm, failure);
         return;
     }
+    op->gated = op->resume && !at_once;
     if (vm->guest) {
         sf_guest_channel_hello(vm->guest);    /* waits at the port until the guest is there */
     }
     packet = sf_qc_request_load(sf_qemu_channel_serial(vm->channel), payload);
     sf_qemu_channel_request(vm->channel, SF_QC_LOAD, packet, fds, n, on_load_reply, g_object_ref(vm));
-}
-
-/* The clone's own chain: the frozen one and an overlay. */
-static SfDiskChain *load_chain(SfVm *vm, const SfDiskChain *frozen, GError **error)
-{
-    g_autoptr(SfDiskChain) chain = sf_disk_chain_copy(frozen);
-    g_autofree char *path = sf_vm_overlay_path(vm, chain->id);
-    g_autofree char *template = sf_vm_template_path(vm, chain->size);
-    SfDiskLayer *overlay;
-
-    if (!chain->readonly) {
-        overlay = sf_disk_overlay_create(template, path, vm->uid, vm->gid, error);
-        if (!overlay) {
-            return NULL;
-        }
-        g_ptr_array_add(chain->layers, overlay);
-    }
-    return g_steal_pointer(&chain);
 }
 
 static gboolean load_disk(SfVm *vm, const SfDiskChain *frozen, SfQmpBatch *batch, GError **error)
@@ -1112,12 +1187,11 @@ static gboolean load_disk(SfVm *vm, const SfDiskChain *frozen, SfQmpBatch *batch
         SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
         const SfDiskConfig *config = g_ptr_array_index(vm->config->disks, i);
         if (strcmp(config->id, frozen->id) == 0) {
-            SfDiskChain *chain = load_chain(vm, frozen, error);
-            if (!chain) {
-                return FALSE;
+            gboolean ok = sf_vm_disk_load(disk, sf_disk_chain_copy(frozen), batch, error);
+            if (!g_ptr_array_find(vm->chains, disk->chain, NULL)) {
+                g_ptr_array_add(vm->chains, disk->chain);
             }
-            g_ptr_array_add(vm->chains, chain);
-            return sf_vm_disk_load(disk, chain, batch, error);
+            return ok;
         }
     }
     g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "the snapshot has a disk %s, this shell has none", frozen->id);
@@ -1152,6 +1226,7 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
         return;
     }
     vm->load_task = task;
+    gate.loading++;
     mark_loading(vm, TRUE);
     batch = sf_qmp_batch_new(vm->qmp);
     for (guint i = 0; i < vm->disks->len && !error; i++) {

@@ -2,23 +2,25 @@
 /*
  * Theory of operation
  *
- *     virtio-blk --> disk0-slot (throttle, without limits) --> disk0-2 (qcow2) --> disk0-2-file
- *                                                                 | backing
- *                                                              disk0-1 (qcow2) --> disk0-1-file
- *                                                                 | backing
- *                                                              disk0-0 (raw)   --> disk0-0-file
+ *     virtio-blk --> disk0-2 (qcow2) --> disk0-2-file        a parent: two snapshots      virtio-blk --> disk0-0   a shell
+ *                       | backing                            were made of it
+ *                    disk0-1 (qcow2) --> disk0-1-file
+ *                       | backing
+ *                    disk0-0 (raw)   --> disk0-0-file
  *
- * The slot is what the device knows, from start to end; all else changes below it: a shell's slot stands over a null-co node of the right
- * size until the load, a snapshot puts an overlay between slot and top, a commit takes overlays away. It is a throttle node and not a
- * raw one because block-commit of the active layer must start at a root node and looks through filters only.
+ * A shell's disk is its own overlay, empty and with nothing below: a virtual disk of the right size. At the load the frozen
+ * layers are added in one nested blockdev-add and put below it with a blockdev-reopen. Everything else (making the
+ * overlay, opening it) was done when the shell was started, as each QMP command costs two threads of QEMU 0.2 ms and more: with a null-co
+ * placeholder and the overlay added at the load there were 14 commands, now 3 for a disk that was frozen for the first time.
  *
  * File nodes are nodes of their own with an explicit read-only, as a nested file node would follow its format node to read-only at the
  * snapshot and then need another descriptor. So the descriptor of a former top stays writable, but its format node is reopened
  * read-only, which gives up QEMU's write lock on the image: clones, that open the same file in their own processes,
  * are refused while anybody holds that lock. And while clones have it open, nobody can get it: the base is locked.
  *
- * QEMU opens no path: each layer comes as a descriptor in an fdset, which is removed as soon as the node has its copy.
- * Read-only layers get descriptors that can't be written.
+ * QEMU opens no path: each layer comes as a descriptor in an fdset, which is removed when the node has its copy (after a load: later).
+ * Read-only layers get descriptors that can't be written. "backing" is always given, or QEMU would open what a guest
+ * that has taken over its QEMU wrote into the image's header.
  */
 #include "sfvmm/vm/vm_disk.h"
 
@@ -74,6 +76,10 @@ JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
     if (disk->commit_to != G_MAXUINT) {
         json_object_set_int_member(object, "commit_to", disk->commit_to);
     }
+    if (!disk->chain && disk->overlay) {
+        json_object_set_string_member(object, "overlay", disk->overlay->path);
+        json_object_set_string_member(object, "overlay_node", disk->overlay_node);
+    }
     return object;
 }
 
@@ -97,6 +103,10 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
             return NULL;
         }
     }
+    if (json_object_has_member(object, "overlay")) {
+        disk->overlay = sf_disk_layer_new(json_object_get_string_member_with_default(object, "overlay", ""), "qcow2", TRUE);
+        disk->overlay_node = g_strdup(json_object_get_string_member_with_default(object, "overlay_node", ""));
+    }
     if (disk->nodes->len != (disk->chain ? disk->chain->layers->len : 0) || disk->writable > disk->nodes->len ||
         (disk->commit_to != G_MAXUINT && disk->commit_to >= disk->nodes->len)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "its disks and their nodes don't fit together");
@@ -108,38 +118,14 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
 
 /* ---- nodes as JSON ---- */
 
-char *sf_vm_disk_slot(const char *id)
-{
-    return g_strconcat(id, "-slot", NULL);
-}
-
-char *sf_vm_disk_file_node(const char *node)
+static char *file_node(const char *node)
 {
     return g_strconcat(node, "-file", NULL);
-}
-
-static char *placeholder_node(const char *id)
-{
-    return g_strconcat(id, "-null", NULL);
 }
 
 static char *next_node(SfVmDisk *disk, const char *id)
 {
     return g_strdup_printf("%s-%u", id, disk->next_node++);
-}
-
-static JsonObject *slot_options(const char *id, const char *child, gboolean readonly)
-{
-    JsonObject *object = json_object_new();
-    g_autofree char *slot = sf_vm_disk_slot(id);
-
-    json_object_set_string_member(object, "driver", "throttle");
-    json_object_set_string_member(object, "throttle-group", SF_VM_THROTTLE_GROUP);
-    json_object_set_string_member(object, "node-name", slot);
-    json_object_set_string_member(object, "file", child);
-    json_object_set_boolean_member(object, "read-only", readonly);
-    json_object_set_string_member(object, "discard", "unmap");
-    return object;
 }
 
 static JsonObject *file_options(const char *node_or_null, guint fdset, gboolean writable)
@@ -149,7 +135,7 @@ static JsonObject *file_options(const char *node_or_null, guint fdset, gboolean 
 
     json_object_set_string_member(object, "driver", "file");
     if (node_or_null) {
-        g_autofree char *name = sf_vm_disk_file_node(node_or_null);
+        g_autofree char *name = file_node(node_or_null);
         json_object_set_string_member(object, "node-name", name);
     }
     json_object_set_string_member(object, "filename", file);
@@ -162,7 +148,7 @@ static JsonObject *file_options(const char *node_or_null, guint fdset, gboolean 
 static JsonObject *format_options(const char *node, const char *format, gboolean writable)
 {
     JsonObject *object = json_object_new();
-    g_autofree char *file = sf_vm_disk_file_node(node);
+    g_autofree char *file = file_node(node);
 
     json_object_set_string_member(object, "driver", format);
     json_object_set_string_member(object, "node-name", node);
@@ -212,22 +198,30 @@ gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpe
         add_text(json_texts, format);
         below = node;
     }
-    add_text(json_texts, slot_options(chain->id, below, chain->readonly));
     return TRUE;
 }
 
-void sf_vm_disk_placeholder_blockdevs(const SfDiskConfig *config, GPtrArray *json_texts)
+gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer *overlay, GPtrArray *json_texts,
+                                    SfVmDiskOpen open_layer, gpointer data, GError **error)
 {
-    JsonObject *null = json_object_new();
-    g_autofree char *node = placeholder_node(config->id);
+    JsonObject *format;
+    guint fdset = 0;
 
-    json_object_set_string_member(null, "driver", "null-co");
-    json_object_set_string_member(null, "node-name", node);
-    json_object_set_int_member(null, "size", config->size);
-    json_object_set_boolean_member(null, "read-zeroes", TRUE);
-    json_object_set_boolean_member(null, "read-only", config->readonly);
-    add_text(json_texts, null);
-    add_text(json_texts, slot_options(config->id, node, config->readonly));
+    disk->overlay = overlay;
+    disk->overlay_node = next_node(disk, id);
+    if (!open_layer(overlay, TRUE, &fdset, data, error)) {
+        return FALSE;
+    }
+    add_text(json_texts, file_options(disk->overlay_node, fdset, TRUE));
+    format = format_options(disk->overlay_node, overlay->format, TRUE);
+    set_backing(format, overlay->format, NULL);
+    add_text(json_texts, format);
+    return TRUE;
+}
+
+const char *sf_vm_disk_top_node(const SfVmDisk *disk)
+{
+    return disk->chain ? g_ptr_array_index(disk->nodes, disk->nodes->len - 1) : disk->overlay_node;
 }
 
 /* ---- QMP ---- */
@@ -289,11 +283,11 @@ gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *t
     return TRUE;
 }
 
-/* What the format node of layer i has been opened with, closed for writing. */
-static void add_reopen_readonly(const SfVmDisk *disk, SfQmpBatch *batch, guint i)
+/* The format node of layer i, with other rights or over another layer than it was opened with. */
+static void add_reopen(const SfVmDisk *disk, SfQmpBatch *batch, guint i, gboolean writable)
 {
     const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
-    JsonObject *options = format_options(g_ptr_array_index(disk->nodes, i), layer->format, FALSE);
+    JsonObject *options = format_options(g_ptr_array_index(disk->nodes, i), layer->format, writable);
     JsonArray *list = json_array_new();
     JsonObject *args = json_object_new();
 
@@ -305,7 +299,7 @@ static void add_reopen_readonly(const SfVmDisk *disk, SfQmpBatch *batch, guint i
 
 void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch)
 {
-    add_reopen_readonly(disk, batch, disk->nodes->len - 1);
+    add_reopen(disk, batch, disk->nodes->len - 1, FALSE);
     g_ptr_array_add(disk->chain->layers, g_steal_pointer(&disk->overlay));
     g_ptr_array_add(disk->nodes, g_steal_pointer(&disk->overlay_node));
 }
@@ -313,7 +307,7 @@ void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch)
 void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch)
 {
     if (disk->overlay_node) {
-        g_autofree char *file = sf_vm_disk_file_node(disk->overlay_node);
+        g_autofree char *file = file_node(disk->overlay_node);
         add_del(batch, disk->overlay_node);
         add_del(batch, file);
     }
@@ -338,42 +332,32 @@ static JsonObject *nested_options(SfVmDisk *disk, guint i)
 
 gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error)
 {
-    g_autofree char *placeholder = placeholder_node(chain->id);
     guint n = chain->layers->len;
-    guint top = n - 1;
-    JsonArray *list;
-    JsonObject *args;
-    JsonObject *options;
 
+    if (disk->chain) {                        /* read-only: it was opened at the start, and has not changed since */
+        sf_disk_chain_free(chain);
+        return TRUE;
+    }
     disk->chain = chain;
-    disk->writable = chain->readonly ? n : top;
+    disk->writable = n;
     for (guint i = 0; i < n; i++) {
         g_ptr_array_add(disk->nodes, next_node(disk, chain->id));
-        if (!add_fd(batch, g_ptr_array_index(chain->layers, i), i >= disk->writable, fdset_of(chain->id, i), error)) {
+        if (!add_fd(batch, g_ptr_array_index(chain->layers, i), FALSE, fdset_of(chain->id, i), error)) {
             return FALSE;
         }
     }
-    if (chain->readonly) {
-        options = nested_options(disk, top);
-    } else {
-        const SfDiskLayer *overlay = g_ptr_array_index(chain->layers, top);
-        const char *node = g_ptr_array_index(disk->nodes, top);
-        sf_qmp_batch_add(batch, "blockdev-add", file_options(node, fdset_of(chain->id, top), TRUE), -1);
-        options = format_options(node, overlay->format, TRUE);
-        json_object_set_object_member(options, "backing", nested_options(disk, top - 1));
-    }
-    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
-
-    list = json_array_new();
-    json_array_add_object_element(list, slot_options(chain->id, g_ptr_array_index(disk->nodes, top), chain->readonly));
-    args = json_object_new();
-    json_object_set_array_member(args, "options", list);
-    sf_qmp_batch_add(batch, "blockdev-reopen", args, -1);
-    add_del(batch, placeholder);
-    for (guint i = 0; i < n; i++) {
-        add_remove_fd(batch, fdset_of(chain->id, i));
-    }
+    sf_qmp_batch_add(batch, "blockdev-add", nested_options(disk, n - 1), -1);
+    g_ptr_array_add(chain->layers, g_steal_pointer(&disk->overlay));
+    g_ptr_array_add(disk->nodes, g_steal_pointer(&disk->overlay_node));
+    add_reopen(disk, batch, n, TRUE);
     return TRUE;
+}
+
+void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch)
+{
+    for (guint i = 0; i < disk->writable && !disk->chain->readonly; i++) {
+        add_remove_fd(batch, fdset_of(disk->chain->id, i));
+    }
 }
 
 /* ---- commit ---- */
@@ -402,9 +386,8 @@ gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target)
 JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job)
 {
     JsonObject *args = json_object_new();
-    g_autofree char *slot = sf_vm_disk_slot(disk->chain->id);
 
-    json_object_set_string_member(args, "device", slot);
+    json_object_set_string_member(args, "device", sf_vm_disk_top_node(disk));
     json_object_set_string_member(args, "job-id", job);
     json_object_set_string_member(args, "top-node", g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
     json_object_set_string_member(args, "base-node", g_ptr_array_index(disk->nodes, disk->commit_to));
@@ -415,7 +398,7 @@ void sf_vm_disk_commit_done(SfVmDisk *disk, SfQmpBatch *batch)
 {
     while (disk->nodes->len > disk->commit_to + 1) {
         g_autofree char *node = g_ptr_array_steal_index(disk->nodes, disk->nodes->len - 1);
-        g_autofree char *file = sf_vm_disk_file_node(node);
+        g_autofree char *file = file_node(node);
 
         add_del(batch, node);
         add_del(batch, file);

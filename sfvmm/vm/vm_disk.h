@@ -10,13 +10,13 @@
 #include "sfvmm/vm/vm_config.h"
 
 typedef struct {
-    SfDiskChain *chain;       /* NULL: a shell, its slot stands over a placeholder */
+    SfDiskChain *chain;       /* NULL: a writable disk of a shell, which has its overlay only */
     GPtrArray *nodes;         /* of char *: the format node of each layer of the chain */
     guint writable;           /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
     guint next_node;          /* number of the next node's name */
     guint commit_to;          /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
 
-    /* An overlay that is on its way into the graph; NULL: none. */
+    /* An overlay that is in QEMU but in no chain yet: a shell's own, or a snapshot's on its way. NULL: none. */
     SfDiskLayer *overlay;
     char *overlay_node;
 } SfVmDisk;
@@ -26,18 +26,19 @@ void sf_vm_disk_free(SfVmDisk *disk);
 JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk);
 SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error);
 
-/* Names, caller owns them. */
-char *sf_vm_disk_slot(const char *id);
-char *sf_vm_disk_file_node(const char *node);
+/* The node that the device is to be given; valid after one of the two below. */
+const char *sf_vm_disk_top_node(const SfVmDisk *disk);
 
 /* ---- command line: JSON texts for -blockdev ---- */
 
-#define SF_VM_THROTTLE_GROUP  "sf-slots"      /* the id of the -object */
-
-/* Nodes of the whole chain, lowest first, file nodes in front of their format nodes; open_layer gives the fdset of each. */
+/* Gives QEMU a descriptor of the layer, in *fdset. */
 typedef gboolean (*SfVmDiskOpen)(SfDiskLayer *layer, gboolean writable, guint *fdset, gpointer data, GError **error);
+
+/* Nodes of the whole chain, lowest first, file nodes in front of their format nodes. */
 gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data, GError **error);
-void sf_vm_disk_placeholder_blockdevs(const SfDiskConfig *config, GPtrArray *json_texts);
+/* The node of a shell's overlay (taken), without what will be below it. */
+gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer *overlay, GPtrArray *json_texts,
+                                    SfVmDiskOpen open_layer, gpointer data, GError **error);
 
 /* ---- QMP: each adds commands to the batch ---- */
 
@@ -49,8 +50,10 @@ void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch);
 /* The snapshot has failed: it goes. */
 void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch);
 
-/* At the load: the clone's chain goes under the slot. The chain (taken) has its own overlay on top already, unless read-only. */
+/* At the load: the frozen chain (taken) goes below the shell's overlay. */
 gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error);
+/* Descriptors that the load has left behind: when there is time for it. */
+void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch);
 
 /* The lowest layer that all layers above can be committed to; TRUE if there is anything to commit. */
 gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target);

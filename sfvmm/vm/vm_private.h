@@ -54,6 +54,7 @@ struct _SfVm {
     SfGuestChannel *guest;
     gboolean guest_hello_held;     /* a shell's agent port is greeted when it is loaded */
     guint guest_timer;
+    guint clean_timer;
 
     SfRamBase *base;
     SfSnapshot *snapshot;     /* loaded from */
