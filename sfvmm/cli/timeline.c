@@ -49,23 +49,29 @@ static void known_clear(Known *known)
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Known, known_clear)
 
-/* The entries of the newer sample, and those of the older one that are not in it any more and belong to the ticket. */
+/*
+ * The ticket's entries of two samples; of a clone that is in both, the newer one. One that has just ended may still be
+ * there, but without memory: then the older one.
+ */
 static JsonObject *merge_usage(JsonObject *newer, JsonObject *older, const char *ticket)
 {
-    JsonArray *from[] = {sf_ctl_array(newer, "vms"), older ? sf_ctl_array(older, "vms") : NULL};
-    g_autoptr(GHashTable) seen = g_hash_table_new(g_str_hash, g_str_equal);
+    JsonArray *from[] = { older ? sf_ctl_array(older, "vms") : NULL, sf_ctl_array(newer, "vms") };
+    g_autoptr(JsonObject) by_name = json_object_new();
     JsonArray *vms = json_array_new();
 
     for (guint k = 0; k < G_N_ELEMENTS(from); k++) {
         for (guint i = 0; from[k] && i < json_array_get_length(from[k]); i++) {
             JsonObject *vm = json_array_get_object_element(from[k], i);
             const char *name = sf_ctl_string(vm, "name");
-            gboolean ours = g_strcmp0(sf_ctl_string(vm, "ticket"), ticket) == 0;
-            if (name && ours && !g_hash_table_contains(seen, name)) {
-                g_hash_table_add(seen, (gpointer)name);
-                json_array_add_object_element(vms, json_object_ref(vm));
+            gboolean ours = name && g_strcmp0(sf_ctl_string(vm, "ticket"), ticket) == 0;
+            if (ours && (sf_ctl_int(vm, "private") > 0 || !json_object_has_member(by_name, name))) {
+                json_object_set_object_member(by_name, name, json_object_ref(vm));
             }
         }
+    }
+    g_autoptr(GList) all = json_object_get_values(by_name);
+    for (GList *item = all; item; item = item->next) {
+        json_array_add_object_element(vms, json_object_ref(json_node_get_object(item->data)));
     }
     JsonObject *usage = json_object_new();
     json_object_set_array_member(usage, "vms", vms);

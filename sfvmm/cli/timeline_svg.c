@@ -297,21 +297,38 @@ static void draw_panel(Svg *svg, const char *heading, gint64 span, char *(*notes
     svg->y = bottom + 40;
 }
 
+/* Only what is in the picture. */
 static void draw_legend(Svg *svg)
 {
-    static const struct {
+    const SfTimeline *t = svg->timeline;
+    gboolean loading = FALSE, synced = FALSE, ended = FALSE, failed = FALSE;
+
+    for (guint i = 0; i < t->clones->len; i++) {
+        const SfTimelineClone *clone = g_ptr_array_index(t->clones, i);
+        loading = loading || clone->running > clone->loaded;
+        synced = synced || clone->synced != SF_TIMELINE_NEVER;
+        ended = ended || (clone->exited != SF_TIMELINE_NEVER && !sf_timeline_failed(clone));
+        failed = failed || sf_timeline_failed(clone);
+    }
+    const struct {
+        gboolean shown;
         const char *color, *name;
     } entries[] = {
-        {PAUSED, "parent paused"},           {WAITING, "waits for its turn"}, {LOADING, "loaded"},
-        {WAKING, "runs, gets its identity"}, {WORKING, "works"},              {SYNCED, "synced"},
-        {PARENT, "ended"},
+        {TRUE, PAUSED, failed ? "parent paused; clone failed or killed" : "parent paused"},
+        {TRUE, WAITING, "waits for its turn"},
+        {loading, LOADING, "loaded"},
+        {t->answered.count > 0, WAKING, "runs, gets its identity"},
+        {TRUE, WORKING, "works"},
+        {synced, SYNCED, "synced"},
+        {ended, PARENT, "ended"},
     };
     double x = MARGIN;
-
     for (guint i = 0; i < G_N_ELEMENTS(entries); i++) {
-        rect(svg, x, svg->y - 10, 12, 12, 3, entries[i].color);
-        text(svg, x + 18, svg->y, "label", "start", entries[i].name);
-        x += 44 + 6.3 * (double)strlen(entries[i].name);     /* the width of such letters, roughly */
+        if (entries[i].shown) {
+            rect(svg, x, svg->y - 10, 12, 12, 3, entries[i].color);
+            text(svg, x + 18, svg->y, "label", "start", entries[i].name);
+            x += 44 + 6.3 * (double)strlen(entries[i].name);     /* the width of such letters, roughly */
+        }
     }
     svg->y += 22;
 }

@@ -39,7 +39,7 @@ static const struct {
     [WORKING] = {"█", "#", SF_STYLE_GREEN, "works"},
     [SYNCED] = {"◆", "S", SF_STYLE_MAGENTA, "synced"},
     [ENDED] = {"●", "o", SF_STYLE_BLUE, "ended"},
-    [FAILED] = {"✗", "!", SF_STYLE_RED, "failed"},
+    [FAILED] = {"✗", "!", SF_STYLE_RED, "failed or killed"},
     [NOTHING] = {" ", " ", SF_STYLE_PLAIN, NULL},
 };
 
@@ -49,6 +49,7 @@ typedef struct {
     GString *out;
     guint label, bar, notes;      /* columns of each row's three parts */
     gint64 span;                  /* of the panel: ns from the first cell to the last */
+    gboolean seen[PHASES];        /* in any panel so far: the legend explains these */
 } Panel;
 
 static const char *glyph(const Panel *panel, Phase phase)
@@ -69,12 +70,13 @@ static guint time_cell(const Panel *panel, gint64 at)
 }
 
 /* Runs of equal phases as one coloured piece each. */
-static void append_cells(const Panel *panel, const Phase *cells)
+static void append_cells(Panel *panel, const Phase *cells)
 {
     g_autoptr(GString) run = g_string_new(NULL);
 
     for (guint i = 0; i < panel->bar; i++) {
         g_string_append(run, glyph(panel, cells[i]));
+        panel->seen[cells[i]] = TRUE;
         if (i + 1 == panel->bar || cells[i + 1] != cells[i]) {
             sf_text_append_styled(panel->out, run->str, phases[cells[i]].style, panel->style->color);
             g_string_truncate(run, 0);
@@ -82,7 +84,7 @@ static void append_cells(const Panel *panel, const Phase *cells)
     }
 }
 
-static void append_row(const Panel *panel, const char *label, const Phase *cells, const char *notes)
+static void append_row(Panel *panel, const char *label, const Phase *cells, const char *notes)
 {
     g_autofree char *cut = sf_text_cut(label, panel->label);
     g_autofree char *cut_notes = sf_text_cut(notes, panel->notes);
@@ -114,7 +116,7 @@ static void append_axis(const Panel *panel, const char *title)
     g_string_append_c(panel->out, '\n');
 }
 
-static void append_parent(const Panel *panel)
+static void append_parent(Panel *panel)
 {
     const SfTimeline *timeline = panel->timeline;
     g_autofree Phase *cells = g_new(Phase, panel->bar);
@@ -276,22 +278,11 @@ static void append_summary(const Panel *panel)
 /* Only what the panels show. */
 static void append_legend(const Panel *panel)
 {
-    gboolean seen[PHASES] = {[PAUSED] = TRUE, [WORKING] = TRUE};
     guint used = 2;
 
-    for (guint i = 0; i < panel->timeline->clones->len; i++) {
-        const SfTimelineClone *clone = g_ptr_array_index(panel->timeline->clones, i);
-        seen[WAITING] = TRUE;
-        seen[LOADING] = seen[LOADING] || clone->loaded != SF_TIMELINE_NEVER;
-        seen[WAKING] = seen[WAKING] || clone->answered != SF_TIMELINE_NEVER;
-        seen[SYNCED] = seen[SYNCED] || clone->synced != SF_TIMELINE_NEVER;
-        if (clone->exited != SF_TIMELINE_NEVER) {
-            seen[sf_timeline_failed(clone) ? FAILED : ENDED] = TRUE;
-        }
-    }
     g_string_append(panel->out, "\n  ");
     for (Phase i = PAUSED; i < NOTHING; i++) {
-        if (!seen[i]) {
+        if (!panel->seen[i]) {
             continue;
         }
         guint length = sf_text_width(phases[i].legend) + 2;

@@ -244,7 +244,6 @@ static void print_clones(const SfCtl *ctl, JsonArray *clones, gint64 called)
         const char *member, *heading;
         SfColumnFlags flags;
     } times[] = {
-        {"loaded", "LOADED", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL},
         {"running", "RAN", SF_COLUMN_RIGHT},
         {"answered", "ANSWERED", SF_COLUMN_RIGHT},
         {"synced", "SYNCED", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL},
