@@ -738,7 +738,10 @@ static GArray *fork_pids(SfFork *fork)
     return pids;
 }
 
-/* The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. */
+/*
+ * The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. If it
+ * can't be restored, the former is still told to the clones that live, or the family would fold into their memory.
+ */
 static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GError **error)
 {
     g_autoptr(GArray) pids = fork_pids(fork);
@@ -746,10 +749,14 @@ static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GErr
 
     fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
                                                      &fork->frozen_disks, error);
-    for (guint i = 0; fork->snapshot && i < fork->clones->len; i++) {
+    for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (clone->vm) {
+        if (clone->vm && fork->snapshot) {
             sf_vm_set_loaded_snapshot(clone->vm, fork->snapshot);
+        } else if (clone->vm) {
+            const char *id = sf_vm_loaded_snapshot_id(clone->vm);
+            g_autoptr(SfSnapshot) lost = sf_snapshot_new_lost(id ? id : "unknown", base);
+            sf_vm_set_loaded_snapshot(clone->vm, lost);
         }
     }
     return fork->snapshot != NULL;

@@ -83,6 +83,14 @@ SfSnapshot *sf_snapshot_new_empty(const char *id, SfRamBase *base)
     return snapshot;
 }
 
+SfSnapshot *sf_snapshot_new_lost(const char *id, SfRamBase *base)
+{
+    SfSnapshot *snapshot = sf_snapshot_new_empty(id, base);
+
+    snapshot->lost = TRUE;
+    return snapshot;
+}
+
 SfSnapshot *sf_snapshot_ref(SfSnapshot *snapshot)
 {
     snapshot->refs++;
@@ -242,6 +250,10 @@ static gboolean fill(SfSnapshot *snapshot, const SfSnapshot *parent, const struc
     guint next = 0;
 
 #define TAKE(place) (place = fds[next], fds[next++] = -1)
+    if (parent && parent->lost) {
+        return fail(snapshot, error, "snapshot %s, which the VM was loaded from, was lost when sfvmmd restarted",
+                    parent->id);
+    }
     if (parent && parent->n_blocks != snapshot->n_blocks) {
         return fail(snapshot, error, "%u RAM blocks, but the VM was loaded with %u", snapshot->n_blocks,
                     parent->n_blocks);

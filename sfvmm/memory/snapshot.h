@@ -42,7 +42,8 @@ typedef struct {
 
 typedef struct {
     int refs;
-    char *id; /* unique, e.g. "s-4f31c2" */
+    gboolean lost; /* sf_snapshot_new_lost() */
+    char *id;      /* unique, e.g. "s-4f31c2" */
     SfRamBase *base;
     int state; /* memfd, read-only */
     guint64 state_length, device_length;
@@ -78,6 +79,13 @@ GBytes *sf_snapshot_load_request(SfSnapshot *snapshot, guint32 flags, int fds[SF
 gboolean sf_snapshot_save(const SfSnapshot *snapshot, const char *directory, GError **error);
 SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids,
                                 GError **error);
+
+/*
+ * Stands for a snapshot that could not be restored while clones still run on it: it can be neither loaded nor forked
+ * from, but its base counts as used as long as anybody holds a reference. Without it, the base would be folded into,
+ * and the memory of those clones change.
+ */
+SfSnapshot *sf_snapshot_new_lost(const char *id, SfRamBase *base);
 
 /* Page map of a block of the snapshot, runs of present pages over all layers, from SEEK_DATA and the extents. */
 GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint block,

@@ -160,6 +160,22 @@ static void test_state_offsets(void)
     close(memory);
 }
 
+static void test_lost(void)
+{
+    int memory = new_memfd(BLOCK_LENGTH);
+    SfRamBase *base = sf_ram_base_new();
+    SfSnapshot *lost = sf_snapshot_new_lost("s-0", base);
+    g_autoptr(GError) error = NULL;
+
+    g_assert_true(sf_ram_base_in_use(base));
+    g_assert_null(snapshot_new(base, lost, memory, NULL, 0, &error));
+    g_assert_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA);
+    sf_snapshot_unref(lost);
+    g_assert_false(sf_ram_base_in_use(base));
+    sf_ram_base_unref(base);
+    close(memory);
+}
+
 static void assert_refused(SfRamBase *base, GBytes *payload, int *fds, guint n_fds)
 {
     g_autoptr(GError) error = NULL;
@@ -448,6 +464,7 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot/life", test_life);
     g_test_add_func("/snapshot/generations", test_generations);
     g_test_add_func("/snapshot/state-offsets", test_state_offsets);
+    g_test_add_func("/snapshot/lost", test_lost);
     g_test_add_func("/snapshot/refused", test_refused);
     g_test_add_func("/snapshot/present-runs", test_present_runs);
     g_test_add_func("/snapshot/bad-extents", test_bad_extents);
