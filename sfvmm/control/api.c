@@ -550,7 +550,12 @@ static void clone_wait_finish(Wait *wait)
     SfFork *fork = wait->ticket->fork;
 
     if (sf_fork_state(fork) == SF_FORK_FAILED) {
-        fail(wait->call, SF_HOST_ERROR_FAILED, "VM \"%s\": fork failed: %s", sf_fork_parent_name(fork), sf_fork_reason(fork));
+        if (sf_fork_is_refused(fork)) {
+            g_autoptr(GError) error = g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_REFUSED, sf_fork_reason(fork));
+            sf_call_fail(wait->call, error);
+        } else {
+            fail(wait->call, SF_HOST_ERROR_FAILED, "VM \"%s\": fork failed: %s", sf_fork_parent_name(fork), sf_fork_reason(fork));
+        }
         sf_host_release_ticket_later(wait->ticket);
     } else {
         reply_with(wait->call, "ticket", sf_describe_ticket(wait->ticket));

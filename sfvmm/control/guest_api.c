@@ -142,7 +142,7 @@ static void answer_cloned(SfHostVm *hvm, guint32 request, SfFork *fork)
     guint8 payload[sizeof(cloned)];
 
     if (sf_fork_state(fork) == SF_FORK_FAILED) {
-        answer_error(hvm, request, EAGAIN, sf_fork_reason(fork));
+        answer_error(hvm, request, sf_fork_is_refused(fork) ? EOPNOTSUPP : EAGAIN, sf_fork_reason(fork));
         return;
     }
     answer(hvm, SF_GP_CLONE | SF_GP_REPLY, request, payload, sf_gp_cloned_pack(payload, &cloned));

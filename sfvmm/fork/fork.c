@@ -18,6 +18,7 @@ struct _SfFork {
     guint64 ticket;
     SfForkState state;
     char *reason;
+    gboolean refused;         /* QEMU can't fork this VM; the reason names the device */
     char *directory;
     char *parent_name;
     SfVm *parent;             /* NULL when it has ended */
@@ -390,6 +391,7 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
         return;
     }
     if (!fork->snapshot) {
+        fork->refused = g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_REFUSED);
         fork_fail_early(fork, error->message);
         return;
     }
@@ -488,6 +490,11 @@ SfForkState sf_fork_state(SfFork *fork)
 const char *sf_fork_reason(SfFork *fork)
 {
     return fork->reason;
+}
+
+gboolean sf_fork_is_refused(SfFork *fork)
+{
+    return fork->refused;
 }
 
 guint64 sf_fork_ticket(SfFork *fork)

@@ -75,6 +75,7 @@ void sf_fork_start(SfFork *fork);
 
 SfForkState sf_fork_state(SfFork *fork);
 const char *sf_fork_reason(SfFork *fork);             /* why it failed; NULL otherwise */
+gboolean sf_fork_is_refused(SfFork *fork);            /* it failed because this VM can't be forked as it is */
 guint64 sf_fork_ticket(SfFork *fork);
 guint sf_fork_count(SfFork *fork);
 const char *sf_fork_parent_name(SfFork *fork);
