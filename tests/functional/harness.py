@@ -430,7 +430,7 @@ class Daemon:
                 path = os.path.relpath(os.path.join(folder, name), self.run)
                 # Templates of overlays are made once for each size.
                 if not re.search(r"-shell-\d+/|^template/", path):
-                    found[path] += 1
+                    found[re.sub(r"-[0-9a-f]{16}\.qcow2$", "-HEX.qcow2", path)] += 1
         return found
 
     def memory(self):
