@@ -14,7 +14,6 @@
 
 #define GAP          "  "
 #define GAP_WIDTH    2u
-#define ELLIPSIS     "…"
 
 typedef struct {
     char *heading;
@@ -133,7 +132,7 @@ char *sf_text_cut(const char *text, guint width)
         used += own;
     }
     if (width > 0) {
-        g_string_append(out, ELLIPSIS);
+        g_string_append(out, g_get_charset(NULL) ? "…" : "~");      /* one column, in the terminal's character set */
     }
     return g_string_free(out, FALSE);
 }

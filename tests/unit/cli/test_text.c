@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What people type and read: sizes, durations, counts, tables, names in order, the console's tail. */
+#include <locale.h>
 #include <string.h>
 
 #include "sfvmm/cli/cli.h"
@@ -248,6 +249,7 @@ static void test_tickets(void)
 
 int main(int argc, char **argv)
 {
+    setlocale(LC_ALL, "C.UTF-8");
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/units/sizes", test_sizes);
     g_test_add_func("/units/durations", test_durations);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The timeline: its model, both drawings, and tickets full of nonsense. */
+#include <locale.h>
 #include <string.h>
 
 #include "sfvmm/cli/cli.h"
@@ -226,6 +227,7 @@ static void test_ticks(void)
 
 int main(int argc, char **argv)
 {
+    setlocale(LC_ALL, "C.UTF-8");
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/timeline/model", test_model);
     g_test_add_func("/timeline/text", test_text);

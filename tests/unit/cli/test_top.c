@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* One picture of `sfctl top`, from two samples, at several sizes of the terminal. */
+#include <locale.h>
 #include <string.h>
 
 #include "sfvmm/cli/cli.h"
@@ -139,6 +140,7 @@ static void test_sizes(void)
 
 int main(int argc, char **argv)
 {
+    setlocale(LC_ALL, "C.UTF-8");
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/top/wide", test_wide);
     g_test_add_func("/top/narrow", test_narrow);
