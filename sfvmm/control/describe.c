@@ -136,6 +136,7 @@ JsonObject *sf_describe_host(SfHost *host)
     }
     json_object_set_string_member(object, "version", SF_VERSION);
     json_object_set_int_member(object, "pid", getpid());
+    json_object_set_int_member(object, "uptime_ms", sf_host_uptime_ms(host));
     json_object_set_string_member(object, "run_directory", config->launcher.run_directory);
     json_object_set_string_member(object, "qemu", config->launcher.qemu);
     json_object_set_string_member(object, "accel", sf_launcher_best_accel(sf_host_launcher(host), &reason));
@@ -186,9 +187,16 @@ static void add_usage(JsonArray *array, SfVm *vm, const char *parent, SfHostVm *
     json_array_add_object_element(array, object);
 }
 
+typedef struct {
+    JsonArray *array;
+    const char *parent;
+} ShellVisit;
+
 static void add_shell_usage(SfVm *vm, gpointer data)
 {
-    add_usage(data, vm, NULL, NULL);
+    const ShellVisit *visit = data;
+
+    add_usage(visit->array, vm, visit->parent, NULL);
 }
 
 /* A line "Key:  N kB" of /proc/meminfo, in bytes; 0 when it is not there. */
@@ -216,7 +224,9 @@ JsonObject *sf_describe_usage(SfHost *host)
         add_usage(array, hvm->vm, hvm->parent, hvm);
     }
     for (GList *item = families; item; item = item->next) {
-        sf_shell_pool_foreach(((SfFamily *)item->data)->pool, add_shell_usage, array);
+        SfFamily *family = item->data;
+        ShellVisit visit = { array, family->name };
+        sf_shell_pool_foreach(family->pool, add_shell_usage, &visit);
     }
     json_object_set_object_member(object, "host", memory);
     json_object_set_array_member(object, "vms", array);
@@ -274,6 +284,14 @@ static void add_disks(SfDescriptor *descriptor, SfVm *vm)
     }
 }
 
+/* When the vCPUs were stopped, ns since the epoch. */
+static guint64 created_at(const SfSnapshot *snapshot)
+{
+    guint64 age = (guint64)g_get_monotonic_time() * NS_PER_US - snapshot->timing.at;
+
+    return (guint64)g_get_real_time() * NS_PER_US - age;
+}
+
 GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error)
 {
     g_autoptr(SfDescriptor) descriptor = sf_descriptor_new();
@@ -284,13 +302,13 @@ GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error
     descriptor->vm = g_strdup(hvm->parent ? hvm->parent : sf_vm_name(hvm->vm));
     descriptor->lineage = g_new0(char *, 1);
     descriptor->machine = g_strdup(sf_vm_machine(hvm->vm));
-    descriptor->cpu = g_strdup(config->cpu ? config->cpu : "");
+    descriptor->cpu = g_strdup(sf_vm_cpu(hvm->vm));
     descriptor->accel = g_strdup(config->accel);
     descriptor->qemu_version = g_strdup(sf_vm_qemu_version(hvm->vm));
     descriptor->config_hash = sf_vm_config_hash(config, descriptor->qemu_version);
     descriptor->vcpus = config->vcpus;
     descriptor->memory = config->memory;
-    descriptor->created = (guint64)g_get_real_time() * NS_PER_US;
+    descriptor->created = created_at(snapshot);
     descriptor->page_sources = g_new0(char *, 1);
     descriptor->device_state = read_state(snapshot, error);
     if (!descriptor->device_state || !add_blocks(descriptor, snapshot, error)) {

@@ -11,6 +11,7 @@
 #include "sfvmm/wire/state_file.h"
 
 #define NS_PER_US          1000
+#define US_PER_MS          1000
 #define DONE_TICKETS_MAX   64u        /* of one VM, kept for a join */
 
 struct _SfHost {
@@ -18,6 +19,7 @@ struct _SfHost {
     const SfDaemonConfig *config;       /* not owned */
     SfLauncher *launcher;
     SfResourceManager *manager;
+    gint64 started;                     /* CLOCK_MONOTONIC, us */
     GHashTable *vms;                    /* name -> SfHostVm */
     GHashTable *starting;               /* set of names of VMs that are being started */
     GHashTable *families;               /* name -> SfFamily */
@@ -49,6 +51,11 @@ const SfDaemonConfig *sf_host_config(SfHost *host)
 SfLauncher *sf_host_launcher(SfHost *host)
 {
     return host->launcher;
+}
+
+gint64 sf_host_uptime_ms(SfHost *host)
+{
+    return (g_get_monotonic_time() - host->started) / US_PER_MS;
 }
 
 char *sf_host_path(SfHost *host, const char *folder, const char *name)
@@ -601,7 +608,7 @@ static void on_fork_changed(SfFork *fork, SfClone *clone, SfHostTicket *ticket)
     if (clone->vm && clone->loaded && !sf_host_vm_of(host, clone->vm)) {
         sf_host_add_clone(host, ticket, clone);
     }
-    if (clone->loaded || clone->exited) {
+    if (clone->running || clone->exited) {
         sf_host_event(host, clone_event_name(clone), describe_clone_event(ticket, clone));
     }
 }
@@ -744,5 +751,6 @@ SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResour
     host->config = config;
     host->launcher = launcher;
     host->manager = manager;
+    host->started = g_get_monotonic_time();
     return host;
 }

@@ -76,6 +76,7 @@ typedef struct {
 SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResourceManager *manager);
 const SfDaemonConfig *sf_host_config(SfHost *host);
 SfLauncher *sf_host_launcher(SfHost *host);
+gint64 sf_host_uptime_ms(SfHost *host);
 
 /* Take over what an earlier sfvmmd left in RUNDIR. Call before anything else is asked of it. */
 void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer data);

@@ -150,6 +150,11 @@ const char *sf_vm_machine(SfVm *vm)
     return vm->hello.machine;
 }
 
+const char *sf_vm_cpu(SfVm *vm)
+{
+    return vm->hello.cpu;
+}
+
 char *sf_vm_path(SfVm *vm, const char *file)
 {
     return g_build_filename(vm->directory, file, NULL);

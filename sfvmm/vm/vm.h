@@ -62,6 +62,7 @@ void sf_vm_set_loaded_snapshot(SfVm *vm, SfSnapshot *snapshot);
 GPtrArray *sf_vm_disks(SfVm *vm);                 /* of SfDiskChain */
 const char *sf_vm_qemu_version(SfVm *vm);         /* from HELLO */
 const char *sf_vm_machine(SfVm *vm);
+const char *sf_vm_cpu(SfVm *vm);                  /* QOM type of the first CPU */
 
 /* QMP. args: transfer full, may be NULL. The result's "return" node. */
 void sf_vm_qmp_async(SfVm *vm, const char *command, JsonObject *args, GAsyncReadyCallback callback, gpointer data);
