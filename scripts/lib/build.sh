@@ -30,6 +30,12 @@ build_project() {
     build_make "$(build_dir)"
 }
 
+# Step: a configuration of sfvmmd that finds the patched QEMU of the cache.
+build_daemon_config() {
+    printf '[sfvmmd]\nqemu=%s/bin/qemu-system-x86_64\nqemu-img=%s/bin/qemu-img\nfirmware=%s\n' \
+        "$(qemu_prefix)" "$(qemu_prefix)" "$qemu_firmware" > "$(build_dir)/sfvmmd.conf"
+}
+
 # Step.
 build_asan() {
     build_make "$(build_dir asan)" -Dwerror=true -Db_sanitize=address,undefined -Dbuildtype=debug -Doptimization=1

@@ -47,6 +47,7 @@ setup_plan() {
     packages_plan
     qemu_plan
     build_plan
+    plan_add "Configuration of sfvmmd, build/sfvmmd.conf" "read the log" build_daemon_config
     image_plan apps
 }
 
