@@ -35,6 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -580,9 +581,12 @@ int main(int argc, char **argv)
         return EXIT_START;
     }
     port_init(&agent.port, agent.options.port);
-    identity_init(&agent.identity, &agent.options);
+    if (!identity_init(&agent.identity, &agent.options)) {
+        return EXIT_START;
+    }
     slots_init(&agent.slots, &agent.identity);
     port_try(&agent.port);
+    (void)!mlockall(MCL_CURRENT | MCL_FUTURE); /* a clone has no page to look for, then; not vital */
     run();
     unlink(agent.options.socket);
     return agent.stop ? 0 : EXIT_START;

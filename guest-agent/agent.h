@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "libsf/wire/frame.h"
@@ -94,12 +95,16 @@ struct identity {
     pid_t hook_pid;
     uint64_t hook_deadline_ms;
     bool hook_timed_out;
-    unsigned hooks, next_hook;
+    unsigned hooks, next_hook;          /* names in hook_names; the one that comes next */
+    int hooks_fd;                       /* the folder; -1: there is none */
+    bool hooks_certain;                 /* hook_names is what a folder with hooks_status has */
+    struct stat hooks_status;
+    char *file;                         /* run_dir/clone, mapped */
     char hook_names[AGENT_MAX_HOOKS][AGENT_HOOK_NAME_LEN];
 };
 
-/* Reads run_dir/clone, so that an agent started anew in a clone knows what it is. */
-void identity_init(struct identity *identity, const struct agent_options *options);
+/* Opens what becoming a clone needs, and reads run_dir/clone: an agent started anew in a clone knows what it is. */
+bool identity_init(struct identity *identity, const struct agent_options *options);
 /* Makes this VM the clone that *value says, up to the first hook or to the end; see ->state. Wipes value->seed. */
 void identity_begin(struct identity *identity, struct sf_gp_identity *value);
 /* A child ended (SIGCHLD). */
@@ -111,10 +116,15 @@ int identity_timeout_ms(const struct identity *identity);
 
 /* ---- hooks.c: /etc/snowflock/clone.d ---- */
 
-/* Lists the hooks in order; false with *error when the directory cannot be read. */
-bool hooks_list(struct identity *identity, struct sf_gp_error *error);
-/* Starts the next hook; false with *error when it cannot be started. */
-bool hooks_start_next(struct identity *identity, struct sf_gp_error *error);
+/* Reads the names of the hooks. */
+void hooks_init(struct identity *identity);
+/* Makes sure that the names are those of now, and begins with the first; false with *error if they cannot be read. */
+bool hooks_begin(struct identity *identity, struct sf_gp_error *error);
+
+enum hook_start { HOOK_STARTED, HOOK_NONE, HOOK_FAILED };
+
+/* Starts the next hook, if one is left; *error is set if it cannot be started. */
+enum hook_start hooks_start_next(struct identity *identity, struct sf_gp_error *error);
 
 /* ---- slots.c: programs and their requests ---- */
 

@@ -2,6 +2,9 @@
 /*
  * The hooks of a fork: executable files in /etc/snowflock/clone.d, run in the order of their names (as run-parts has
  * it), one after the other, each in its own process group, with SF_* in the environment and nothing on standard input.
+ *
+ * The names are read when the agent starts, and again in a clone only if the folder has changed since: its descriptor
+ * is kept, and one fstat() tells. (Renaming or removing the folder changes its ctime as well.)
  */
 #include "guest-agent/agent.h"
 
@@ -16,9 +19,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <syslog.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HOOK_NAME_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+#define TIME_STAMP_STEP_S    1 /* file systems' time stamps are finer than that */
 #define HOOK_PATH            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 static int by_name(const void *a, const void *b)
@@ -27,54 +33,115 @@ static int by_name(const void *a, const void *b)
 }
 
 /* The names that run-parts takes: no dot, so that backups and package leftovers are no hooks. */
-static bool is_hook(int directory, const char *name)
+static bool is_hook_name(const char *name)
+{
+    return name[0] != '\0' && name[strspn(name, HOOK_NAME_CHARACTERS)] == '\0';
+}
+
+static bool is_executable(int directory, const char *name)
 {
     struct stat status;
 
-    return name[0] != '\0' && name[strspn(name, HOOK_NAME_CHARACTERS)] == '\0' &&
-           fstatat(directory, name, &status, 0) == 0 && S_ISREG(status.st_mode) && status.st_mode & 0111;
+    return fstatat(directory, name, &status, 0) == 0 && S_ISREG(status.st_mode) && status.st_mode & 0111;
 }
 
-bool hooks_list(struct identity *identity, struct sf_gp_error *error)
+static bool same_time(struct timespec a, struct timespec b)
 {
-    const char *path = identity->options->hooks;
-    DIR *directory = opendir(path);
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+/* Takes the names of an open folder; false if there are too many. */
+static bool read_names(struct identity *identity, DIR *directory)
+{
     struct dirent *entry;
 
-    identity->hooks = identity->next_hook = 0;
-    if (!directory && errno == ENOENT) {
-        return true;
-    }
-    if (!directory) {
-        error->error = (uint32_t)errno;
-        sf_gp_text_set(error->text, sizeof(error->text), "%s: %s", path, strerror(errno));
-        return false;
-    }
     while ((entry = readdir(directory))) {
-        if (!is_hook(dirfd(directory), entry->d_name)) {
+        if (!is_hook_name(entry->d_name)) {
             continue;
         }
         if (identity->hooks == AGENT_MAX_HOOKS || strlen(entry->d_name) >= AGENT_HOOK_NAME_LEN) {
-            error->error = E2BIG;
-            sf_gp_text_set(error->text, sizeof(error->text), "%s: more than %d hooks, or a name longer than %d",
-                           path, AGENT_MAX_HOOKS, AGENT_HOOK_NAME_LEN - 1);
-            closedir(directory);
             return false;
         }
         strcpy(identity->hook_names[identity->hooks++], entry->d_name);
     }
-    closedir(directory);
     qsort(identity->hook_names, identity->hooks, sizeof(identity->hook_names[0]), by_name);
     return true;
+}
+
+static bool refuse(struct identity *identity, struct sf_gp_error *error, int number, const char *text)
+{
+    identity->hooks = 0;
+    identity->hooks_certain = false;
+    error->error = (uint32_t)number;
+    sf_gp_text_set(error->text, sizeof(error->text), "%s: %s", identity->options->hooks, text);
+    return false;
+}
+
+/* Reads the folder anew. */
+static bool read_folder(struct identity *identity, struct sf_gp_error *error)
+{
+    struct timespec now;
+    DIR *directory;
+    bool all;
+    int fd;
+
+    if (identity->hooks_fd >= 0) {
+        close(identity->hooks_fd);
+    }
+    identity->hooks = 0;
+    identity->hooks_fd = open(identity->options->hooks, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (identity->hooks_fd < 0) {
+        return errno == ENOENT || refuse(identity, error, errno, strerror(errno));
+    }
+    /* A change that comes so soon behind this one that it gets the same time stamp would not be seen. */
+    clock_gettime(CLOCK_REALTIME, &now);
+    identity->hooks_certain = fstat(identity->hooks_fd, &identity->hooks_status) == 0 &&
+                              identity->hooks_status.st_mtim.tv_sec < now.tv_sec - TIME_STAMP_STEP_S &&
+                              identity->hooks_status.st_ctim.tv_sec < now.tv_sec - TIME_STAMP_STEP_S;
+    fd = dup(identity->hooks_fd);
+    directory = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!directory) {
+        int number = errno;
+
+        if (fd >= 0) {
+            close(fd);
+        }
+        return refuse(identity, error, number, strerror(number));
+    }
+    all = read_names(identity, directory);
+    closedir(directory);
+    return all || refuse(identity, error, E2BIG, "too many hooks, or a name that is too long");
+}
+
+void hooks_init(struct identity *identity)
+{
+    struct sf_gp_error error;
+
+    identity->hooks_fd = -1;
+    if (!(identity->options->skip & AGENT_SKIP_HOOKS) && !read_folder(identity, &error)) {
+        agent_log(LOG_WARNING, "%s; clones will fail", error.text);
+    }
+}
+
+bool hooks_begin(struct identity *identity, struct sf_gp_error *error)
+{
+    const struct stat *old = &identity->hooks_status;
+    struct stat status;
+
+    identity->next_hook = 0;
+    if (identity->hooks_fd >= 0 && identity->hooks_certain && fstat(identity->hooks_fd, &status) == 0 &&
+        same_time(status.st_mtim, old->st_mtim) && same_time(status.st_ctim, old->st_ctim)) {
+        return true;
+    }
+    return read_folder(identity, error);
 }
 
 /* NAME=value in a buffer of its own. */
 #define ENVIRONMENT_TEXT (SF_GP_NAME_LEN + 16)
 
-bool hooks_start_next(struct identity *identity, struct sf_gp_error *error)
+static bool start(struct identity *identity, const char *name, struct sf_gp_error *error)
 {
     const struct sf_gp_identity *value = &identity->value;
-    const char *name = identity->hook_names[identity->next_hook++];
     char path[PATH_MAX], id[ENVIRONMENT_TEXT], count[ENVIRONMENT_TEXT], ticket[ENVIRONMENT_TEXT];
     char parent[ENVIRONMENT_TEXT], hostname[ENVIRONMENT_TEXT], socket[PATH_MAX];
     char *const argv[] = { path, NULL };
@@ -113,4 +180,16 @@ bool hooks_start_next(struct identity *identity, struct sf_gp_error *error)
     }
     identity->hook_pid = pid;
     return true;
+}
+
+enum hook_start hooks_start_next(struct identity *identity, struct sf_gp_error *error)
+{
+    while (identity->next_hook < identity->hooks) {
+        const char *name = identity->hook_names[identity->next_hook++];
+
+        if (is_executable(identity->hooks_fd, name)) {
+            return start(identity, name, error) ? HOOK_STARTED : HOOK_FAILED;
+        }
+    }
+    return HOOK_NONE;
 }

@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <linux/random.h>
 #include <signal.h>
@@ -19,58 +18,68 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
 
-#define RANDOM_DEVICE  "/dev/urandom"
-#define CLONE_FILE     "clone"
-#define NS_PER_S       1000000000u
-#define CLONE_FILE_MAX 1024
+#define RANDOM_DEVICE   "/dev/urandom"
+#define CLONE_FILE      "clone"
+#define NS_PER_S        1000000000u
+#define CLONE_FILE_SIZE 512
 
 /* ---- the file run_dir/clone ---- */
 
-static bool write_clone_file(const struct identity *identity, struct sf_gp_error *error)
+/*
+ * It is made at start, says that this is no clone, and stays mapped: to rewrite it in a clone is to store some bytes.
+ * (Each system call on the way to sf_clone()'s return costs: under TCG a clone translates all kernel code that it runs
+ * anew.) A comment fills it up to its fixed size.
+ */
+static char *put_text(char *at, const char *text)
 {
-    const struct sf_gp_identity *value = &identity->value;
-    char path[PATH_MAX], fresh[PATH_MAX + 4], text[CLONE_FILE_MAX];
-    int length, fd;
-    bool ok;
+    size_t length = strlen(text);
 
-    length = snprintf(text, sizeof(text), "SF_ID=%" PRIu32 "\nSF_COUNT=%" PRIu32 "\nSF_TICKET=%016" PRIx64
-                      "\nSF_PARENT=%s\nSF_HOSTNAME=%s\n",
-                      value->id, value->count, value->ticket, value->parent, value->hostname);
-    snprintf(path, sizeof(path), "%s/" CLONE_FILE, identity->options->run_dir);
-    snprintf(fresh, sizeof(fresh), "%s.new", path);
-    /* Names a ticket, but only to this clone, for which the parent's ticket is of no use: all may read it. */
-    errno = 0;
-    fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-    ok = fd >= 0 && write(fd, text, (size_t)length) == length;
-    if (fd >= 0) {
-        ok = close(fd) == 0 && ok;
-    }
-    if (!ok || rename(fresh, path) < 0) {
-        error->error = (uint32_t)(errno ? errno : ENOSPC); /* a short write sets none */
-        sf_gp_text_set(error->text, sizeof(error->text), "%s: %s", path, strerror((int)error->error));
-        return false;
-    }
-    return true;
+    memcpy(at, text, length);
+    return at + length;
 }
 
-static void read_clone_file(struct identity *identity)
+static char *put_number(char *at, const char *name, uint64_t value, unsigned base, unsigned digits)
+{
+    char text[24], *first = text + sizeof(text) - 1;
+
+    *first = '\0';
+    do {
+        *--first = "0123456789abcdef"[value % base];
+        value /= base;
+    } while (value > 0 || (size_t)(text + sizeof(text) - 1 - first) < digits);
+    return put_text(put_text(put_text(at, name), first), "\n");
+}
+
+static void write_clone_file(struct identity *identity)
+{
+    const struct sf_gp_identity *value = &identity->value;
+    char *at = identity->file;
+
+    at = put_number(at, "SF_ID=", value->id, 10, 1);
+    at = put_number(at, "SF_COUNT=", value->count, 10, 1);
+    if (value->id > 0) {
+        at = put_number(at, "SF_TICKET=", value->ticket, 16, 16);
+        at = put_text(put_text(put_text(at, "SF_PARENT="), value->parent), "\n");
+        at = put_text(put_text(put_text(at, "SF_HOSTNAME="), value->hostname), "\n");
+    }
+    *at++ = '#';
+    memset(at, ' ', (size_t)(identity->file + CLONE_FILE_SIZE - at));
+    identity->file[CLONE_FILE_SIZE - 1] = '\n';
+}
+
+/* What an earlier agent of this VM wrote. */
+static void parse_clone_file(struct identity *identity, char *text)
 {
     struct sf_gp_identity *value = &identity->value;
-    char path[PATH_MAX], line[CLONE_FILE_MAX];
-    FILE *file;
+    char *rest = NULL;
 
-    snprintf(path, sizeof(path), "%s/" CLONE_FILE, identity->options->run_dir);
-    file = fopen(path, "re");
-    if (!file) {
-        return;
-    }
-    while (fgets(line, sizeof(line), file)) {
-        line[strcspn(line, "\n")] = '\0';
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         if (strncmp(line, "SF_ID=", 6) == 0) {
             value->id = (uint32_t)strtoul(line + 6, NULL, 10);
         } else if (strncmp(line, "SF_COUNT=", 9) == 0) {
@@ -83,29 +92,57 @@ static void read_clone_file(struct identity *identity)
             sf_gp_text_set(value->hostname, sizeof(value->hostname), "%s", line + 12);
         }
     }
-    fclose(file);
     if (value->id >= 1 && value->id <= value->count && value->count <= SF_GP_MAX_CLONES) {
         identity->state = IDENTITY_DONE;
     } else {
-        agent_log(LOG_WARNING, "%s: not understood, ignored", path);
         memset(value, 0, sizeof(*value));
     }
 }
 
-void identity_init(struct identity *identity, const struct agent_options *options)
+static bool open_clone_file(struct identity *identity)
+{
+    char path[PATH_MAX], old[CLONE_FILE_SIZE + 1];
+    ssize_t got;
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/" CLONE_FILE, identity->options->run_dir);
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (fd < 0) {
+        agent_log(LOG_ERR, "%s: %s", path, strerror(errno));
+        return false;
+    }
+    got = read(fd, old, CLONE_FILE_SIZE);
+    old[got > 0 ? got : 0] = '\0';
+    parse_clone_file(identity, old);
+    /* Allocated, so that storing into the mapping cannot fail. The mode is open's: it names a ticket, but to this clone
+     * the parent's tickets are of no use. */
+    errno = posix_fallocate(fd, 0, CLONE_FILE_SIZE);
+    identity->file = errno == 0 ? mmap(NULL, CLONE_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    if (identity->file == MAP_FAILED) {
+        agent_log(LOG_ERR, "%s: %s", path, strerror(errno));
+        close(fd);
+        return false;
+    }
+    close(fd);
+    write_clone_file(identity);
+    return true;
+}
+
+bool identity_init(struct identity *identity, const struct agent_options *options)
 {
     memset(identity, 0, sizeof(*identity));
     identity->options = options;
     identity->state = IDENTITY_NONE;
     identity->hook_pid = -1;
     identity->rng_fd = -1;
+    hooks_init(identity);
     if (!(options->skip & AGENT_SKIP_RNG)) {
         identity->rng_fd = open(RANDOM_DEVICE, O_WRONLY | O_CLOEXEC);
         if (identity->rng_fd < 0) {
             agent_log(LOG_WARNING, "%s: %s", RANDOM_DEVICE, strerror(errno));
         }
     }
-    read_clone_file(identity);
+    return open_clone_file(identity);
 }
 
 /* ---- steps ---- */
@@ -149,18 +186,19 @@ static void failed(struct identity *identity)
 /* Goes on behind a hook (or behind none): starts the next one, or ends the job. */
 static void go_on(struct identity *identity)
 {
-    if (identity->next_hook < identity->hooks) {
-        if (!hooks_start_next(identity, &identity->error)) {
-            failed(identity);
-            return;
-        }
+    switch (hooks_start_next(identity, &identity->error)) {
+    case HOOK_STARTED:
         identity->hook_timed_out = false;
         identity->hook_deadline_ms = agent_now_ms() + identity->options->hook_timeout_ms;
         identity->state = IDENTITY_HOOKS;
-    } else if (write_clone_file(identity, &identity->error)) {
+        break;
+    case HOOK_NONE:
+        write_clone_file(identity);
         identity->state = IDENTITY_DONE;
-    } else {
+        break;
+    case HOOK_FAILED:
         failed(identity);
+        break;
     }
 }
 
@@ -173,13 +211,12 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
     if (identity->hook_pid > 0) {
         kill(-identity->hook_pid, SIGKILL); /* a clone of a VM that was itself becoming one */
     }
-    memset(error, 0, sizeof(*error));
-    identity->hooks = identity->next_hook = 0;
+    identity->next_hook = identity->hooks; /* none, with --skip */
     ok = (skip & AGENT_SKIP_RNG || reseed(identity, value->seed, error)) &&
          (skip & AGENT_SKIP_CLOCK || step_clock(value->realtime, error)) &&
          (skip & AGENT_SKIP_HOSTNAME || sethostname(value->hostname, strlen(value->hostname)) == 0 ||
           fail(error, "setting the hostname")) &&
-         (skip & AGENT_SKIP_HOOKS || hooks_list(identity, error));
+         (skip & AGENT_SKIP_HOOKS || hooks_begin(identity, error));
     explicit_bzero(value->seed, sizeof(value->seed));
     identity->value = *value;
     if (ok) {

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
 import sys
 import threading
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -37,7 +39,7 @@ class Base(unittest.TestCase):
 
     def clone_file(self):
         with open(os.path.join(self.guest.directory, 'clone'), encoding='utf-8') as file:
-            return dict(line.rstrip('\n').split('=', 1) for line in file)
+            return dict(line.rstrip('\n').split('=', 1) for line in file if not line.startswith('#'))
 
     def assert_finished(self, program, status=0, data=None):
         got, out, err = self.guest.finish(program, data)
@@ -364,6 +366,49 @@ class Clones(Base):
             lines = file.read().splitlines()
         self.assertEqual(lines, ['first 3', 'second 3 8 0000000000000016 vm1 vm1-3'])
 
+    def test_hooks_that_change(self):
+        """The agent keeps the folder's names; every change of it must be seen."""
+        out = os.path.join(self.guest.directory, 'out')
+        expected = []
+
+        def fork():
+            self.guest.become_clone(ticket=len(expected) + 1)
+            self.host.expect_hello()
+            self.host.expect(IDENTITY | REPLY)
+            with open(out, encoding='utf-8') as file:
+                self.assertEqual(file.read().split(), expected)
+
+        def age():
+            """Time stamps are old enough then that the agent trusts what it reads."""
+            deadline = time.monotonic() + BOUND
+            while time.time() < os.stat(self.guest.hooks).st_ctime + 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+        self.hook('10-a', 'echo a >> %s\n' % out)
+        expected += ['a']
+        fork()
+        age()
+        for _ in range(2):
+            expected += ['a']
+            fork()
+        self.hook('20-b', 'echo b >> %s\n' % out)
+        expected += ['a', 'b']
+        fork()
+        os.chmod(os.path.join(self.guest.hooks, '10-a'), 0o644)
+        expected += ['b']
+        fork()
+        age()
+        expected += ['b']
+        fork()
+        os.remove(os.path.join(self.guest.hooks, '20-b'))
+        fork()
+        os.rename(self.guest.hooks, self.guest.hooks + '.old')
+        self.hook('30-c', 'echo c >> %s\n' % out)
+        expected += ['c']
+        fork()
+        shutil.rmtree(self.guest.hooks)
+        fork()
+
     def test_hook_that_fails(self):
         clone = self.guest.sf('clone', '16', SF_TICKET='')
         request, _ = self.host.expect(CLONE)
@@ -377,7 +422,7 @@ class Clones(Base):
         self.host.round_trip()
         self.assertTrue(self.host.silent())
         self.assertIsNone(clone.poll(), 'no program may run on in a clone that is not unique')
-        self.assertFalse(os.path.exists(os.path.join(self.guest.directory, 'clone')))
+        self.assertEqual(self.clone_file(), {'SF_ID': '0', 'SF_COUNT': '0'})
         self.assertFalse(os.path.exists(os.path.join(self.guest.directory, 'wrong')))
 
     def test_malformed_identity(self):
