@@ -26,16 +26,29 @@ static SfStyle event_style(const char *name)
                                                : SF_STYLE_GREEN;
 }
 
-/* " member=value" for what is simple; objects and arrays are for --json. */
-static void append_member(JsonObject *data, const char *member, JsonNode *node, gpointer out)
+/* " member=value" for what a person looks for; all members are for --json. */
+static void append_members(GString *line, JsonObject *data)
 {
-    if (JSON_NODE_HOLDS_VALUE(node)) {
-        g_autofree char *text = json_node_get_value_type(node) == G_TYPE_STRING ? json_node_dup_string(node)
-                                                                              : json_to_string(node, FALSE);
-        g_autofree char *clean = sf_text_harmless(text);
-        if (*clean) {
-            g_string_append_printf(out, " %s=%s", member, clean);
+    static const char *const members[] = { "name",    "vm",    "role",   "parent", "ticket", "id",
+                                           "granted", "state", "status", "reason", "pid" };
+    gboolean exited = g_strcmp0(sf_ctl_string(data, "state"), "exited") == 0;
+
+    for (guint i = 0; i < G_N_ELEMENTS(members); i++) {
+        JsonNode *node = json_object_get_member(data, members[i]);
+        if (!node || !JSON_NODE_HOLDS_VALUE(node) || (strcmp(members[i], "status") == 0 && !exited)) {
+            continue;
         }
+        const char *text = sf_ctl_string(data, members[i]);
+        g_autofree char *number = text ? NULL : json_to_string(node, FALSE);
+        g_autofree char *clean = sf_text_harmless(text ? text : number);
+        if (*clean) {
+            g_string_append_printf(line, " %s=%s", members[i], clean);
+        }
+    }
+    gint64 pause = sf_ctl_int(sf_ctl_object(data, "fork"), "pause_ns");
+    if (pause > 0) {
+        g_autofree char *text = sf_units_format_ns((guint64)pause);
+        g_string_append_printf(line, " pause=%s", text);
     }
 }
 
@@ -49,7 +62,7 @@ static void print_event(const SfCtl *ctl, const char *name, JsonObject *data)
 
     g_string_append_printf(line, "%s.%03d ", clock, g_date_time_get_microsecond(now) / 1000);
     sf_text_append_styled(line, padded, event_style(clean), ctl->color);
-    json_object_foreach_member(data, append_member, line);
+    append_members(line, data);
     puts(line->str);
     fflush(stdout);
     g_string_free(line, TRUE);

@@ -316,7 +316,7 @@ static void draw_legend(Svg *svg)
     } entries[] = {
         {TRUE, PAUSED, failed ? "parent paused; clone failed or killed" : "parent paused"},
         {TRUE, WAITING, "waits for its turn"},
-        {loading, LOADING, "loaded"},
+        {loading, LOADING, "loaded, waits for a CPU"},
         {t->answered.count > 0, WAKING, "runs, gets its identity"},
         {TRUE, WORKING, "works"},
         {synced, SYNCED, "synced"},

@@ -34,7 +34,7 @@ static const struct {
     [PARENT] = {"━", "-", SF_STYLE_PLAIN, "parent runs"},
     [PAUSED] = {"█", "X", SF_STYLE_RED, "parent paused"},
     [WAITING] = {"·", ".", SF_STYLE_DIM, "waits for its turn"},
-    [LOADING] = {"░", ":", SF_STYLE_YELLOW, "loaded"},
+    [LOADING] = {"░", ":", SF_STYLE_YELLOW, "loaded, waits for a CPU"},
     [WAKING] = {"▒", "=", SF_STYLE_CYAN, "runs, gets its identity"},
     [WORKING] = {"█", "#", SF_STYLE_GREEN, "works"},
     [SYNCED] = {"◆", "S", SF_STYLE_MAGENTA, "synced"},

@@ -292,13 +292,16 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
     JsonArray *clones = sf_ctl_array(ticket, "clones");
     g_autofree char *ago = format_ago(sf_ctl_int(ticket, "created"));
     g_autofree char *states = format_clone_states(ticket);
-    g_autofree char *vm = sf_text_harmless(sf_ctl_string(ticket, "vm") ? sf_ctl_string(ticket, "vm") : "?");
+    gint64 granted = sf_ctl_int(ticket, "granted");
 
     print_heading(ctl, "Ticket", sf_ctl_string(ticket, "ticket"), sf_ctl_string(ticket, "state"));
-    printf(", %" G_GINT64_FORMAT " clone%s of \"%s\" granted%s%s\n", sf_ctl_int(ticket, "granted"),
-           sf_ctl_int(ticket, "granted") == 1 ? "" : "s", vm, ago ? ", " : "", ago ? ago : "");
+    putchar('\n');
+    print_line("of VM", sf_ctl_string(ticket, "vm"));
+    print_line("asked for", ago);
     print_line("reason", sf_ctl_string(ticket, "reason"));
-    print_line("clones", states);
+    g_autofree char *clones_text = states ? g_strdup_printf("%" G_GINT64_FORMAT ": %s", granted, states)
+                                          : g_strdup_printf("%" G_GINT64_FORMAT ", none made yet", granted);
+    print_line("clones", clones_text);
     if (sf_ctl_int(fork, "pause_ns") > 0) {
         print_pause(fork);
     }
