@@ -268,23 +268,40 @@ class Snapshot:
         self.fds = []
 
 
+def numbers(output):
+    """{vcpu: [numbers]} of what the tiny guest printed."""
+    found = {}
+    for cpu, value in re.findall(r"^cpu(\d+) (\d+)\n", output, re.M):
+        found.setdefault(int(cpu), []).append(int(value))
+    return found
+
+
+def consecutive(output):
+    return all(values == list(range(len(values))) for values in numbers(output).values())
+
+
 class Vm:
     """One QEMU process with a QMP connection, an sf channel when asked for, and a serial port."""
 
     count = 0
 
     def __init__(self, test, *options, accel="tcg", vcpus=1, memory=32, ram=None, machine="q35", disk=True, paused=False,
-                 user=None, wrapper=()):
+                 user=None):
         Vm.count += 1
         self.directory = os.path.join(test.directory, "vm%d" % Vm.count)
         os.mkdir(self.directory)
+        program, libraries, image = binary(), firmware(), tiny_image()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        executable = None
         if user is not None:
+            # Neither the program nor the disk need lie where that user can go.
             os.chown(self.directory, user, user)
+            image = shutil.copy(image, self.directory)
+            executable = os.open(program, os.O_RDONLY)
         serial_ours, serial_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         if ram is None:
             ram = "memory-backend-memfd,id=pc.ram,share=on,size=%dM" % memory
-        self.arguments = [binary(), *firmware(), "-nodefaults", "-no-user-config", "-display", "none",
+        self.arguments = [program, *libraries, "-nodefaults", "-no-user-config", "-display", "none",
                           "-machine", machine + (",memory-backend=pc.ram" if ram else ""), "-accel", accel,
                           "-smp", str(vcpus), "-m", "%dM" % memory,
                           "-chardev", "socket,id=qmp,fd=%d" % theirs.fileno(), "-mon", "chardev=qmp,mode=control",
@@ -292,28 +309,34 @@ class Vm:
         if ram:
             self.arguments += ["-object", ram]
         if disk:
-            self.arguments += ["-blockdev", "driver=file,node-name=boot-file,filename=%s,read-only=on" % tiny_image(),
+            self.arguments += ["-blockdev", "driver=file,node-name=boot-file,filename=%s,read-only=on" % image,
                                "-blockdev", "driver=raw,node-name=boot,file=boot-file,read-only=on",
                                "-device", "virtio-blk-pci,drive=boot,romfile=,bootindex=0"]
         if paused:
             self.arguments.append("-S")
         self.arguments += options
         self.log = open(os.path.join(self.directory, "log"), "w+b")
-        self.process = subprocess.Popen(list(wrapper) + self.arguments, stdin=subprocess.DEVNULL, stdout=self.log,
-                                        stderr=self.log, pass_fds=(theirs.fileno(), serial_theirs.fileno()),
-                                        user=user, group=user, extra_groups=[] if user is not None else None)
+        inherited = [theirs.fileno(), serial_theirs.fileno()] + ([executable] if executable else [])
+        self.process = subprocess.Popen(self.arguments, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                        executable="/proc/self/fd/%d" % executable if executable else None,
+                                        pass_fds=inherited, user=user, group=user,
+                                        extra_groups=[] if user is not None else None)
+        if executable:
+            os.close(executable)
         theirs.close()
         serial_theirs.close()
         test.addCleanup(self.close)
         self.serial = serial_ours
         self.serial.setblocking(False)
         self.output = ""
+        self.channel = None
+        self.history = ""               # what its ancestors had printed when it was forked off
         try:
             self.qmp = Qmp(ours)
         except (Gone, ConnectionResetError):
             self.process.wait(PATIENCE)
+            ours.close()
             raise AssertionError("QEMU did not start: " + self.messages()) from None
-        self.channel = None
 
     def messages(self):
         with open(self.log.name, errors="replace") as log:
@@ -380,12 +403,8 @@ class Vm:
                 return self.output
             self.output += data.decode("ascii", "replace")
 
-    def counters(self, start=""):
-        """{vcpu: [numbers]} of all lines; start is what was printed before this VM was born."""
-        found = {}
-        for cpu, value in re.findall(r"^cpu(\d+) (\d+)\n", start + self.read(), re.M):
-            found.setdefault(int(cpu), []).append(int(value))
-        return found
+    def counters(self):
+        return numbers(self.read())
 
     def lines(self, vcpus=1, more=2):
         """Wait until every vCPU has printed some more lines."""
@@ -452,8 +471,11 @@ class TestCase(unittest.TestCase):
         return vm
 
     def take(self, vm, *arguments, **keywords):
+        before = len(vm.history + vm.read())
         snapshot = vm.snapshot(*arguments, **keywords)
         self.addCleanup(snapshot.close)
+        snapshot.printed = vm.history + vm.read()
+        snapshot.printed_before = before
         return snapshot
 
     def clone(self, snapshot, *options, **keywords):
@@ -462,15 +484,23 @@ class TestCase(unittest.TestCase):
         clone.channel.running()
         return clone
 
-    def assertContinues(self, before, vm, vcpus=1):
-        """What vm printed goes on from `before`, what its parent had printed, with no number missing or twice."""
-        for cpu, values in vm.counters(before).items():
-            self.assertEqual(values, list(range(values[0], values[0] + len(values))), "cpu%d" % cpu)
-        self.assertHealthy(vm, before)
+    def assertContinues(self, snapshot, vm):
+        """vm goes on with the very character that the snapshot's guest would have printed next. That is known as
+        somewhere between what was printed before the snapshot was ordered and when it was there."""
+        output = vm.read()
+        for cut in range(snapshot.printed_before, len(snapshot.printed) + 1):
+            vm.history = snapshot.printed[:cut]
+            if consecutive(vm.history + output):
+                break
+        else:
+            self.fail("%r does not go on with %r" % (snapshot.printed[snapshot.printed_before - 100:], output))
+        self.assertHealthy(vm)
 
-    def assertHealthy(self, vm, before=""):
-        """The guest never read from its memory what it had not written."""
-        found = re.findall(r"^mem(\d+) .* sum (\w+) read (\w+) .*\n", before + vm.read(), re.M)
+    def assertHealthy(self, vm):
+        """The guest never missed a number, and never read from its memory what it had not written."""
+        output = vm.history + vm.read()
+        self.assertTrue(consecutive(output), output[-1000:])
+        found = re.findall(r"^mem(\d+) .* sum (\w+) read (\w+) .*\n", output, re.M)
         self.assertTrue(found)
         for cpu, kept, read in found:
             self.assertEqual(kept, read, "memory of vCPU %s" % cpu)
