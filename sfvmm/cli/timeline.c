@@ -210,7 +210,37 @@ static int show(SfCtl *ctl, const Known *known, const SfTimelineStyle *style, gi
 
 /* ---- Live ---- */
 
-/* Lines over what stands there; no more than the screen has. */
+static guint count_lines(const char *text)
+{
+    guint n = 0;
+    for (; *text; text++) {
+        n += *text == '\n';
+    }
+    return n;
+}
+
+/* The most that fits a screen: both panels, else one, else one with fewer rows. Caller frees. */
+static char *render_to_fit(const SfTimeline *timeline, const SfTimelineStyle *style, guint height)
+{
+    SfTimelineStyle own = *style;
+    char *text = sf_timeline_to_text(timeline, &own);
+
+    if (count_lines(text) > height) {
+        own.one_panel = TRUE;
+        g_free(text);
+        text = sf_timeline_to_text(timeline, &own);
+    }
+    guint lines = count_lines(text), rows = MIN(own.rows, timeline->clones->len);
+    if (lines > height && rows > 1) {
+        guint hidden = lines - height + 1;      /* one more, for the line that counts what is hidden */
+        own.rows = rows > hidden ? rows - hidden : 1;
+        g_free(text);
+        text = sf_timeline_to_text(timeline, &own);
+    }
+    return text;
+}
+
+/* Lines over what stands there, and the keys on the last row; no more than the screen has. */
 static void draw_screen(const Known *known, const SfTimelineStyle *style)
 {
     SfTimelineStyle own = *style;
@@ -218,7 +248,7 @@ static void draw_screen(const Known *known, const SfTimelineStyle *style)
 
     sf_term_size(&own.width, &height);
     g_autoptr(SfTimeline) timeline = sf_timeline_new(known->ticket, known->usage, monotonic_ns(), NULL);
-    g_autofree char *text = timeline ? sf_timeline_to_text(timeline, &own) : g_strdup("  waiting for the fork\n");
+    g_autofree char *text = timeline ? render_to_fit(timeline, &own, height - 1) : g_strdup("  waiting for the fork\n");
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     fputs("\033[H", stdout);
     for (guint i = 0; lines[i] && i + 1 < height; i++) {
@@ -352,7 +382,12 @@ int sf_ctl_timeline(SfCtl *ctl, int argc, char **argv)
     if (option_rows && !sf_units_parse_count("--rows", option_rows, 1, ROWS_MAX, &rows, &error)) {
         return sf_ctl_usage("timeline", "timeline: %s", error->message);
     }
-    SfTimelineStyle style = {ctl->width, (guint)rows, ctl->color, ctl->unicode && !option_ascii};
+    SfTimelineStyle style = {
+        .width = ctl->width,
+        .rows = (guint)rows,
+        .color = ctl->color,
+        .unicode = ctl->unicode && !option_ascii,
+    };
     gboolean is_file =
         what && (strcmp(what, "-") == 0 || strchr(what, '/') || g_file_test(what, G_FILE_TEST_IS_REGULAR));
     if (option_live) {

@@ -61,6 +61,7 @@ typedef struct {
     guint width;              /* columns; 0: 100 */
     guint rows;               /* clones at most in a panel; 0: no limit */
     gboolean color, unicode;
+    gboolean one_panel;       /* of two, only that of the whole */
 } SfTimelineStyle;
 
 char *sf_timeline_to_text(const SfTimeline *timeline, const SfTimelineStyle *style);

@@ -179,8 +179,9 @@ SfTimeline *sf_timeline_new(JsonObject *ticket, JsonObject *usage, gint64 now, G
     gint64 called = sf_ctl_int(fork, "called");
 
     if (!fork || at <= 0) {
-        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_FAILED, "ticket \"%s\": nothing was forked with it yet",
-                    sf_ctl_string(ticket, "ticket") ? sf_ctl_string(ticket, "ticket") : "?");
+        const char *id = sf_ctl_string(ticket, "ticket"), *reason = sf_ctl_string(ticket, "reason");
+        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_FAILED, "ticket \"%s\": nothing was forked with it%s%s",
+                    id ? id : "?", reason && *reason ? ": " : " yet", reason ? reason : "");
         return NULL;
     }
     gint64 pause_began = at - MIN(stop, at);

@@ -323,8 +323,11 @@ char *sf_timeline_to_text(const SfTimeline *timeline, const SfTimelineStyle *sty
     own.width = style->width ? MAX(style->width, WIDTH_MIN) : WIDTH_DEFAULT;
     lay_out(&panel, own.width);
     append_title(&panel);
-    append_panel(&panel, "THE FORK", timeline->fork_end, fork_notes);
-    if ((double)timeline->end > TWO_PANELS * (double)timeline->fork_end) {
+    gboolean works = (double)timeline->end > TWO_PANELS * (double)timeline->fork_end;
+    if (!works || !style->one_panel) {
+        append_panel(&panel, "THE FORK", timeline->fork_end, fork_notes);
+    }
+    if (works) {
         append_panel(&panel, "THE WORK", timeline->end, work_notes);
     }
     append_legend(&panel);
