@@ -11,9 +11,9 @@
                             v
                          Report: a line for each test, a log for each job, the summary, the exit status
 
-A job has a bound for each of its tests and is killed with all it started when one takes longer; tests that it then never
-ran count as failed. Jobs of a group run side by side as the group allows. The whole run has a bound too, so that a CI
-run always ends with a report. Exit status: 0 only if something passed and nothing failed.
+A job has a bound for each of its tests and is killed with all it started when one takes longer; tests that it then
+never ran count as failed. Jobs of a group run side by side as the group allows. The whole run has a bound too, so that
+a CI run always ends with a report. Exit status: 0 only if something passed and nothing failed.
 """
 import argparse
 import concurrent.futures
@@ -159,8 +159,8 @@ class PythonModule:
             return
         log = os.path.join(report.logs, self.name + ".log")
         read_end, write_end = os.pipe()
-        process = Process([sys.executable, "-u", os.path.join(TESTS, "worker.py"), self.path, str(write_end)] + ids, log,
-                          env=self.group.env, pass_fds=(write_end,))
+        command = [sys.executable, "-u", os.path.join(TESTS, "worker.py"), self.path, str(write_end)] + ids
+        process = Process(command, log, env=self.group.env, pass_fds=(write_end,))
         os.close(write_end)
         with os.fdopen(read_end, "rb", buffering=0) as events:
             state = self.follow(report, events, log, process, deadline)
@@ -370,7 +370,8 @@ def chosen_groups(fast, patterns):
         elif group.name == "unit":
             names += ["unit/" + folder + "/" for folder in os.listdir(os.path.join(TESTS, "unit"))]
         else:
-            names += ["fuzz/" + os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(TESTS, "fuzz/fuzz_*.c"))]
+            sources = glob.glob(os.path.join(TESTS, "fuzz", "fuzz_*.c"))
+            names += ["fuzz/" + os.path.basename(path)[len("fuzz_"):-len(".c")] for path in sources]
         if any(pattern in name for pattern in patterns for name in names):
             chosen.append(group)
     return chosen or [group for group in groups if group.name == "unit"]
