@@ -6,6 +6,7 @@
 #define SF_LAUNCHER_H
 
 #include <gio/gio.h>
+#include "sfvmm/disk/late_commit.h"
 #include "sfvmm/vm/vm.h"
 
 typedef struct {
@@ -16,6 +17,7 @@ typedef struct {
     char *overlay_directory;  /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
     uid_t uid;                /* that QEMU runs as; own uid when not root */
     gid_t gid;
+    SfLateCommits *late_commits;      /* the launcher's own, it makes them; not to be given */
 } SfLauncherOptions;
 
 typedef struct SfLauncher SfLauncher;

@@ -46,6 +46,7 @@ struct SfLauncher {
 SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
 {
     SfLauncher *launcher = g_new0(SfLauncher, 1);
+    g_autofree char *late = NULL;
 
     launcher->options = *options;
     launcher->options.qemu = g_strdup(options->qemu);
@@ -54,12 +55,15 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
     launcher->options.run_directory = g_strdup(options->run_directory);
     launcher->options.overlay_directory = options->overlay_directory ? g_strdup(options->overlay_directory)
                                                                      : g_build_filename(options->run_directory, "disk", NULL);
+    late = g_build_filename(launcher->options.overlay_directory, "late", NULL);
+    launcher->options.late_commits = sf_late_commits_new(late, launcher->options.qemu_img);
     return launcher;
 }
 
 void sf_launcher_free(SfLauncher *launcher)
 {
     if (launcher) {
+        sf_late_commits_free(launcher->options.late_commits);
         g_free(launcher->options.qemu);
         g_free(launcher->options.qemu_img);
         g_free(launcher->options.firmware);
@@ -129,6 +133,7 @@ typedef struct {
     SfVm *vm;
     GArray *fds;              /* of int: to be closed here after the start */
     GArray *disk_fds;         /* of int: numbers in the child */
+    GPtrArray *disk_paths;    /* of char *: what they are of */
 } StartOp;
 
 static void start_op_free(gpointer data)
@@ -140,6 +145,7 @@ static void start_op_free(gpointer data)
     }
     g_array_unref(op->fds);
     g_array_unref(op->disk_fds);
+    g_ptr_array_unref(op->disk_paths);
     g_clear_object(&op->vm);
     sf_vm_config_unref(op->config);
     g_free(op->name);
@@ -247,6 +253,7 @@ static gboolean open_layer(SfDiskLayer *layer, gboolean writable, guint *fdset, 
     }
     number = give_fd(op, fd);
     g_array_append_val(op->disk_fds, number);
+    g_ptr_array_add(op->disk_paths, g_strdup(layer->path));
     *fdset = SF_FDSET_DISK_FIRST + op->disk_fds->len - 1;
     return TRUE;
 }
@@ -345,6 +352,19 @@ static gboolean start_vm(StartOp *op, GError **error)
     return ok;
 }
 
+/* QEMU knows images by the numbers of their fdsets only. */
+static void name_images(StartOp *op, GError *error)
+{
+    g_autoptr(GString) text = g_string_new(error->message);
+
+    for (guint i = op->disk_paths->len; i > 0; i--) {         /* the longer numbers first */
+        g_autofree char *fdset = g_strdup_printf("/dev/fdset/%u", SF_FDSET_DISK_FIRST + i - 1);
+        g_string_replace(text, fdset, g_ptr_array_index(op->disk_paths, i - 1), 0);
+    }
+    g_free(error->message);
+    error->message = g_strdup(text->str);
+}
+
 static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
 {
     g_autoptr(GTask) task = data;
@@ -356,6 +376,7 @@ static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
         return;
     }
     sf_vm_kill(vm);
+    name_images(g_task_get_task_data(task), error);
     g_task_return_error(task, error);
 }
 
@@ -480,6 +501,22 @@ static gboolean make_directories(SfLauncher *launcher, GError **error)
     return TRUE;
 }
 
+/* An image that still lacks writes of a VM that has ended would be read as it was before its first fork. */
+static gboolean images_are_whole(SfLauncher *launcher, const SfVmConfig *config, GError **error)
+{
+    for (guint i = 0; i < config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
+        const char *owner = sf_late_commits_owner(launcher->options.late_commits, disk->path);
+        if (owner) {
+            g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                        "image %s: what VM %s wrote is not in it yet, as clones still stand on it or it is being written; kill the "
+                        "clones or try again", disk->path, owner);
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
 void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
                              GAsyncReadyCallback callback, gpointer data)
 {
@@ -493,9 +530,11 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
     op->role = role;
     op->fds = g_array_new(FALSE, FALSE, sizeof(int));
     op->disk_fds = g_array_new(FALSE, FALSE, sizeof(int));
+    op->disk_paths = g_ptr_array_new_with_free_func(g_free);
     g_task_set_task_data(task, op, start_op_free);
     op->config = role == SF_VM_SHELL ? sf_vm_config_ref(config) : resolve_config(launcher, config, &error);
-    if (!op->config || !make_directories(launcher, &error)) {
+    if (!op->config || !make_directories(launcher, &error) ||
+        (role == SF_VM_PARENT && !images_are_whole(launcher, op->config, &error))) {
         g_prefix_error(&error, "VM %s: ", name);
         g_task_return_error(task, error);
         g_object_unref(task);
@@ -554,6 +593,9 @@ static SfVm *adopt_process(SfLauncher *launcher, const char *name, GError **erro
     if (pidfd >= 0) {
         syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
         close(pidfd);
+    }
+    if (vm) {
+        sf_vm_keep_writes(vm);
     }
     sf_state_remove_folder(directory);
     if (vm) {

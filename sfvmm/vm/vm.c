@@ -41,9 +41,10 @@
 #define CONNECT_SECONDS       60          /* a start or an adoption; 32 shells that start at once are slow */
 #define RETRY_MS_FIRST        50u
 #define RETRY_MS_MAX          5000u
+#define GUEST_RETRY_MS        500u
 #define GATE_MS               200u        /* a loaded clone waits no longer for the loads of others */
 #define CLEAN_MS              2000u       /* after a load: descriptors that it has left in QEMU go */
-#define LOG_TAIL_BYTES        2048        /* of qemu.log, to find its last line */
+#define LOG_TAIL_BYTES        2048        /* of qemu.log, to find its last message */
 
 G_DEFINE_QUARK(sf-vm-error-quark, sf_vm_error)
 G_DEFINE_FINAL_TYPE(SfVm, sf_vm, G_TYPE_OBJECT)
@@ -306,14 +307,34 @@ gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error)
 
 /* ---- the end ---- */
 
-static char *last_log_line(SfVm *vm)
+/* "2026-01-31T12:00:00.000000Z program: ..." */
+static gboolean line_is_stamped(const char *line)
+{
+    return g_ascii_isdigit(line[0]) && strcspn(line, "Z \n") > strlen("2026-01-31T") && line[strlen("2026-01-31")] == 'T';
+}
+
+/* QEMU's last message: from its last time stamp on, without that, the program's name and the option it is about. */
+static char *last_message(char *text)
+{
+    char *message = text, *option;
+
+    for (char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+        if (line_is_stamped(line)) {
+            message = line + strcspn(line, " ");
+        }
+    }
+    option = g_strrstr(message, "}: ");
+    message = option ? option + strlen("}: ") : message;
+    return g_utf8_make_valid(g_strstrip(g_strdelimit(message, "\n", ' ')), -1);
+}
+
+static char *last_log_message(SfVm *vm)
 {
     g_autofree char *path = sf_vm_path(vm, SF_VM_FILE_LOG);
     char text[LOG_TAIL_BYTES + 1];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     off_t size = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
     ssize_t n = fd < 0 ? -1 : pread(fd, text, LOG_TAIL_BYTES, MAX(0, size - LOG_TAIL_BYTES));
-    char *line;
 
     if (fd >= 0) {
         close(fd);
@@ -322,9 +343,7 @@ static char *last_log_line(SfVm *vm)
         return NULL;
     }
     text[n] = '\0';
-    g_strchomp(text);
-    line = strrchr(text, '\n');
-    return g_utf8_make_valid(line ? line + 1 : text, -1);
+    return last_message(g_strchomp(text));
 }
 
 static char *exit_reason(SfVm *vm)
@@ -335,7 +354,7 @@ static char *exit_reason(SfVm *vm)
     if (vm->shutdown_reason) {
         return g_strdup(vm->shutdown_reason);
     }
-    line = last_log_line(vm);
+    line = last_log_message(vm);
     return g_strdup_printf("%s%s%s", status ? status : "QEMU ended", line && *line ? ": " : "", line && *line ? line : "");
 }
 
@@ -366,6 +385,17 @@ static void connect_end(SfVm *vm, GError *error)
     g_clear_object(&task);
 }
 
+void sf_vm_keep_writes(SfVm *vm)
+{
+    for (guint i = 0; vm->role == SF_VM_PARENT && i < vm->disks->len; i++) {
+        const SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
+        const SfDiskConfig *config = g_ptr_array_index(vm->config->disks, i);
+        if (disk->chain && !config->ephemeral) {
+            sf_late_commits_add(vm->late_commits, vm->name, sf_disk_chain_copy(disk->chain));
+        }
+    }
+}
+
 static void vm_ended(SfVm *vm)
 {
     g_autofree char *reason = NULL;
@@ -381,7 +411,10 @@ static void vm_ended(SfVm *vm)
     sf_vm_settle_lost(vm);
     connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
     g_message("VM %s: ended: %s", vm->name, reason);
+    sf_vm_keep_writes(vm);
     g_signal_emit(vm, signals[SIGNAL_EXITED], 0, reason);
+    g_ptr_array_set_size(vm->chains, 0);      /* whoever still holds the object needs no layer any more */
+    g_ptr_array_set_size(vm->disks, 0);
     sf_state_remove_folder(vm->directory);
     if (vm->killed) {
         g_object_unref(vm);
@@ -735,14 +768,19 @@ static gboolean on_guest_retry(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+static void connect_guest_later(SfVm *vm)
+{
+    if (!vm->gone && !vm->guest_timer) {
+        vm->guest_timer = g_timeout_add(GUEST_RETRY_MS, on_guest_retry, vm);
+    }
+}
+
 static void on_guest_closed(gpointer owner)
 {
     SfVm *vm = owner;
 
     g_clear_pointer(&vm->guest, sf_guest_channel_free);
-    if (!vm->gone && !vm->guest_timer) {
-        vm->guest_timer = g_timeout_add(RETRY_MS_MAX, on_guest_retry, vm);
-    }
+    connect_guest_later(vm);
 }
 
 static const SfGuestChannelHandlers guest_handlers = { on_guest_connected, on_guest_message, on_guest_closed };
@@ -753,7 +791,8 @@ static void connect_guest(SfVm *vm)
     int fd = connect_socket(vm, SF_VM_FILE_AGENT, &error);
 
     if (fd < 0) {
-        g_warning("VM %s: the port of its agent: %s", vm->name, error->message);
+        g_debug("VM %s: the port of its agent: %s", vm->name, error->message);    /* it has most likely just ended */
+        connect_guest_later(vm);
         return;
     }
     vm->guest = sf_guest_channel_new(fd, vm->name, &guest_handlers, vm);
@@ -1300,6 +1339,7 @@ SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole rol
     vm->overlay_directory = options->overlay_directory ? g_strdup(options->overlay_directory)
                                                        : g_build_filename(options->run_directory, "disk", NULL);
     vm->template_directory = g_build_filename(options->run_directory, "template", NULL);
+    vm->late_commits = options->late_commits;
     vm->uid = options->uid;
     vm->gid = options->gid;
     vm->role = role;
@@ -1307,11 +1347,14 @@ SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole rol
     return vm;
 }
 
-/* The process goes on: sfvmmd may end while its VMs run. */
+/* The process goes on, and so must its files: sfvmmd may end while its VMs run. The next one takes them over from vm.json. */
 static void sf_vm_finalize(GObject *object)
 {
     SfVm *vm = SF_VM(object);
 
+    for (guint i = 0; i < vm->disks->len && vm->pidfd >= 0 && !vm->gone; i++) {
+        sf_vm_disk_leave(g_ptr_array_index(vm->disks, i));
+    }
     g_clear_handle_id(&vm->exit_source, g_source_remove);
     vm_disconnect(vm);
     if (vm->pidfd >= 0) {

@@ -59,6 +59,16 @@ void sf_vm_disk_free(SfVmDisk *disk)
     }
 }
 
+void sf_vm_disk_leave(SfVmDisk *disk)
+{
+    for (guint i = 0; disk->chain && i < disk->chain->layers->len; i++) {
+        ((SfDiskLayer *)g_ptr_array_index(disk->chain->layers, i))->owned = FALSE;
+    }
+    if (disk->overlay) {
+        disk->overlay->owned = FALSE;
+    }
+}
+
 JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
 {
     JsonObject *object = json_object_new();

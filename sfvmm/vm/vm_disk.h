@@ -23,6 +23,8 @@ typedef struct {
 
 SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null);           /* takes chain */
 void sf_vm_disk_free(SfVmDisk *disk);
+/* Its overlays outlive us: nobody in this process removes their files any more. */
+void sf_vm_disk_leave(SfVmDisk *disk);
 JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk);
 SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error);
 

@@ -28,6 +28,7 @@ struct _SfVm {
     char *directory;
     char *overlay_directory;
     char *template_directory;
+    SfLateCommits *late_commits;      /* the launcher's */
     uid_t uid;                /* that QEMU runs as */
     gid_t gid;
     SfVmRole role;
@@ -81,6 +82,9 @@ void sf_vm_add_disk(SfVm *vm, SfVmDisk *disk);
 /* Connects QMP, sf channel and agent port; finishes when the first two have answered. */
 void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/* At its end: what it wrote to disks that are not ephemeral goes into their images, once no clone stands on them. */
+void sf_vm_keep_writes(SfVm *vm);
 
 /* vm.json: all that adoption needs. */
 gboolean sf_vm_save(SfVm *vm, GError **error);
