@@ -53,6 +53,7 @@ struct port {
     bool connected;             /* somebody is at the host's end, as far as we know */
     bool greeted;               /* HELLO came since the connection */
     bool wipe;                  /* `in` holds a seed */
+    int open_error;             /* errno of the last try, so that it is logged once */
     size_t out_at, out_length;
     struct sf_frame_decoder decoder;
     uint8_t in[AGENT_READ_SIZE];

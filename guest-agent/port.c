@@ -35,6 +35,7 @@ void port_init(struct port *port, const char *wanted)
     port->connected = false;
     port->greeted = false;
     port->wipe = false;
+    port->open_error = 0;
     port->out_at = 0;
     port->out_length = 0;
     sf_frame_decoder_init(&port->decoder);
@@ -122,11 +123,13 @@ static void port_open(struct port *port)
     }
     port->fd = S_ISSOCK(status.st_mode) ? open_socket(path) : open_device(path);
     if (port->fd < 0) {
-        if (errno != ECONNREFUSED) {
-            agent_log(LOG_ERR, "port %s: %s", path, strerror(errno));
+        if (errno != port->open_error && errno != ECONNREFUSED) {
+            agent_log(LOG_ERR, "port %s: %s; trying again", path, strerror(errno));
         }
+        port->open_error = errno;
         return;
     }
+    port->open_error = 0;
     port->virtio = S_ISCHR(status.st_mode) && !isatty(port->fd);
     port->connected = true;
     port->greeted = false;
@@ -168,6 +171,7 @@ void port_hangup(struct port *port)
         return;
     }
     agent_log(LOG_DEBUG, "the host has gone; requests wait for it");
+    port->out_at = port->out_length = 0; /* what it lacks is sent anew after its next HELLO */
     if (!port->virtio) {
         port_close(port);
         return;

@@ -4,8 +4,8 @@
  *
  * Every call makes a connection of its own, which ends with the call: no state is shared between threads, none is
  * inherited over fork(), and nothing has to be put right in a clone, whose memory is a copy of the parent's: the
- * connection of sf_clone() exists in all of them, and in each the agent of that VM answers on it. A ticket handle holds
- * one flag that changes, atomically.
+ * connection of sf_clone() exists in all of them, and in each the agent of that VM answers on it. What changes in a
+ * ticket handle is atomic.
  */
 #include "snowflock.h"
 
@@ -40,7 +40,7 @@ enum ticket_state { TICKET_FRESH, TICKET_FORKED, TICKET_FOREIGN };
 
 struct sf_ticket {
     uint64_t id;
-    unsigned granted;
+    atomic_uint granted;
     atomic_int state;
 };
 
@@ -262,7 +262,7 @@ static sf_ticket *ticket_new(uint64_t id, unsigned granted)
         return NULL;
     }
     ticket->id = id;
-    ticket->granted = granted;
+    atomic_init(&ticket->granted, granted);
     atomic_init(&ticket->state, TICKET_FRESH);
     return ticket;
 }
@@ -313,7 +313,7 @@ sf_ticket *sf_ticket_open(uint64_t id)
 
 unsigned sf_ticket_granted(const sf_ticket *ticket)
 {
-    return ticket ? ticket->granted : 0;
+    return ticket ? atomic_load(&ticket->granted) : 0;
 }
 
 uint64_t sf_ticket_id(const sf_ticket *ticket)
@@ -353,6 +353,9 @@ int sf_clone(sf_ticket *ticket)
     }
     if (!sf_gp_cloned_parse(&cloned, reply, (size_t)length)) {
         return malformed(SF_GP_CLONE);
+    }
+    if (atomic_load(&ticket->granted) == 0) {
+        atomic_store(&ticket->granted, cloned.count);
     }
     if (cloned.id > 0) {
         atomic_store(&ticket->state, TICKET_FOREIGN);

@@ -59,7 +59,7 @@ sf_ticket *sf_request_ticket(unsigned count, unsigned flags);
 /* A handle for a ticket that another program of this VM holds. Does not ask whether it exists. NULL: ENOMEM, EINVAL. */
 sf_ticket *sf_ticket_open(uint64_t id);
 
-/* Clones granted; 0 for a handle of sf_ticket_open(). */
+/* Clones granted; for a handle of sf_ticket_open() 0, after sf_clone() the clones made. */
 unsigned sf_ticket_granted(const sf_ticket *ticket);
 
 /* The ticket's number, for sf_ticket_open() and the command sf. Never 0. */

@@ -33,9 +33,10 @@
 #define EXIT_TROUBLE 3
 #define EXIT_RUNNING 4  /* join --timeout: some clones still run */
 
-#define TICKET_VARIABLE "SF_TICKET"
-#define MS_PER_S        1000
-#define READ_SIZE       65536
+#define TICKET_VARIABLE  "SF_TICKET"
+#define GRANTED_VARIABLE "SF_GRANTED"
+#define MS_PER_S         1000
+#define READ_SIZE        65536
 
 struct command {
     const char *name;
@@ -253,9 +254,10 @@ static void print_results(const struct sf_result *results, int n, bool json)
 
 /* ---- commands ---- */
 
-static void print_assignments(const char *ticket_name, uint64_t ticket, unsigned granted)
+static void print_assignments(uint64_t ticket, unsigned granted)
 {
-    printf("%s=%016" PRIx64 "; SF_GRANTED=%u; export %s SF_GRANTED\n", ticket_name, ticket, granted, ticket_name);
+    printf(TICKET_VARIABLE "=%016" PRIx64 "; " GRANTED_VARIABLE "=%u; ", ticket, granted);
+    puts("export " TICKET_VARIABLE " " GRANTED_VARIABLE);
 }
 
 static int run_ticket(int argc, char **argv)
@@ -272,27 +274,28 @@ static int run_ticket(int argc, char **argv)
         puts("false");
         return call_failed();
     }
-    print_assignments(TICKET_VARIABLE, sf_ticket_id(ticket), sf_ticket_granted(ticket));
+    print_assignments(sf_ticket_id(ticket), sf_ticket_granted(ticket));
     sf_ticket_free(ticket);
     return 0;
 }
 
 static int clone_with(sf_ticket *ticket)
 {
-    int id = sf_clone(ticket), count;
-    unsigned granted = sf_ticket_granted(ticket);
-    struct sf_result first;
+    const char *told = getenv(GRANTED_VARIABLE);
+    unsigned long long before = 0;
+    unsigned granted;
+    int id = sf_clone(ticket);
 
     if (id < 0) {
         return call_failed();
     }
-    /* In a clone its siblings' number; in the parent that of the clones which the fork made. */
-    count = id > 0 ? sf_count() : sf_join_timed(ticket, &first, 1, 0);
-    if (count <= 0) {
-        count = (int)granted;
+    /* Of a ticket that `sf ticket` got, sf_clone() says only how many clones could be placed; ids go further. */
+    granted = sf_ticket_granted(ticket);
+    if (told && parse_number(told, 10, SF_MAX_CLONES, &before) && before > granted) {
+        granted = (unsigned)before;
     }
-    printf("SF_ID=%d; SF_COUNT=%d; export SF_ID SF_COUNT\n", id, count);
-    print_assignments(TICKET_VARIABLE, sf_ticket_id(ticket), granted > 0 ? granted : (unsigned)count);
+    printf("SF_ID=%d; SF_COUNT=%u; export SF_ID SF_COUNT\n", id, granted);
+    print_assignments(sf_ticket_id(ticket), granted);
     return 0;
 }
 
@@ -312,6 +315,9 @@ static int run_clone(int argc, char **argv)
     if (argc - optind > (count > 0 ? 0 : 1)) {
         puts("false");
         return bad_usage();
+    }
+    if (count > 0 || argv[optind]) {
+        unsetenv(GRANTED_VARIABLE); /* it is that of the ticket in the environment */
     }
     if (count > 0) {
         ticket = sf_request_ticket((unsigned)count, 0);
@@ -568,7 +574,7 @@ static int run_status(int argc, char **argv)
         return call_failed();
     }
     if (json) {
-        printf("{\"id\": %d, \"count\": %d}\n", id, count);
+        printf("{\"id\": %d, \"count\": %d, \"clones\": ", id, count);
     } else if (id > 0) {
         printf("This VM is clone %d of %d.\n", id, count);
     } else {
@@ -579,6 +585,11 @@ static int run_status(int argc, char **argv)
         ticket = open_ticket(argv[optind]);
         status = ticket ? wait_and_show(ticket, 0, NULL, json, false) : EXIT_USAGE;
         sf_ticket_free(ticket);
+    } else if (json) {
+        printf("[]\n");
+    }
+    if (json) {
+        printf("}\n");
     }
     return status == EXIT_RUNNING || status == EXIT_CLONES ? 0 : status;
 }

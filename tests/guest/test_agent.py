@@ -71,11 +71,29 @@ class Programs(Base):
         request, payload = self.host.expect(CLONE)
         self.assertEqual(struct.unpack('<Q', payload)[0], TICKET_ID)
         self.host.reply(CLONE, request, struct.pack('<II', 0, 2))
-        request, payload = self.host.expect(JOIN)
-        self.assertEqual(struct.unpack('<QII', payload), (TICKET_ID, 1, 1))
-        self.host.reply(JOIN, request, member(1, 2, RUNNING) + member(2, 2, RUNNING))
         out, _ = self.assert_finished(script)
         self.assertEqual(out, '0 2 1122334455667788\n')
+
+    def test_ticket_first_then_clone(self):
+        script = self.guest.run('bash', '-c', 'eval "$("$0" ticket 4)" && eval "$("$0" clone)" || exit 9\n'
+                                'echo $SF_ID $SF_COUNT $SF_GRANTED',
+                                os.path.join(os.environ['SF_BUILD'], 'libsf', 'sf', 'sf'))
+        self.host.grant(TICKET_ID, 3)
+        request, _ = self.host.expect(CLONE)
+        self.host.reply(CLONE, request, struct.pack('<II', 0, 2))  # one could not be placed
+        out, _ = self.assert_finished(script)
+        self.assertEqual(out, '0 3 3\n')
+
+    def test_status(self):
+        program = self.guest.sf('status', '--json', SF_TICKET='%016x' % TICKET_ID)
+        request, _ = self.host.expect(JOIN)
+        self.host.reply(JOIN, request, member(1, 2, RUNNING) + member(2, 2, LOST, 0, 0, 'said "no"\\'))
+        shown = json.loads(self.assert_finished(program)[0])
+        self.assertEqual((shown['id'], shown['count']), (0, 0))
+        self.assertEqual([clone['state'] for clone in shown['clones']], ['running', 'lost'])
+        self.assertEqual(shown['clones'][1]['text'], 'said "no"\\')
+        self.assertEqual(json.loads(self.assert_finished(self.guest.sf('status', '--json', SF_TICKET=''))[0])['clones'],
+                         [])
 
     def test_a_fork_that_fails_fails_the_eval(self):
         script = self.guest.run('bash', '-c', 'eval "$("$0" clone -n 2)" || exit 9',
