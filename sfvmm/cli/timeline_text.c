@@ -239,17 +239,48 @@ static void append_mark(const Panel *panel, GString *line, const SfTimelineMark 
     }
 }
 
+/* A sentence, broken between words where the width ends; further lines are indented. */
+static void append_sentence(const Panel *panel, const char *sentence)
+{
+    g_auto(GStrv) words = g_strsplit(sentence, " ", -1);
+    guint used = 0;
+
+    for (guint i = 0; words[i]; i++) {
+        guint length = sf_text_width(words[i]);
+        if (i > 0 && used + 1 + length <= panel->style->width) {
+            g_string_append_printf(panel->out, " %s", words[i]);
+            used += 1 + length;
+        } else {
+            g_string_append_printf(panel->out, "%s%s", i == 0 ? "  " : "\n    ", words[i]);
+            used = (i == 0 ? 2 : 4) + length;
+        }
+    }
+    g_string_append_c(panel->out, '\n');
+}
+
 static void append_pause(const Panel *panel)
 {
     const SfTimeline *timeline = panel->timeline;
     g_autofree char *pause = sf_units_format_ns((guint64)timeline->pause);
+    g_autoptr(GString) sentence = g_string_new(NULL);
 
-    g_string_append_printf(panel->out, "  parent paused %s:", pause);
+    g_string_append_printf(sentence, "parent paused %s:", pause);
     for (guint i = 0; i < SF_TIMELINE_PARTS; i++) {
         g_autofree char *part = sf_units_format_ns((guint64)timeline->parts[i]);
-        g_string_append_printf(panel->out, "%s %s %s", i ? "," : "", sf_timeline_part_names[i], part);
+        g_string_append_printf(sentence, "%s %s %s", i ? "," : "", sf_timeline_part_names[i], part);
     }
-    g_string_append_c(panel->out, '\n');
+    append_sentence(panel, sentence->str);
+}
+
+static void append_memory(const Panel *panel)
+{
+    const SfTimeline *timeline = panel->timeline;
+    g_autofree char *median = sf_units_format_size(timeline->private_median);
+    g_autofree char *total = sf_units_format_size(timeline->private_total);
+    g_autofree char *shared = sf_units_format_size(timeline->shared_once);
+    g_autofree char *sentence = g_strdup_printf(
+        "memory: %s of its own per clone (median), %s together; up to %s shared by all", median, total, shared);
+    append_sentence(panel, sentence);
 }
 
 static void append_summary(const Panel *panel)
@@ -263,15 +294,10 @@ static void append_summary(const Panel *panel)
     append_mark(panel, facts, &timeline->answered, "answered");
     append_mark(panel, facts, &timeline->ended, "ended");
     if (facts->len > 0) {
-        g_string_append_printf(panel->out, "  %s\n", facts->str);
+        append_sentence(panel, facts->str);
     }
     if (timeline->private_median > 0) {
-        g_autofree char *median = sf_units_format_size(timeline->private_median);
-        g_autofree char *total = sf_units_format_size(timeline->private_total);
-        g_autofree char *shared = sf_units_format_size(timeline->shared_once);
-        g_string_append_printf(panel->out,
-                               "  memory: %s of its own per clone (median), %s together; up to %s shared by all\n",
-                               median, total, shared);
+        append_memory(panel);
     }
 }
 

@@ -130,9 +130,12 @@ static void test_text(void)
           "  X parent paused   . waits for its turn   = runs, gets its identity\n"
           "  # works   S synced   o ended   ! failed or killed\n"
           "\n"
-          "  parent paused 3.61 ms: stop 200 us, devices 920 us, RAM 1.70 ms, disks 610 us, start 180 us\n"
-          "  3 of 4 ran after 18.0 ms, 3 of 4 answered after 400 ms, 3 of 4 ended after 3.50 s\n"
-          "  memory: 32 MiB of its own per clone (median), 62 MiB together; up to 200 MiB shared by all\n");
+          "  parent paused 3.61 ms: stop 200 us, devices 920 us, RAM 1.70 ms,\n"
+          "    disks 610 us, start 180 us\n"
+          "  3 of 4 ran after 18.0 ms, 3 of 4 answered after 400 ms, 3 of 4 ended\n"
+          "    after 3.50 s\n"
+          "  memory: 32 MiB of its own per clone (median), 62 MiB together; up to\n"
+          "    200 MiB shared by all\n");
 }
 
 static void test_widths(void)
@@ -143,10 +146,8 @@ static void test_widths(void)
         SfTimelineStyle style = {.width = width, .unicode = TRUE};
         g_autofree char *text = sf_timeline_to_text(timeline, &style);
         g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-        gboolean summary = FALSE;       /* sentences may be broken by the terminal, drawings not */
         for (guint i = 0; lines[i]; i++) {
-            summary = summary || g_str_has_prefix(lines[i], "  parent paused");
-            g_assert_cmpuint(summary ? 0 : sf_text_width(lines[i]), <=, width);
+            g_assert_cmpuint(sf_text_width(lines[i]), <=, width);
         }
     }
 }
