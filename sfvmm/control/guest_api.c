@@ -438,7 +438,11 @@ static void on_guest_message(SfHost *host, SfHostVm *hvm, const struct sf_gp_hea
     gsize length;
     const guint8 *data = g_bytes_get_data(payload, &length);
     Request request = { api, hvm, header, data, length };
+    const SfClone *clone = sf_host_clone_of(host, hvm);
 
+    if (clone && clone->state == SF_GP_STATE_STARTING && !(header->type & SF_GP_REPLY)) {
+        return;                           /* not identified yet: its parent's request, which IDENTITY ends in the clone */
+    }
     for (guint i = 0; i < G_N_ELEMENTS(handlers); i++) {
         if (handlers[i].type == header->type) {
             handlers[i].handle(&request);
