@@ -15,6 +15,7 @@
 #define DEFAULT_MEMORY     (1ll << 30)
 
 #define PARAMS_MAX         16
+#define WRITES_LOOK_MS     50u
 
 typedef enum { TEXT, INTEGER, BOOLEAN, ANY } ParamType;
 
@@ -233,6 +234,7 @@ struct Wait {
     guint timer;
     SfHostTicket *ticket;
     SfHostVm *hvm;
+    const SfLateCommits *commits;
     gboolean answered, release;
     char *what;                           /* for the timeout's message */
 };
@@ -396,10 +398,24 @@ static void api_vm_status(SfHost *host, JsonObject *params, SfCall *call)
     }
 }
 
-static void on_exit_of_stopped(SfVm *vm, const char *reason, Wait *wait)
+static gboolean on_look_at_writes(gpointer data)
 {
+    Wait *wait = data;
+
+    if (sf_late_commits_active(wait->commits, sf_vm_name(SF_VM(wait->object)))) {
+        return G_SOURCE_CONTINUE;
+    }
+    wait->timer = 0;
     reply_empty(wait->call);
     wait_free(wait);
+    return G_SOURCE_REMOVE;
+}
+
+/* Whoever stops a VM looks at its disks next. */
+static void on_exit_of_stopped(SfVm *vm, const char *reason, Wait *wait)
+{
+    g_clear_handle_id(&wait->timer, g_source_remove);
+    wait->timer = g_timeout_add(WRITES_LOOK_MS, on_look_at_writes, wait);
 }
 
 static void end_vm(SfHost *host, SfHostVm *hvm)
@@ -423,6 +439,7 @@ static void api_vm_stop(SfHost *host, JsonObject *params, SfCall *call)
         return;
     }
     wait = wait_new(call, hvm->vm, timeout, g_strdup_printf("VM \"%s\": it does not power down (--force kills it)", sf_vm_name(hvm->vm)));
+    wait->commits = sf_launcher_options(sf_host_launcher(host))->late_commits;
     wait->handlers[0] = g_signal_connect(hvm->vm, "exited", G_CALLBACK(on_exit_of_stopped), wait);
     if (bool_param(params, "force", FALSE)) {
         end_vm(host, hvm);

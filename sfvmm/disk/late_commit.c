@@ -21,7 +21,7 @@
 #include <unistd.h>
 #include "sfvmm/wire/state_file.h"
 
-#define LOOK_MS        500u
+#define LOOK_MS        100u
 #define RETRY_SECONDS  60
 #define DIRECTORY_MODE 0700
 
@@ -260,6 +260,18 @@ const char *sf_late_commits_owner(const SfLateCommits *commits, const char *imag
         }
     }
     return NULL;
+}
+
+gboolean sf_late_commits_active(const SfLateCommits *commits, const char *vm)
+{
+    for (guint i = 0; i < commits->entries->len; i++) {
+        const Entry *entry = g_ptr_array_index(commits->entries, i);
+        if (g_str_equal(entry->vm, vm) &&
+            (commits->running == entry || (entry->not_before == 0 && !sf_disk_chain_is_shared(entry->chain)))) {
+            return TRUE;
+        }
+    }
+    return FALSE;
 }
 
 guint sf_late_commits_waiting(const SfLateCommits *commits)

@@ -25,6 +25,10 @@ void sf_late_commits_add(SfLateCommits *commits, const char *vm, SfDiskChain *ch
 /* The VM whose writes are still to get into this image, or NULL. Until then no VM may be started from it. */
 const char *sf_late_commits_owner(const SfLateCommits *commits, const char *image);
 
+/* Is something that this VM wrote being committed, or about to be? Not if clones still stand on it, or it has failed.
+ */
+gboolean sf_late_commits_active(const SfLateCommits *commits, const char *vm);
+
 guint sf_late_commits_waiting(const SfLateCommits *commits);
 
 #endif
