@@ -2,39 +2,41 @@
 /*
  * Theory of operation
  *
- * A snapshot can be loaded by a QEMU that has the same devices at the same addresses. So everything that the guest can see is
- * written here once for all roles, with explicit addresses and names, and nothing depends on defaults of the host.
+ * A snapshot can be loaded by a QEMU that has the same devices at the same addresses. So everything that the guest can
+ * see is written here once for all roles, with explicit addresses and names, and nothing depends on defaults of the
+ * host.
  *
  * What differs, and why device state fits all the same:
  *   -S           shells wait for their load.
- *   -kernel      only a VM that boots has it. It costs a shell 15 MB and doubles its start. Kernel and initrd are in the guest's
- *                RAM by then; the option ROM that had put them there (linuxboot_dma.bin) is a file of fw_cfg, not a RAM block, and
- *                the state of fw_cfg is a selector and an offset, not its files. So streams fit: a stream of a parent with
- *                -kernel was loaded into a QEMU without, RAM blocks and ROMs included. The price: a clone can't
- *                reboot. Its firmware would find no kernel, so a reboot ends it (-action).
+ *   -kernel      only a VM that boots has it. It costs a shell 15 MB and doubles its start. Kernel and initrd are in
+ *                the guest's RAM by then; the option ROM that had put them there (linuxboot_dma.bin) is a file of
+ *                fw_cfg, not a RAM block, and the state of fw_cfg is a selector and an offset, not its files. So
+ *                streams fit: a stream of a parent with -kernel was loaded into a QEMU without, RAM blocks and ROMs
+ *                included. The price: a clone can't reboot. Its firmware would find no kernel, so a reboot ends it
+ *                (-action).
  *   -blockdev    the nodes below each disk (vm_disk.c).
  *
  * Chosen for fast snapshots, loads and small processes: no SATA, SMBus, SMM and VMware port (each has state or address
- * spaces of its own); no vapic (its post_load writes guest pages); a virtio-serial of two ports, and one queue per disk (loading touches
- * guest RAM for each queue, saving costs 46 KB for 31 ports).
+ * spaces of its own); no vapic (its post_load writes guest pages); a virtio-serial of two ports, and one queue per disk
+ * (loading touches guest RAM for each queue, saving costs 46 KB for 31 ports).
  *
- * QEMU gets descriptors for everything it would open by path: sockets that listen already (a connection can be made before
- * QEMU is up), its console log, /dev/kvm (so that its user needs no right on it), kernel, initrd, disk layers.
+ * QEMU gets descriptors for everything it would open by path: sockets that listen already (a connection can be made
+ * before QEMU is up), its console log, /dev/kvm (so that its user needs no right on it), kernel, initrd, disk layers.
  */
 #include "sfvmm/vm/command_line.h"
 
 #include "libsf/wire/guest_protocol.h"
 
 /* PCI slots, from 1 on; 0 is the host bridge, 31 the ISA bridge. */
-#define SLOT_SERIAL           2u
-#define SLOT_BALLOON          3u
-#define SLOT_RNG              4u
-#define SLOT_NETWORK          5u
-#define SLOT_DISK_FIRST       8u
+#define SLOT_SERIAL     2u
+#define SLOT_BALLOON    3u
+#define SLOT_RNG        4u
+#define SLOT_NETWORK    5u
+#define SLOT_DISK_FIRST 8u
 
 /*
- * TCG: what every x86-64-v2 binary asks for, and rdrand, so that a guest's RNG is ready early; not "max", whose 57-bit paging
- * and AVX make an emulated guest slower. KVM: what the host has.
+ * TCG: what every x86-64-v2 binary asks for, and rdrand, so that a guest's RNG is ready early; not "max", whose 57-bit
+ * paging and AVX make an emulated guest slower. KVM: what the host has.
  */
 #define CPU_TCG "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
 #define CPU_KVM "host"
@@ -60,7 +62,8 @@ static void addf(GPtrArray *argv, const char *option, const char *format, ...)
 
 static void add_machine(GPtrArray *argv, const SfVmConfig *config, const SfCommandLineFds *fds)
 {
-    add(argv, "-machine", "q35,memory-backend=ram0,vmport=off,smm=off,sata=off,smbus=off,dump-guest-core=off,mem-merge=off");
+    add(argv, "-machine",
+        "q35,memory-backend=ram0,vmport=off,smm=off,sata=off,smbus=off,dump-guest-core=off,mem-merge=off");
     addf(argv, "-object", "memory-backend-memfd,id=ram0,size=%" G_GUINT64_FORMAT ",share=on", config->memory);
     addf(argv, "-m", "%" G_GUINT64_FORMAT "B", config->memory);
     addf(argv, "-smp", "%u", config->vcpus);
@@ -79,8 +82,8 @@ static void add_channels(GPtrArray *argv, const SfCommandLineFds *fds)
     addf(argv, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", fds->qmp);
     add(argv, "-mon", "chardev=qmp,mode=control");
     addf(argv, "-add-fd", "fd=%d,set=%u", fds->console_log, SF_FDSET_CONSOLE_LOG);
-    addf(argv, "-chardev", "socket,id=console,fd=%d,server=on,wait=off,logfile=/dev/fdset/%u,logappend=on", fds->console,
-         SF_FDSET_CONSOLE_LOG);
+    addf(argv, "-chardev", "socket,id=console,fd=%d,server=on,wait=off,logfile=/dev/fdset/%u,logappend=on",
+         fds->console, SF_FDSET_CONSOLE_LOG);
     add(argv, "-serial", "chardev:console");
     addf(argv, "-chardev", "socket,id=agent,fd=%d,server=on,wait=off", fds->agent);
     addf(argv, "-device", "virtio-serial-pci,id=sf-serial,max_ports=2,addr=0x%x", SLOT_SERIAL);
@@ -110,7 +113,8 @@ static void add_disks(GPtrArray *argv, const SfVmConfig *config, const GPtrArray
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         addf(argv, "-device", "virtio-blk-pci,id=%s,drive=%s,num-queues=1,addr=0x%x%s", disk->id,
-             (const char *)g_ptr_array_index(top_nodes, i), SLOT_DISK_FIRST + i, i == 0 && !config->kernel ? ",bootindex=0" : "");
+             (const char *)g_ptr_array_index(top_nodes, i), SLOT_DISK_FIRST + i,
+             i == 0 && !config->kernel ? ",bootindex=0" : "");
     }
 }
 
@@ -134,9 +138,9 @@ static void add_boot(GPtrArray *argv, SfVmRole role, const SfVmConfig *config, c
     }
 }
 
-GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role, const SfVmConfig *config,
-                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
-                               const GArray *disk_fds)
+GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role,
+                               const SfVmConfig *config, const SfCommandLineFds *fds, const GPtrArray *blockdevs,
+                               const GPtrArray *top_nodes, const GArray *disk_fds)
 {
     GPtrArray *argv = g_ptr_array_new_with_free_func(g_free);
     g_auto(GStrv) firmware = g_strsplit(options->firmware ? options->firmware : "", ":", -1);

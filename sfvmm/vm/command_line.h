@@ -9,23 +9,24 @@
 
 /* Numbers of descriptors in the child; -1: none. */
 typedef struct {
-    int qmp, agent, console;          /* listening unix stream sockets */
-    int console_log;                  /* opened for appending */
+    int qmp, agent, console; /* listening unix stream sockets */
+    int console_log;         /* opened for appending */
     int kvm;
     int kernel, initrd;
 } SfCommandLineFds;
 
-#define SF_AGENT_PORT_ID      "sf-agent"
-#define SF_FDSET_KVM          1u
-#define SF_FDSET_CONSOLE_LOG  2u
-#define SF_FDSET_DISK_FIRST   16u     /* of disk layers at the start */
+#define SF_AGENT_PORT_ID     "sf-agent"
+#define SF_FDSET_KVM         1u
+#define SF_FDSET_CONSOLE_LOG 2u
+#define SF_FDSET_DISK_FIRST  16u /* of disk layers at the start */
 
 /*
- * argv, ends in NULL. blockdevs: JSON texts for -blockdev; top_nodes: names of the node of each disk (vm_disk.h). disk_fds: of
- * int, in the order of fdsets from SF_FDSET_DISK_FIRST. config is resolved: accel is "kvm" or "tcg", disks have sizes.
+ * argv, ends in NULL. blockdevs: JSON texts for -blockdev; top_nodes: names of the node of each disk (vm_disk.h).
+ * disk_fds: of int, in the order of fdsets from SF_FDSET_DISK_FIRST. config is resolved: accel is "kvm" or "tcg", disks
+ * have sizes.
  */
-GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role, const SfVmConfig *config,
-                               const SfCommandLineFds *fds, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
-                               const GArray *disk_fds);
+GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role,
+                               const SfVmConfig *config, const SfCommandLineFds *fds, const GPtrArray *blockdevs,
+                               const GPtrArray *top_nodes, const GArray *disk_fds);
 
 #endif

@@ -2,9 +2,9 @@
 /*
  * Theory of operation
  *
- * HELLO. The socket lives as long as QEMU, the guest's end comes and goes: an agent opens the port, is restarted, a snapshot is
- * loaded. QEMU reads from us only while the guest has the port open, so a HELLO may lie in the socket for long; it reaches
- * whoever opens the port next. One HELLO at a time is on its way:
+ * HELLO. The socket lives as long as QEMU, the guest's end comes and goes: an agent opens the port, is restarted, a
+ * snapshot is loaded. QEMU reads from us only while the guest has the port open, so a HELLO may lie in the socket for
+ * long; it reaches whoever opens the port next. One HELLO at a time is on its way:
  *
  *     IDLE --hello()--> ASKED --answer with our nonce--> CONNECTED
  *      ^                  |                                 |
@@ -12,10 +12,11 @@
  *
  * An answer with another nonce is that of a snapshot's past, or of an earlier sfvmmd: dropped.
  *
- * Bounds. A guest is not trusted, and one that floods must not take the daemon's time from others. Each frame, good or broken,
- * and each KiB costs a token; tokens come back at a fixed rate; without tokens nothing is read, the socket fills, QEMU stops
- * taking bytes from the guest, whose write() blocks. The burst is large enough for a whole result of 64 MiB in its
- * chunks. Also nothing is read while more than OUT_HIGH bytes of answers wait for a guest that does not read them.
+ * Bounds. A guest is not trusted, and one that floods must not take the daemon's time from others. Each frame, good or
+ * broken, and each KiB costs a token; tokens come back at a fixed rate; without tokens nothing is read, the socket
+ * fills, QEMU stops taking bytes from the guest, whose write() blocks. The burst is large enough for a whole result of
+ * 64 MiB in its chunks. Also nothing is read while more than OUT_HIGH bytes of answers wait for a guest that does not
+ * read them.
  */
 #include "sfvmm/vm/guest_channel.h"
 
@@ -28,32 +29,32 @@
 #include "libsf/wire/frame.h"
 #include "sfvmm/vm/vm.h"
 
-#define READ_BYTES            16384u          /* in one turn of the main loop */
-#define OUT_HIGH              (256u << 10)    /* bytes; above: the guest's requests wait */
-#define OUT_MAX               (4u << 20)      /* bytes; above: nothing more is taken for this guest */
-#define TOKEN_BYTES           1024u           /* each costs one token */
-#define TOKENS_BURST          (80.0 * 1024)   /* 64 MiB of result, its frames and some */
-#define TOKENS_PER_SECOND     (16.0 * 1024)   /* 16 MiB/s, or so many empty frames; a few percent of a CPU */
-#define PAUSE_MS              20u             /* without tokens: time until the next look */
-#define BROKEN_LOG_SECONDS    10              /* at most one log line about broken frames in this time */
+#define READ_BYTES         16384u        /* in one turn of the main loop */
+#define OUT_HIGH           (256u << 10)  /* bytes; above: the guest's requests wait */
+#define OUT_MAX            (4u << 20)    /* bytes; above: nothing more is taken for this guest */
+#define TOKEN_BYTES        1024u         /* each costs one token */
+#define TOKENS_BURST       (80.0 * 1024) /* 64 MiB of result, its frames and some */
+#define TOKENS_PER_SECOND  (16.0 * 1024) /* 16 MiB/s, or so many empty frames; a few percent of a CPU */
+#define PAUSE_MS           20u           /* without tokens: time until the next look */
+#define BROKEN_LOG_SECONDS 10            /* at most one log line about broken frames in this time */
 
 typedef enum { HELLO_IDLE, HELLO_ASKED, HELLO_CONNECTED } HelloState;
 
 struct SfGuestChannel {
     int refs;
-    int fd;                   /* -1: closed */
+    int fd; /* -1: closed */
     char *name;
     HelloState hello;
     guint64 nonce;
     GByteArray *out;
-    gsize sent;               /* of out */
+    gsize sent; /* of out */
     struct sf_frame_decoder decoder;
     guint64 broken_told;
-    gint64 broken_time;       /* of the last log line, us */
+    gint64 broken_time; /* of the last log line, us */
     double tokens;
-    gint64 tokens_time;       /* when they were counted, us */
+    gint64 tokens_time; /* when they were counted, us */
     guint in_source, out_source, pause_timer;
-    const SfGuestChannelHandlers *handlers;   /* NULL after free */
+    const SfGuestChannelHandlers *handlers; /* NULL after free */
     gpointer owner;
 };
 
@@ -101,7 +102,7 @@ static gboolean on_writable(int fd, GIOCondition condition, gpointer data)
     if (n > 0 && channel->sent < channel->out->len) {
         return G_SOURCE_CONTINUE;
     }
-    g_byte_array_set_size(channel->out, 0);       /* all sent, or the socket is broken, which the reading side finds out */
+    g_byte_array_set_size(channel->out, 0); /* all sent, or the socket is broken, which the reading side finds out */
     channel->sent = 0;
     channel->out_source = 0;
     return G_SOURCE_REMOVE;
@@ -134,7 +135,8 @@ gboolean sf_guest_channel_send(SfGuestChannel *channel, guint8 type, guint32 req
     gsize size;
 
     if (channel->fd < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: the port of its agent is not connected", channel->name);
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: the port of its agent is not connected",
+                    channel->name);
         return FALSE;
     }
     if (length > SF_GP_MAX_PAYLOAD || out_waiting(channel) > OUT_MAX) {
@@ -159,7 +161,7 @@ void sf_guest_channel_hello(SfGuestChannel *channel)
         return;
     }
     if (getrandom(&channel->nonce, sizeof(channel->nonce), 0) != sizeof(channel->nonce)) {
-        channel->nonce = (guint64)g_get_monotonic_time();     /* it only tells connections apart, it keeps no secret */
+        channel->nonce = (guint64)g_get_monotonic_time(); /* it only tells connections apart, it keeps no secret */
     }
     hello.nonce = channel->nonce;
     sf_gp_hello_pack(payload, &hello);
@@ -204,8 +206,8 @@ static gboolean may_read(SfGuestChannel *channel)
 static void watch(SfGuestChannel *channel)
 {
     /* Below QMP and control: an agent's message can wait for a turn. */
-    channel->in_source = g_unix_fd_add_full(G_PRIORITY_DEFAULT + 10, channel->fd, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable,
-                                            channel, NULL);
+    channel->in_source = g_unix_fd_add_full(G_PRIORITY_DEFAULT + 10, channel->fd, G_IO_IN | G_IO_HUP | G_IO_ERR,
+                                            on_readable, channel, NULL);
 }
 
 static gboolean on_pause_over(gpointer data)
@@ -231,7 +233,8 @@ static void handle_frame(SfGuestChannel *channel, const struct sf_gp_header *hea
         }
         return;
     }
-    if (channel->hello == HELLO_ASKED && sf_gp_hello_parse(&hello, payload, header->length) && hello.nonce == channel->nonce) {
+    if (channel->hello == HELLO_ASKED && sf_gp_hello_parse(&hello, payload, header->length) &&
+        hello.nonce == channel->nonce) {
         channel->hello = HELLO_CONNECTED;
         channel->handlers->connected(channel->owner);
     }

@@ -10,14 +10,14 @@
 #include "sfvmm/vm/vm.h"
 
 typedef struct {
-    char *qemu;               /* path of the patched qemu-system-x86_64 */
+    char *qemu; /* path of the patched qemu-system-x86_64 */
     char *qemu_img;
-    char *firmware;           /* directories for -L, colon-separated */
-    char *run_directory;      /* RUNDIR */
-    char *overlay_directory;  /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
-    uid_t uid;                /* that QEMU runs as; own uid when not root */
+    char *firmware;          /* directories for -L, colon-separated */
+    char *run_directory;     /* RUNDIR */
+    char *overlay_directory; /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
+    uid_t uid;               /* that QEMU runs as; own uid when not root */
     gid_t gid;
-    SfLateCommits *late_commits;      /* the launcher's own, it makes them; not to be given */
+    SfLateCommits *late_commits; /* the launcher's own, it makes them; not to be given */
 } SfLauncherOptions;
 
 typedef struct SfLauncher SfLauncher;
@@ -26,18 +26,21 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options);
 void sf_launcher_free(SfLauncher *launcher);
 const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher);
 
-/* Start a VM that boots (role PARENT, disks opened) or a paused SHELL (placeholder disks). Finishes when QMP and the sf channel answer. */
+/* Start a VM that boots (role PARENT, disks opened) or a paused SHELL (placeholder disks). Finishes when QMP and the sf
+ * channel answer. */
 void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
                              GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
-/* After a restart of sfvmmd: take over the process of RUNDIR/vm/NAME. NULL + error if it has gone (the directory is then removed). */
+/* After a restart of sfvmmd: take over the process of RUNDIR/vm/NAME. NULL + error if it has gone (the directory is
+ * then removed). */
 void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
 /*
- * Removes what no VM needs any more: run directories of ended VMs, overlay files that no adopted VM and no frozen chain uses.
- * After all VMs have been adopted and all chains restored (sf_disk_chain_from_json), before the first VM is started.
+ * Removes what no VM needs any more: run directories of ended VMs, overlay files that no adopted VM and no frozen chain
+ * uses. After all VMs have been adopted and all chains restored (sf_disk_chain_from_json), before the first VM is
+ * started.
  */
 void sf_launcher_sweep(SfLauncher *launcher);
 

@@ -2,17 +2,17 @@
 /*
  * Theory of operation
  *
- *     start:  look at the disks (worker thread: qemu-img) --> run directory, sockets, descriptors --> fork, exec --> vm.json
- *             --> QMP, sf channel, agent port (vm.c) --> finished
+ *     start:  look at the disks (worker thread: qemu-img) --> run directory, sockets, descriptors --> fork, exec
+ *             --> vm.json --> QMP, sf channel, agent port (vm.c) --> finished
  *     adopt:  vm.json --> pidfd of pid and start time --> QMP, sf channel, agent port --> finished
  *
- * QEMU is a process in a session of its own, without controlling terminal, its output in qemu.log: it lives on when sfvmmd
- * ends or is killed. The run directory belongs to sfvmmd's user, not QEMU's: vm.json in it names images that a later sfvmmd
- * opens, and a QEMU that its guest has taken over must not choose them. All that QEMU uses of it comes as
+ * QEMU is a process in a session of its own, without controlling terminal, its output in qemu.log: it lives on when
+ * sfvmmd ends or is killed. The run directory belongs to sfvmmd's user, not QEMU's: vm.json in it names images that a
+ * later sfvmmd opens, and a QEMU that its guest has taken over must not choose them. All that QEMU uses of it comes as
  * descriptors.
  *
- * Kernel and initrd are opened by sfvmmd too. QEMU opens them again through /proc/self/fd, for which the kernel asks the rights on the
- * file itself, not those on its path; a file that QEMU's user may not read is copied to a memfd.
+ * Kernel and initrd are opened by sfvmmd too. QEMU opens them again through /proc/self/fd, for which the kernel asks
+ * the rights on the file itself, not those on its path; a file that QEMU's user may not read is copied to a memfd.
  */
 #include "sfvmm/vm/launcher.h"
 
@@ -32,12 +32,12 @@
 #include "sfvmm/vm/vm_private.h"
 #include "sfvmm/wire/state_file.h"
 
-#define LISTEN_BACKLOG        4           /* a connection that is lost and the one made anew */
-#define MODE_DIRECTORY        0700
+#define LISTEN_BACKLOG 4 /* a connection that is lost and the one made anew */
+#define MODE_DIRECTORY 0700
 
 struct SfLauncher {
     SfLauncherOptions options;
-    char *accel;              /* the best one; NULL: not looked for yet */
+    char *accel; /* the best one; NULL: not looked for yet */
     char *accel_reason;
 };
 
@@ -53,8 +53,9 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
     launcher->options.qemu_img = g_strdup(options->qemu_img);
     launcher->options.firmware = g_strdup(options->firmware);
     launcher->options.run_directory = g_strdup(options->run_directory);
-    launcher->options.overlay_directory = options->overlay_directory ? g_strdup(options->overlay_directory)
-                                                                     : g_build_filename(options->run_directory, "disk", NULL);
+    launcher->options.overlay_directory = options->overlay_directory
+                                              ? g_strdup(options->overlay_directory)
+                                              : g_build_filename(options->run_directory, "disk", NULL);
     late = g_build_filename(launcher->options.overlay_directory, "late", NULL);
     launcher->options.late_commits = sf_late_commits_new(late, launcher->options.qemu_img);
     return launcher;
@@ -81,8 +82,8 @@ const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher)
 }
 
 /*
- * A /dev/kvm alone says little: where neither VMX nor SVM is in the CPU's flags, KVM emulates instruction by instruction,
- * which is far slower than TCG and knows too few instructions for Linux.
+ * A /dev/kvm alone says little: where neither VMX nor SVM is in the CPU's flags, KVM emulates instruction by
+ * instruction, which is far slower than TCG and knows too few instructions for Linux.
  */
 const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason)
 {
@@ -97,7 +98,8 @@ const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason)
         launcher->accel_reason =
             fd < 0     ? g_strdup_printf("/dev/kvm can't be used (%s): guests are emulated", g_strerror(error))
             : hardware ? g_strdup("/dev/kvm works, and the CPU has hardware virtualization")
-                       : g_strdup("/dev/kvm is there, but the CPU shows neither vmx nor svm: such a KVM emulates in software and is "
+                       : g_strdup("/dev/kvm is there, but the CPU shows neither vmx nor svm: such a KVM emulates in "
+                                  "software and is "
                                   "too slow for Linux guests; give accel kvm to use it all the same");
         if (fd >= 0) {
             close(fd);
@@ -117,7 +119,8 @@ void sf_launcher_sweep(SfLauncher *launcher)
     while (dir && (file = g_dir_read_name(dir))) {
         g_autofree char *path = g_build_filename(launcher->options.overlay_directory, file, NULL);
         if (g_str_has_suffix(file, ".qcow2")) {
-            /* Layers are interned by path: if nobody has this one, then ours is the last reference, and takes the file with it. */
+            /* Layers are interned by path: if nobody has this one, then ours is the last reference, and takes the file
+             * with it. */
             sf_disk_layer_unref(sf_disk_layer_new(path, "qcow2", TRUE));
         }
     }
@@ -126,14 +129,14 @@ void sf_launcher_sweep(SfLauncher *launcher)
 /* ---- start ---- */
 
 typedef struct {
-    SfLauncher *launcher;     /* must outlive the call */
+    SfLauncher *launcher; /* must outlive the call */
     char *name;
     SfVmRole role;
-    SfVmConfig *config;       /* our own until the VM has it */
+    SfVmConfig *config; /* our own until the VM has it */
     SfVm *vm;
-    GArray *fds;              /* of int: to be closed here after the start */
-    GArray *disk_fds;         /* of int: numbers in the child */
-    GPtrArray *disk_paths;    /* of char *: what they are of */
+    GArray *fds;           /* of int: to be closed here after the start */
+    GArray *disk_fds;      /* of int: numbers in the child */
+    GPtrArray *disk_paths; /* of char *: what they are of */
 } StartOp;
 
 static void start_op_free(gpointer data)
@@ -234,8 +237,10 @@ static gboolean open_kvm(StartOp *op, int *number, GError **error)
 
     if (fd < 0) {
         g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
-                    "/dev/kvm can't be opened: %s; load the kvm_intel or kvm_amd module, give sfvmmd's user the right (group kvm), "
-                    "or use accel tcg", g_strerror(errno));
+                    "/dev/kvm can't be opened: %s; load the kvm_intel or kvm_amd module, give sfvmmd's user the right "
+                    "(group kvm), "
+                    "or use accel tcg",
+                    g_strerror(errno));
         return FALSE;
     }
     *number = give_fd(op, fd);
@@ -259,7 +264,8 @@ static gboolean open_layer(SfDiskLayer *layer, gboolean writable, guint *fdset, 
 }
 
 /* A shell's own overlay. Its template is there: the parent's start has made it. */
-static gboolean shell_disk_nodes(StartOp *op, SfVmDisk *disk, const SfDiskConfig *config, GPtrArray *blockdevs, GError **error)
+static gboolean shell_disk_nodes(StartOp *op, SfVmDisk *disk, const SfDiskConfig *config, GPtrArray *blockdevs,
+                                 GError **error)
 {
     const SfLauncherOptions *options = &op->launcher->options;
     g_autofree char *template = sf_vm_template_path(op->vm, config->size);
@@ -357,7 +363,7 @@ static void name_images(StartOp *op, GError *error)
 {
     g_autoptr(GString) text = g_string_new(error->message);
 
-    for (guint i = op->disk_paths->len; i > 0; i--) {         /* the longer numbers first */
+    for (guint i = op->disk_paths->len; i > 0; i--) { /* the longer numbers first */
         g_autofree char *fdset = g_strdup_printf("/dev/fdset/%u", SF_FDSET_DISK_FIRST + i - 1);
         g_string_replace(text, fdset, g_ptr_array_index(op->disk_paths, i - 1), 0);
     }
@@ -509,8 +515,10 @@ static gboolean images_are_whole(SfLauncher *launcher, const SfVmConfig *config,
         const char *owner = sf_late_commits_owner(launcher->options.late_commits, disk->path);
         if (owner) {
             g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED,
-                        "image %s: what VM %s wrote is not in it yet, as clones still stand on it or it is being written; kill the "
-                        "clones or try again", disk->path, owner);
+                        "image %s: what VM %s wrote is not in it yet, as clones still stand on it or it is being "
+                        "written; kill the "
+                        "clones or try again",
+                        disk->path, owner);
             return FALSE;
         }
     }
@@ -567,11 +575,11 @@ static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
     GError *error = NULL;
 
     if (!sf_vm_connect_finish(vm, result, &error)) {
-        g_task_return_error(task, error);         /* it lives but does not answer: left to the operator */
+        g_task_return_error(task, error); /* it lives but does not answer: left to the operator */
     } else if (vm->role == SF_VM_SHELL && vm->hello.loaded) {
         sf_vm_kill(vm);
-        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: sfvmmd ended while it was being loaded; killed",
-                                vm->name);
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE,
+                                "VM %s: sfvmmd ended while it was being loaded; killed", vm->name);
     } else {
         sf_vm_settle_recover(vm);
         g_task_return_pointer(task, g_object_ref(vm), g_object_unref);
@@ -600,7 +608,8 @@ static SfVm *adopt_process(SfLauncher *launcher, const char *name, GError **erro
     sf_state_remove_folder(directory);
     if (vm) {
         g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", name,
-                    pidfd >= 0 ? "sfvmmd ended while it was being loaded or killed; killed" : "it ended while sfvmmd was not running");
+                    pidfd >= 0 ? "sfvmmd ended while it was being loaded or killed; killed"
+                               : "it ended while sfvmmd was not running");
     }
     return NULL;
 }

@@ -2,12 +2,12 @@
 /*
  * Theory of operation
  *
- * Between fork() and exec only async-signal-safe calls are made, as the daemon has worker threads. The child tells a failure
- * through a pipe that closes at the exec. It execs an open descriptor: a QEMU built in a place that the unprivileged user can't
- * reach (a home directory's cache) runs all the same.
+ * Between fork() and exec only async-signal-safe calls are made, as the daemon has worker threads. The child tells a
+ * failure through a pipe that closes at the exec. It execs an open descriptor: a QEMU built in a place that the
+ * unprivileged user can't reach (a home directory's cache) runs all the same.
  *
- * A child of ours must be reaped; a QEMU that we found again after a restart is nobody's child any more (or init's). Both are
- * watched through a pidfd, which is readable once the process has ended.
+ * A child of ours must be reaped; a QEMU that we found again after a restart is nobody's child any more (or init's).
+ * Both are watched through a pidfd, which is readable once the process has ended.
  */
 #include "sfvmm/vm/process.h"
 
@@ -24,9 +24,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define STAT_BYTES            1024        /* of /proc/PID/stat */
-#define STAT_START_TIME       22          /* its field */
-#define STAT_AFTER_NAME       3           /* the field behind the name */
+#define STAT_BYTES      1024 /* of /proc/PID/stat */
+#define STAT_START_TIME 22   /* its field */
+#define STAT_AFTER_NAME 3    /* the field behind the name */
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -112,15 +112,16 @@ G_NORETURN static void child_run(const SfProcessOptions *options, int program, i
     if (setsid() < 0) {
         child_fail(report, STEP_SESSION);
     }
-    setpriority(PRIO_PROCESS, 0, 0);         /* sfvmmd may run before its VMs, they all run alike */
-    if (child_move_fds((const int *)(void *)options->fds->data, options->fds->len, options->log, &program, &report) < 0) {
+    setpriority(PRIO_PROCESS, 0, 0); /* sfvmmd may run before its VMs, they all run alike */
+    if (child_move_fds((const int *)(void *)options->fds->data, options->fds->len, options->log, &program, &report) <
+        0) {
         child_fail(report, STEP_FDS);
     }
     if (child_drop_privileges(options->uid, options->gid) < 0) {
         child_fail(report, STEP_USER);
     }
     syscall(SYS_execveat, program, "", options->argv->pdata, environ, AT_EMPTY_PATH);
-    if (errno == ENOENT) {                   /* a script: its interpreter can't open a descriptor that closes at the exec */
+    if (errno == ENOENT) { /* a script: its interpreter can't open a descriptor that closes at the exec */
         execve(options->program, (char **)options->argv->pdata, environ);
     }
     child_fail(report, STEP_EXEC);
@@ -152,11 +153,12 @@ gboolean sf_process_start(const SfProcessOptions *options, pid_t *pid, int *pidf
     close(report[1]);
     if (*pid < 0) {
         close(report[0]);
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(failure.error), "no new process: %s", g_strerror(failure.error));
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(failure.error), "no new process: %s",
+                    g_strerror(failure.error));
         return FALSE;
     }
     do {
-        n = read(report[0], &failure, sizeof(failure));       /* ends at the exec */
+        n = read(report[0], &failure, sizeof(failure)); /* ends at the exec */
     } while (n < 0 && errno == EINTR);
     close(report[0]);
     if (n == sizeof(failure)) {
@@ -167,7 +169,8 @@ gboolean sf_process_start(const SfProcessOptions *options, pid_t *pid, int *pidf
     }
     *pidfd = syscall(SYS_pidfd_open, *pid, 0);
     if (*pidfd < 0) {
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "%s: no pidfd: %s", options->program, g_strerror(errno));
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "%s: no pidfd: %s", options->program,
+                    g_strerror(errno));
         kill(*pid, SIGKILL);
         waitpid(*pid, NULL, 0);
         return FALSE;
@@ -192,7 +195,7 @@ guint64 sf_process_start_time(pid_t pid)
         return 0;
     }
     text[n] = '\0';
-    p = strrchr(text, ')');                       /* a name may hold anything, parentheses too */
+    p = strrchr(text, ')'); /* a name may hold anything, parentheses too */
     for (int field = STAT_AFTER_NAME - 1; p && field < STAT_START_TIME; field++) {
         p = strchr(p + 1, ' ');
     }

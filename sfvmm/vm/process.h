@@ -9,16 +9,16 @@
 #include <sys/types.h>
 
 typedef struct {
-    const char *program;      /* absolute path; opened by us, so that the child's user need not reach it */
-    GPtrArray *argv;          /* of char *, ends in NULL */
-    GArray *fds;              /* of int: they become 3, 4, ... in the child; still the caller's */
-    int log;                  /* becomes stdout and stderr */
+    const char *program; /* absolute path; opened by us, so that the child's user need not reach it */
+    GPtrArray *argv;     /* of char *, ends in NULL */
+    GArray *fds;         /* of int: they become 3, 4, ... in the child; still the caller's */
+    int log;             /* becomes stdout and stderr */
     uid_t uid;
-    gid_t gid;                /* uid and gid are changed only when we are root */
+    gid_t gid; /* uid and gid are changed only when we are root */
 } SfProcessOptions;
 
-#define SF_PROCESS_FIRST_FD   3
-#define SF_PROCESS_FDS_MAX    512
+#define SF_PROCESS_FIRST_FD 3
+#define SF_PROCESS_FDS_MAX  512
 
 /* In a session of its own. *pidfd is the caller's. */
 gboolean sf_process_start(const SfProcessOptions *options, pid_t *pid, int *pidfd, GError **error);

@@ -2,9 +2,10 @@
 /*
  * Theory of operation
  *
- * One packet is one message, so there is no buffering: a request is sent at once or, when the socket is full, kept with copies
- * of its descriptors. Answers are checked by wire/ and matched with the oldest request. Anything wrong ends the channel, as
- * does an answer that takes longer than REQUEST_SECONDS: the process goes on, and the owner attaches a new channel.
+ * One packet is one message, so there is no buffering: a request is sent at once or, when the socket is full, kept with
+ * copies of its descriptors. Answers are checked by wire/ and matched with the oldest request. Anything wrong ends the
+ * channel, as does an answer that takes longer than REQUEST_SECONDS: the process goes on, and the owner attaches a new
+ * channel.
  */
 #include "sfvmm/vm/qemu_channel_client.h"
 
@@ -15,15 +16,15 @@
 #include <unistd.h>
 #include "sfvmm/vm/vm.h"
 
-#define REQUEST_SECONDS       120         /* copying all private pages of a big guest into a delta takes long */
-#define MESSAGES_PER_TURN     8
+#define REQUEST_SECONDS   120 /* copying all private pages of a big guest into a delta takes long */
+#define MESSAGES_PER_TURN 8
 
 typedef struct {
     guint32 serial;
     guint16 type;
-    gint64 deadline;          /* g_get_monotonic_time() */
-    GBytes *packet;           /* NULL: sent */
-    int fds[SF_QC_MAX_FDS];   /* copies, of a packet that is not sent */
+    gint64 deadline;        /* g_get_monotonic_time() */
+    GBytes *packet;         /* NULL: sent */
+    int fds[SF_QC_MAX_FDS]; /* copies, of a packet that is not sent */
     guint n_fds;
     SfQemuChannelReply reply;
     gpointer data;
@@ -31,11 +32,11 @@ typedef struct {
 
 struct SfQemuChannel {
     int refs;
-    int fd;                   /* -1: closed */
+    int fd; /* -1: closed */
     guint32 last_serial;
-    GQueue requests;          /* of Request, in order; the unsent ones at its end */
+    GQueue requests; /* of Request, in order; the unsent ones at its end */
     guint in_source, out_source, timer;
-    const SfQemuChannelHandlers *handlers;    /* NULL after free */
+    const SfQemuChannelHandlers *handlers; /* NULL after free */
     gpointer owner;
 };
 
@@ -189,7 +190,7 @@ static gboolean on_writable(int fd, GIOCondition condition, gpointer data)
 guint32 sf_qemu_channel_serial(SfQemuChannel *channel)
 {
     if (++channel->last_serial == 0) {
-        channel->last_serial = 1;             /* 0 is for events */
+        channel->last_serial = 1; /* 0 is for events */
     }
     return channel->last_serial;
 }
@@ -219,15 +220,16 @@ void sf_qemu_channel_request(SfQemuChannel *channel, guint16 type, GBytes *packe
     request->reply = reply;
     request->data = data;
     if (channel->fd < 0) {
-        g_autoptr(GError) error = g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "the sf channel to QEMU is not connected");
+        g_autoptr(GError) error =
+            g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "the sf channel to QEMU is not connected");
         request_end(request, NULL, error);
         return;
     }
     g_assert(n_fds <= SF_QC_MAX_FDS);
     if (channel->out_source || !send_request(channel, request, fds, n_fds)) {
         if (!request_keep(request, fds, n_fds)) {
-            g_autoptr(GError) error = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "the sf channel: no more descriptors: %s",
-                                                  g_strerror(errno));
+            g_autoptr(GError) error = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                                  "the sf channel: no more descriptors: %s", g_strerror(errno));
             request_end(request, NULL, error);
             return;
         }

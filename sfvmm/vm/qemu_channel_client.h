@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfQemuChannel: our end of one sf channel (wire/qemu_channel.h). Requests can be asked for at any time; QEMU answers them in
- * order. Main thread only.
+ * SfQemuChannel: our end of one sf channel (wire/qemu_channel.h). Requests can be asked for at any time; QEMU answers
+ * them in order. Main thread only.
  */
 #ifndef SF_QEMU_CHANNEL_CLIENT_H
 #define SF_QEMU_CHANNEL_CLIENT_H
@@ -12,7 +12,7 @@ typedef struct SfQemuChannel SfQemuChannel;
 
 typedef struct {
     void (*event)(SfQcMessage *message, gpointer owner);
-    void (*closed)(const GError *reason, gpointer owner);      /* once; all requests have been failed before */
+    void (*closed)(const GError *reason, gpointer owner); /* once; all requests have been failed before */
 } SfQemuChannelHandlers;
 
 /* The answer (its descriptors can be stolen), or an error. Called from the main loop or from sf_qemu_channel_free(). */
@@ -28,8 +28,8 @@ void sf_qemu_channel_free(SfQemuChannel *channel);
 guint32 sf_qemu_channel_serial(SfQemuChannel *channel);
 
 /*
- * Sends packet (taken) of this type, which has the last serial from sf_qemu_channel_serial(), with descriptors (still the
- * caller's). reply is called exactly once.
+ * Sends packet (taken) of this type, which has the last serial from sf_qemu_channel_serial(), with descriptors (still
+ * the caller's). reply is called exactly once.
  */
 void sf_qemu_channel_request(SfQemuChannel *channel, guint16 type, GBytes *packet, const int *fds, guint n_fds,
                              SfQemuChannelReply reply, gpointer data);

@@ -6,11 +6,11 @@
  *                   pending: ids in order
  *     reply()  <-- message_parse <-- json lines <---- recv
  *
- * Commands are pipelined: a shell gets some ten commands for each disk at its load, and a round trip for each would cost more
- * than the commands. QEMU's monitor (without the oob capability, which is never asked for) takes the next command only when
- * the last is done, so order is kept. A descriptor must reach QEMU with its own command: the kernel ends a read behind bytes that carry
- * one, and QEMU reads no further before the command behind it is done. So a command with a descriptor begins a new segment
- * (one sendmsg with the descriptor), and commands without one are appended to the last segment.
+ * Commands are pipelined: a load is several commands for each disk, and a round trip for each would cost more than the
+ * commands. QEMU's monitor (without the oob capability, which is never asked for) takes the next command only when the
+ * last is done, so order is kept. A descriptor must reach QEMU with its own command: the kernel ends a read behind bytes
+ * that carry one, and QEMU reads no further before the command behind it is done. So a command with a descriptor begins
+ * a new segment (one sendmsg with the descriptor), and commands without one are appended to the last segment.
  *
  * qmp_capabilities is simply the first command; the greeting arrives before its answer.
  *
@@ -27,10 +27,10 @@
 #include "sfvmm/vm/vm.h"
 #include "sfvmm/wire/json_line.h"
 
-#define COMMAND_SECONDS       60          /* a loaded host is slow, a QEMU that hangs longer than this is lost */
-#define READ_BYTES            16384u
-#define READS_PER_TURN        4           /* then others of the main loop get their turn */
-#define QUEUE_BYTES_MAX       (4u << 20)  /* waiting to be sent; QEMU has stopped reading */
+#define COMMAND_SECONDS 60 /* a loaded host is slow, a QEMU that hangs longer than this is lost */
+#define READ_BYTES      16384u
+#define READS_PER_TURN  4          /* then others of the main loop get their turn */
+#define QUEUE_BYTES_MAX (4u << 20) /* waiting to be sent; QEMU has stopped reading */
 
 /* ---- what QEMU says ---- */
 
@@ -127,27 +127,27 @@ void sf_qmp_message_clear(SfQmpMessage *message)
 typedef struct {
     GString *bytes;
     gsize sent;
-    int fd;                   /* -1: none, or sent already */
+    int fd; /* -1: none, or sent already */
 } Segment;
 
 typedef struct {
     guint64 id;
     char *command;
-    gint64 deadline;          /* g_get_monotonic_time() */
+    gint64 deadline; /* g_get_monotonic_time() */
     SfQmpReply reply;
     gpointer data;
 } Pending;
 
 struct SfQmp {
     int refs;
-    int fd;                   /* -1: closed */
+    int fd; /* -1: closed */
     guint64 last_id;
-    GQueue out;               /* of Segment */
+    GQueue out; /* of Segment */
     gsize out_bytes;
-    GQueue pending;           /* of Pending, in the order of ids */
+    GQueue pending; /* of Pending, in the order of ids */
     SfJsonLineReader *lines;
     guint in_source, out_source, timer;
-    const SfQmpHandlers *handlers;    /* NULL after free */
+    const SfQmpHandlers *handlers; /* NULL after free */
     gpointer owner;
 };
 
@@ -219,7 +219,8 @@ static gboolean on_timer(gpointer data)
     gint64 now = g_get_monotonic_time();
 
     if (oldest && oldest->deadline <= now) {
-        g_autofree char *text = g_strdup_printf("QEMU has not answered \"%s\" for %d s", oldest->command, COMMAND_SECONDS);
+        g_autofree char *text =
+            g_strdup_printf("QEMU has not answered \"%s\" for %d s", oldest->command, COMMAND_SECONDS);
         qmp->timer = 0;
         qmp_close_with(qmp, SF_VM_ERROR_TIMEOUT, text);
         return G_SOURCE_REMOVE;
@@ -421,8 +422,8 @@ void sf_qmp_execute(SfQmp *qmp, const char *command, JsonObject *args, int fd, S
     Pending *pending;
 
     if (qmp->fd < 0 || qmp->out_bytes > QUEUE_BYTES_MAX) {
-        g_autoptr(GError) error = g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "%s: QEMU's monitor is not connected or does not read",
-                                              command);
+        g_autoptr(GError) error =
+            g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "%s: QEMU's monitor is not connected or does not read", command);
         if (fd >= 0) {
             close(fd);
         }
@@ -474,7 +475,7 @@ void sf_qmp_free(SfQmp *qmp)
 
 struct SfQmpBatch {
     SfQmp *qmp;
-    guint waiting;            /* commands without answer, and one for the adding itself */
+    guint waiting; /* commands without answer, and one for the adding itself */
     GError *error;
     SfQmpBatchDone done;
     gpointer data;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfQmp: one connection to a QEMU's monitor. Commands go out as they are asked for, without waiting for the answers of those
- * before; QEMU works them off in order. Main thread only.
+ * SfQmp: one connection to a QEMU's monitor. Commands go out as they are asked for, without waiting for the answers of
+ * those before; QEMU works them off in order. Main thread only.
  */
 #ifndef SF_QMP_H
 #define SF_QMP_H
@@ -15,10 +15,10 @@ typedef enum { SF_QMP_GREETING, SF_QMP_RETURN, SF_QMP_ERROR, SF_QMP_EVENT } SfQm
 
 typedef struct {
     SfQmpKind kind;
-    guint64 id;               /* RETURN, ERROR: of the command */
-    JsonNode *result;         /* RETURN */
-    char *text;               /* ERROR: QEMU's description; EVENT: its name */
-    JsonObject *data;         /* EVENT: may be NULL */
+    guint64 id;       /* RETURN, ERROR: of the command */
+    JsonNode *result; /* RETURN */
+    char *text;       /* ERROR: QEMU's description; EVENT: its name */
+    JsonObject *data; /* EVENT: may be NULL */
 } SfQmpMessage;
 
 /* Strict: TRUE and *message filled in (sf_qmp_message_clear() it), or an error that says what is wrong. */
@@ -31,7 +31,7 @@ typedef struct SfQmp SfQmp;
 
 typedef struct {
     void (*event)(const char *name, JsonObject *data_or_null, gpointer owner);
-    void (*closed)(const GError *reason, gpointer owner);     /* once; all commands have been failed before */
+    void (*closed)(const GError *reason, gpointer owner); /* once; all commands have been failed before */
 } SfQmpHandlers;
 
 /* The end of one command: a result (only valid in the call), or an error. */
@@ -47,8 +47,8 @@ void sf_qmp_free(SfQmp *qmp);
 void sf_qmp_drain(SfQmp *qmp);
 
 /*
- * One command. Takes args (NULL: none) and fd (-1: none; sent beside the command, then closed). reply may be NULL; it is called
- * from the main loop or, when the connection is lost, from sf_qmp_free(). Many commands can be under way.
+ * One command. Takes args (NULL: none) and fd (-1: none; sent beside the command, then closed). reply may be NULL; it
+ * is called from the main loop or, when the connection is lost, from sf_qmp_free(). Many commands can be under way.
  */
 void sf_qmp_execute(SfQmp *qmp, const char *command, JsonObject *args, int fd, SfQmpReply reply, gpointer data);
 

@@ -6,20 +6,20 @@
  *       |                        ^
  *       +--- for a waiting take -+
  *
- * One rule, applied whenever something changes: as many shells are being started as takes wait, plus, while nobody holds the
- * pool, at most REFILLS_AT_ONCE towards the target. A started shell goes to the oldest waiting take, else to the ready queue.
- * A shell that dies in the queue is dropped and replaced; a start that fails is told to the oldest waiting take, else tried
- * again after a delay that doubles. Main thread only.
+ * One rule, applied whenever something changes: as many shells are being started as takes wait, plus, while nobody
+ * holds the pool, at most REFILLS_AT_ONCE towards the target. A started shell goes to the oldest waiting take, else to
+ * the ready queue. A shell that dies in the queue is dropped and replaced; a start that fails is told to the oldest
+ * waiting take, else tried again after a delay that doubles. Main thread only.
  */
 #include "sfvmm/vm/shell_pool.h"
 
-#define REFILLS_AT_ONCE       2u          /* the host's other work goes on beside it */
-#define STARTS_AT_ONCE        8u          /* for takes: more at once only make each later */
-#define RETRY_MS_FIRST        1000u
-#define RETRY_MS_MAX          60000u
+#define REFILLS_AT_ONCE 2u /* the host's other work goes on beside it */
+#define STARTS_AT_ONCE  8u /* for takes: more at once only make each later */
+#define RETRY_MS_FIRST  1000u
+#define RETRY_MS_MAX    60000u
 
 struct SfShellPool {
-    int refs;                 /* one for each start under way, too, and one is while a take waits */
+    int refs; /* one for each start under way, too, and one is while a take waits */
     SfLauncher *launcher;
     char *prefix;
     SfVmConfig *config;
@@ -27,8 +27,8 @@ struct SfShellPool {
     guint holds;
     guint starting;
     guint last_number;
-    GQueue ready;             /* of SfVm */
-    GQueue waiting;           /* of GTask */
+    GQueue ready;   /* of SfVm */
+    GQueue waiting; /* of GTask */
     guint retry_timer;
     guint retry_ms;
     gboolean closed;

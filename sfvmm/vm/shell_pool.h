@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfShellPool: paused QEMU processes of one configuration, ready to be loaded. Refills itself in the background, one or two
- * at a time and at low priority, up to its target size; a request beyond what is ready starts shells at once (cold).
+ * SfShellPool: paused QEMU processes of one configuration, ready to be loaded. Refills itself in the background, one or
+ * two at a time and at low priority, up to its target size; a request beyond what is ready starts shells at once
+ * (cold).
  */
 #ifndef SF_SHELL_POOL_H
 #define SF_SHELL_POOL_H
@@ -13,7 +14,8 @@ typedef struct SfShellPool SfShellPool;
 /* Shells are named PREFIX-shell-N. A failed refill is retried with growing delay and logged. */
 SfShellPool *sf_shell_pool_new(SfLauncher *launcher, const char *prefix, SfVmConfig *config, guint target);
 
-/* References: its owner's, a fork's, each take in flight. close() kills its shells and starts no more; a take then fails. */
+/* References: its owner's, a fork's, each take in flight. close() kills its shells and starts no more; a take then
+ * fails. */
 SfShellPool *sf_shell_pool_ref(SfShellPool *pool);
 void sf_shell_pool_unref(SfShellPool *pool);
 void sf_shell_pool_close(SfShellPool *pool);

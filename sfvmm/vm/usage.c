@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What one QEMU costs its host. From /proc/PID/status: the kernel keeps those counters, while smaps_rollup walks the page tables
- * (milliseconds for each GiB), which adds up when `sfctl top` looks at many VMs each second. RssAnon is what is private
- * (copies of snapshot pages included), RssShmem what is mapped of memfds.
+ * What one QEMU costs its host. From /proc/PID/status: the kernel keeps those counters, while smaps_rollup walks the
+ * page tables (milliseconds for each GiB), which adds up when `sfctl top` looks at many VMs each second. RssAnon is
+ * what is private (copies of snapshot pages included), RssShmem what is mapped of memfds.
  */
 #include "sfvmm/vm/vm.h"
 
@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STATUS_BYTES          8192
-#define NS_PER_SECOND         G_GUINT64_CONSTANT(1000000000)
+#define STATUS_BYTES  8192
+#define NS_PER_SECOND G_GUINT64_CONSTANT(1000000000)
 
 static gboolean take_field(const char *status, const char *field, guint64 *bytes)
 {
@@ -40,8 +40,9 @@ gboolean sf_vm_usage(SfVm *vm, SfVmUsage *usage, GError **error)
         close(fd);
     }
     status[MAX(n, 0)] = '\0';
-    if (!take_field(status, "\nRssAnon:", &usage->private_bytes) || !take_field(status, "\nRssShmem:", &usage->shared_bytes) ||
-        clock_getcpuclockid(sf_vm_pid(vm), &clock) != 0 || clock_gettime(clock, &time) < 0) {
+    if (!take_field(status, "\nRssAnon:", &usage->private_bytes) ||
+        !take_field(status, "\nRssShmem:", &usage->shared_bytes) || clock_getcpuclockid(sf_vm_pid(vm), &clock) != 0 ||
+        clock_gettime(clock, &time) < 0) {
         g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: it has ended", sf_vm_name(vm));
         return FALSE;
     }

@@ -4,20 +4,21 @@
  *
  * One object for one QEMU process, and three connections to it:
  *
- *     QMP          qmp.sock, QEMU listens on a socket that we have bound      commands that stock QEMU has: disks, power button
- *     sf channel   a socketpair; one end goes in by QMP (getfd, sf-attach)    snapshot, load, fold
- *     agent port   agent.sock                                                 frames to and from the guest's agent
+ *     QMP         qmp.sock: QEMU listens on a socket that we have bound       what stock QEMU can: disks, power button
+ *     sf channel  a socket pair: one end goes in by QMP (getfd, sf-attach)    snapshot, load, fold
+ *     agent port  agent.sock                                                  frames to and from the guest's agent
  *
- * The process is the truth: connections that break while it lives are made anew with growing delays (also what an adoption
- * does), and only the pidfd says that the VM has gone. At its end all calls under way finish with SF_VM_ERROR_GONE, then
- * "exited" is told, then the directory is removed.
+ * The process is the truth: connections that break while it lives are made anew with growing delays (also what an
+ * adoption does), and only the pidfd says that the VM has gone. At its end all calls under way finish with
+ * SF_VM_ERROR_GONE, then "exited" is told, then the directory is removed.
  *
- * Connecting is one volley: getfd and sf-attach go out behind each other, and HELLO lies in the sf channel before QEMU has
- * it. QEMU reads all of it when it has started.
+ * Connecting is one volley: getfd and sf-attach go out behind each other, and HELLO lies in the sf channel before QEMU
+ * has it. QEMU reads all of it when it has started.
  *
- * vm.json holds what an adoption needs. It is written (tmp file, rename) whenever a step is complete: after start, snapshot, load, commit.
- * A process that sfvmmd left in the middle of a load is marked by the file "loading" and killed at the adoption; the middle of a snapshot
- * is harmless (an overlay that never got into the graph); of the middle of a commit see vm_settle.c.
+ * vm.json holds what an adoption needs. It is written (tmp file, rename) whenever a step is complete: after start,
+ * snapshot, load, commit. A process that sfvmmd left in the middle of a load is marked by the file "loading" and killed
+ * at the adoption; the middle of a snapshot is harmless (an overlay that never got into the graph); of the middle of a
+ * commit see vm_settle.c.
  *
  * Main thread only.
  */
@@ -38,15 +39,15 @@
 #include "sfvmm/vm/process.h"
 #include "sfvmm/wire/state_file.h"
 
-#define CONNECT_SECONDS       60          /* a start or an adoption; 32 shells that start at once are slow */
-#define RETRY_MS_FIRST        50u
-#define RETRY_MS_MAX          5000u
-#define GUEST_RETRY_MS        500u
-#define GATE_MS               200u        /* a loaded clone waits no longer for the loads of others */
-#define CLEAN_MS              2000u       /* after a load: descriptors that it has left in QEMU go */
-#define LOG_TAIL_BYTES        2048        /* of qemu.log, to find its last message */
+#define CONNECT_SECONDS 60 /* a start or an adoption; 32 shells that start at once are slow */
+#define RETRY_MS_FIRST  50u
+#define RETRY_MS_MAX    5000u
+#define GUEST_RETRY_MS  500u
+#define GATE_MS         200u  /* a loaded clone waits no longer for the loads of others */
+#define CLEAN_MS        2000u /* after a load: descriptors that it has left in QEMU go */
+#define LOG_TAIL_BYTES  2048  /* of qemu.log, to find its last message */
 
-G_DEFINE_QUARK(sf-vm-error-quark, sf_vm_error)
+G_DEFINE_QUARK(sf - vm - error - quark, sf_vm_error)
 G_DEFINE_FINAL_TYPE(SfVm, sf_vm, G_TYPE_OBJECT)
 
 enum { SIGNAL_EXITED, SIGNAL_GUEST_MESSAGE, SIGNAL_GUEST_CONNECTED, SIGNAL_RUNNING, N_SIGNALS };
@@ -292,7 +293,8 @@ gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error)
 
     /* An existing directory that is not empty makes it fail. */
     if (rename(vm->directory, directory) < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s can't be renamed to %s: %s", vm->name, name, g_strerror(errno));
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s can't be renamed to %s: %s", vm->name, name,
+                    g_strerror(errno));
         return FALSE;
     }
     g_free(vm->directory);
@@ -302,7 +304,7 @@ gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error)
     if (vm->guest) {
         sf_guest_channel_set_name(vm->guest, name);
     }
-    return TRUE;                              /* vm.json holds no name: that of the directory counts */
+    return TRUE; /* vm.json holds no name: that of the directory counts */
 }
 
 /* ---- the end ---- */
@@ -310,7 +312,8 @@ gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error)
 /* "2026-01-31T12:00:00.000000Z program: ..." */
 static gboolean line_is_stamped(const char *line)
 {
-    return g_ascii_isdigit(line[0]) && strcspn(line, "Z \n") > strlen("2026-01-31T") && line[strlen("2026-01-31")] == 'T';
+    return g_ascii_isdigit(line[0]) && strcspn(line, "Z \n") > strlen("2026-01-31T") &&
+           line[strlen("2026-01-31")] == 'T';
 }
 
 /* QEMU's last message: from its last time stamp on, without that, the program's name and the option it is about. */
@@ -355,7 +358,8 @@ static char *exit_reason(SfVm *vm)
         return g_strdup(vm->shutdown_reason);
     }
     line = last_log_message(vm);
-    return g_strdup_printf("%s%s%s", status ? status : "QEMU ended", line && *line ? ": " : "", line && *line ? line : "");
+    return g_strdup_printf("%s%s%s", status ? status : "QEMU ended", line && *line ? ": " : "",
+                           line && *line ? line : "");
 }
 
 static void vm_disconnect(SfVm *vm)
@@ -402,7 +406,7 @@ static void vm_ended(SfVm *vm)
 
     g_object_ref(vm);
     if (vm->qmp) {
-        sf_qmp_drain(vm->qmp);                /* its last words: SHUTDOWN and why */
+        sf_qmp_drain(vm->qmp); /* its last words: SHUTDOWN and why */
     }
     reason = exit_reason(vm);
     vm->gone = TRUE;
@@ -413,7 +417,7 @@ static void vm_ended(SfVm *vm)
     g_message("VM %s: ended: %s", vm->name, reason);
     sf_vm_keep_writes(vm);
     g_signal_emit(vm, signals[SIGNAL_EXITED], 0, reason);
-    g_ptr_array_set_size(vm->chains, 0);      /* whoever still holds the object needs no layer any more */
+    g_ptr_array_set_size(vm->chains, 0); /* whoever still holds the object needs no layer any more */
     g_ptr_array_set_size(vm->disks, 0);
     sf_state_remove_folder(vm->directory);
     if (vm->killed) {
@@ -460,7 +464,7 @@ void sf_vm_kill(SfVm *vm)
     }
     if (!vm->killed) {
         vm->killed = TRUE;
-        g_object_ref(vm);                     /* until the process is reaped and its directory removed */
+        g_object_ref(vm); /* until the process is reaped and its directory removed */
         free_name(vm);
     }
     syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
@@ -626,8 +630,8 @@ static void connect_review(SfVm *vm)
 }
 
 /*
- * A connection that was refused or lost may come back, or QEMU has just ended, and then the pidfd tells more; a QEMU that has
- * answered wrongly won't do better the next time.
+ * A connection that was refused or lost may come back, or QEMU has just ended, and then the pidfd tells more; a QEMU
+ * that has answered wrongly won't do better the next time.
  */
 static void connect_failed(SfVm *vm, const GError *error, gboolean answered)
 {
@@ -650,7 +654,8 @@ static void on_hello(SfQcMessage *message, const GError *error, gpointer data)
     }
     if (error || failure) {
         if (!vm->gone) {
-            connect_failed(vm, error ? error : failure, !error || g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED));
+            connect_failed(vm, error ? error : failure,
+                           !error || g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED));
         }
         return;
     }
@@ -673,8 +678,8 @@ static void on_attached(const GError *error, gpointer data)
         return;
     }
     if (strstr(error->message, "sf-attach has not been found")) {
-        better = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "this QEMU lacks the snowflock patches, scripts/setup builds one (%s)",
-                             error->message);
+        better = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                             "this QEMU lacks the snowflock patches, scripts/setup builds one (%s)", error->message);
     }
     connect_failed(vm, better ? better : error, g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED));
 }
@@ -791,7 +796,7 @@ static void connect_guest(SfVm *vm)
     int fd = connect_socket(vm, SF_VM_FILE_AGENT, &error);
 
     if (fd < 0) {
-        g_debug("VM %s: the port of its agent: %s", vm->name, error->message);    /* it has most likely just ended */
+        g_debug("VM %s: the port of its agent: %s", vm->name, error->message); /* it has most likely just ended */
         connect_guest_later(vm);
         return;
     }
@@ -818,8 +823,8 @@ static gboolean on_connect_timeout(gpointer data)
     SfVm *vm = data;
 
     vm->connect_timer = 0;
-    connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %d s", vm->name,
-                                CONNECT_SECONDS));
+    connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %d s",
+                                vm->name, CONNECT_SECONDS));
     return G_SOURCE_REMOVE;
 }
 
@@ -844,7 +849,7 @@ typedef struct {
     guint n_disks;
     struct sf_qc_disk disks[SF_QC_MAX_DISKS];
     SfSnapshot *snapshot;
-    GPtrArray *frozen;        /* of SfDiskChain */
+    GPtrArray *frozen; /* of SfDiskChain */
     GError *error;
 } SnapshotOp;
 
@@ -905,7 +910,8 @@ static void snapshot_fail(SfVm *vm, const GError *error, SfVmError code)
 {
     SnapshotOp *op = g_task_get_task_data(vm->snapshot_task);
 
-    op->error = g_error_new(SF_VM_ERROR, vm->gone ? SF_VM_ERROR_GONE : code, "VM %s: snapshot: %s", vm->name, error->message);
+    op->error =
+        g_error_new(SF_VM_ERROR, vm->gone ? SF_VM_ERROR_GONE : code, "VM %s: snapshot: %s", vm->name, error->message);
     snapshot_undo(vm);
 }
 
@@ -934,7 +940,8 @@ static void on_snapshot_reply(SfQcMessage *message, const GError *error, gpointe
     guint n;
 
     if (error) {
-        snapshot_fail(vm, error, g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED) ? SF_VM_ERROR_REFUSED : SF_VM_ERROR_FAILED);
+        snapshot_fail(vm, error,
+                      g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED) ? SF_VM_ERROR_REFUSED : SF_VM_ERROR_FAILED);
         return;
     }
     n = sf_qc_message_steal_fds(message, fds);
@@ -1015,7 +1022,7 @@ void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback
                                 vm->snapshot_task         ? "another one is being made"
                                 : vm->role == SF_VM_SHELL ? "it is an empty shell"
                                 : vm->load_task           ? "it is being loaded"
-                                                          : "the snapshot it was made from was lost when sfvmmd restarted");
+                                                : "the snapshot it was made from was lost when sfvmmd restarted");
         g_object_unref(task);
         return;
     }
@@ -1041,12 +1048,12 @@ SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **fr
 /* ---- load ---- */
 
 /*
- * The gate. A clone that runs takes CPU time from the loads of its siblings: of 32 on two CPUs the last began to run after
- * 770 ms. So a clone that is loaded waits, paused, until no load is under way, at most GATE_MS.
+ * The gate. A clone that runs takes CPU time from the loads of its siblings: of 32 on two CPUs the last began to run
+ * after 770 ms. So a clone that is loaded waits, paused, until no load is under way, at most GATE_MS.
  */
 static struct {
-    guint loading;            /* loads under way, of all VMs */
-    GQueue waiting;           /* of SfVm, loaded and to be resumed */
+    guint loading;  /* loads under way, of all VMs */
+    GQueue waiting; /* of SfVm, loaded and to be resumed */
     guint timer;
 } gate = { .waiting = G_QUEUE_INIT };
 
@@ -1182,8 +1189,9 @@ static void on_load_reply(SfQcMessage *message, const GError *error, gpointer da
         load_end(vm, failure);
         return;
     }
-    g_debug("VM %s: loaded in %" G_GUINT64_FORMAT " us: map %" G_GUINT64_FORMAT ", device %" G_GUINT64_FORMAT ", blocks %"
-            G_GUINT64_FORMAT, vm->name, (guint64)reply.total / 1000, (guint64)reply.map / 1000, (guint64)reply.device / 1000,
+    g_debug("VM %s: loaded in %" G_GUINT64_FORMAT " us: map %" G_GUINT64_FORMAT ", device %" G_GUINT64_FORMAT
+            ", blocks %" G_GUINT64_FORMAT,
+            vm->name, (guint64)reply.total / 1000, (guint64)reply.map / 1000, (guint64)reply.device / 1000,
             (guint64)reply.blocks / 1000);
     vm->role = SF_VM_CLONE;
     sf_vm_set_loaded_snapshot(vm, op->snapshot);
@@ -1209,7 +1217,8 @@ static void on_load_disks(const GError *error, gpointer data)
     GBytes *packet;
 
     if (error || !vm->channel) {
-        load_end(vm, error ? g_error_copy(error) : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
+        load_end(vm, error ? g_error_copy(error)
+                           : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
         return;
     }
     payload = sf_snapshot_load_request(op->snapshot, at_once ? SF_QC_LOAD_RESUME : 0, fds, &n, &failure);
@@ -1219,7 +1228,7 @@ static void on_load_disks(const GError *error, gpointer data)
     }
     op->gated = op->resume && !at_once;
     if (vm->guest) {
-        sf_guest_channel_hello(vm->guest);    /* waits at the port until the guest is there */
+        sf_guest_channel_hello(vm->guest); /* waits at the port until the guest is there */
     }
     packet = sf_qc_request_load(sf_qemu_channel_serial(vm->channel), payload);
     sf_qemu_channel_request(vm->channel, SF_QC_LOAD, packet, fds, n, on_load_reply, g_object_ref(vm));
@@ -1249,8 +1258,8 @@ static void on_load_disks_failed(const GError *error, gpointer data)
     load_end(vm, g_object_steal_data(G_OBJECT(vm->load_task), "error"));
 }
 
-void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume, GAsyncReadyCallback callback,
-                      gpointer data)
+void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
+                      GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(vm, NULL, callback, data);
     LoadOp *op = g_new0(LoadOp, 1);
@@ -1264,8 +1273,8 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
         return;
     }
     if (vm->role != SF_VM_SHELL || vm->load_task || (frozen_disks ? frozen_disks->len : 0) != vm->disks->len) {
-        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: load: it is no empty shell, or has other disks",
-                                vm->name);
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                "VM %s: load: it is no empty shell, or has other disks", vm->name);
         g_object_unref(task);
         return;
     }
@@ -1347,7 +1356,8 @@ SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole rol
     return vm;
 }
 
-/* The process goes on, and so must its files: sfvmmd may end while its VMs run. The next one takes them over from vm.json. */
+/* The process goes on, and so must its files: sfvmmd may end while its VMs run. The next one takes them over from
+ * vm.json. */
 static void sf_vm_finalize(GObject *object)
 {
     SfVm *vm = SF_VM(object);
@@ -1385,12 +1395,12 @@ static void sf_vm_init(SfVm *vm)
 static void sf_vm_class_init(SfVmClass *class)
 {
     G_OBJECT_CLASS(class)->finalize = sf_vm_finalize;
-    signals[SIGNAL_EXITED] = g_signal_new("exited", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1,
-                                          G_TYPE_STRING);
+    signals[SIGNAL_EXITED] =
+        g_signal_new("exited", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_STRING);
     signals[SIGNAL_GUEST_MESSAGE] = g_signal_new("guest-message", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL,
                                                  G_TYPE_NONE, 2, G_TYPE_POINTER, G_TYPE_BYTES);
-    signals[SIGNAL_GUEST_CONNECTED] = g_signal_new("guest-connected", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL,
-                                                   G_TYPE_NONE, 0);
-    signals[SIGNAL_RUNNING] = g_signal_new("running", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1,
-                                           G_TYPE_UINT64);
+    signals[SIGNAL_GUEST_CONNECTED] =
+        g_signal_new("guest-connected", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 0);
+    signals[SIGNAL_RUNNING] =
+        g_signal_new("running", SF_TYPE_VM, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_UINT64);
 }

@@ -32,9 +32,9 @@ G_DECLARE_FINAL_TYPE(SfVm, sf_vm, SF, VM, GObject)
 #define SF_VM_ERROR (sf_vm_error_quark())
 GQuark sf_vm_error_quark(void);
 typedef enum {
-    SF_VM_ERROR_FAILED,       /* the message says what */
-    SF_VM_ERROR_GONE,         /* the process has ended */
-    SF_VM_ERROR_REFUSED,      /* QEMU can't fork this VM; the message names the device */
+    SF_VM_ERROR_FAILED,  /* the message says what */
+    SF_VM_ERROR_GONE,    /* the process has ended */
+    SF_VM_ERROR_REFUSED, /* QEMU can't fork this VM; the message names the device */
     SF_VM_ERROR_TIMEOUT,
 } SfVmError;
 
@@ -50,41 +50,46 @@ SfVmConfig *sf_vm_config(SfVm *vm);
 const char *sf_vm_directory(SfVm *vm);
 gboolean sf_vm_is_running(SfVm *vm);
 gboolean sf_vm_is_gone(SfVm *vm);
-gboolean sf_vm_has_agent(SfVm *vm);               /* the agent has answered on this connection */
-SfRamBase *sf_vm_ram_base(SfVm *vm);              /* of its family; for a clone that of its snapshot */
-SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);      /* what a clone was loaded from; NULL for a parent, and after adoption until set */
-const char *sf_vm_loaded_snapshot_id(SfVm *vm);   /* its id, after adoption too; NULL: not loaded from a snapshot */
+gboolean sf_vm_has_agent(SfVm *vm);  /* the agent has answered on this connection */
+SfRamBase *sf_vm_ram_base(SfVm *vm); /* of its family; for a clone that of its snapshot */
+/* What a clone was loaded from. NULL for a parent, and after adoption until it is set. */
+SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);
+const char *sf_vm_loaded_snapshot_id(SfVm *vm); /* its id, after adoption too; NULL: not loaded from a snapshot */
 /*
- * After adoption, once sf_snapshot_restore() has made the snapshot anew: a clone must hold a reference, or its family's base
- * would count as unused, and be written, while the clone still maps it. A clone without it cannot fork.
+ * After adoption, once sf_snapshot_restore() has made the snapshot anew: a clone must hold a reference, or its family's
+ * base would count as unused, and be written, while the clone still maps it. A clone without it cannot fork.
  */
 void sf_vm_set_loaded_snapshot(SfVm *vm, SfSnapshot *snapshot);
-GPtrArray *sf_vm_disks(SfVm *vm);                 /* of SfDiskChain */
-const char *sf_vm_qemu_version(SfVm *vm);         /* from HELLO */
+GPtrArray *sf_vm_disks(SfVm *vm);         /* of SfDiskChain */
+const char *sf_vm_qemu_version(SfVm *vm); /* from HELLO */
 const char *sf_vm_machine(SfVm *vm);
-const char *sf_vm_cpu(SfVm *vm);                  /* QOM type of the first CPU */
+const char *sf_vm_cpu(SfVm *vm); /* QOM type of the first CPU */
 
 /* QMP. args: transfer full, may be NULL. The result's "return" node. */
 void sf_vm_qmp_async(SfVm *vm, const char *command, JsonObject *args, GAsyncReadyCallback callback, gpointer data);
 JsonNode *sf_vm_qmp_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
 /*
- * Snapshot: makes an overlay for every writable disk (files in the run directory, blockdev-add), then SF_QC_SNAPSHOT, all disks
- * or none; on success the VM's chains have their new tops, and *frozen_disks are copies of the chains as they were frozen.
- * On error everything is undone and the VM runs as before. One at a time per VM (else error).
+ * Snapshot: makes an overlay for every writable disk (files in the overlay directory, blockdev-add), then SF_QC_SNAPSHOT,
+ * all disks or none; on success the VM's chains have their new tops, and *frozen_disks are copies of the chains as they
+ * were frozen. On error everything is undone and the VM runs as before. One at a time per VM (else error).
  */
 void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback, gpointer data);
 SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **frozen_disks, GError **error);
 
 /*
- * Load a snapshot into a shell: overlays over frozen_disks, blockdev-add + blockdev-reopen of each disk's slot (parallel with
- * nothing else), then SF_QC_LOAD, resumed when `resume`. The VM's role becomes SF_VM_CLONE. After an error: kill it.
+ * Load a snapshot into a shell: the frozen disks go below the shell's own overlays, then SF_QC_LOAD. Finishes when it is
+ * loaded; with `resume` the vCPUs are ordered to run then, or, while other VMs are being loaded, a little later, so that
+ * siblings start together ("running" tells when). The VM's role becomes SF_VM_CLONE. After an error: kill it.
  */
 void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
                       GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
-/* Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit of overlays. */
+/*
+ * Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit of
+ * overlays. A snapshot that is asked for meanwhile ends it with an error, and goes first.
+ */
 void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
@@ -95,14 +100,14 @@ char *sf_vm_check_finish(SfVm *vm, GAsyncResult *result, GError **error);
 /* To the guest's agent. Queued (bounded) until the port is connected; lost when the VM ends. payload may be NULL. */
 gboolean sf_vm_guest_send(SfVm *vm, guint8 type, guint32 request, const void *payload, gsize length, GError **error);
 
-void sf_vm_powerdown(SfVm *vm);                   /* ACPI button */
-void sf_vm_kill(SfVm *vm);                        /* SIGKILL; "exited" follows; then the run directory is removed */
+void sf_vm_powerdown(SfVm *vm); /* ACPI button */
+void sf_vm_kill(SfVm *vm);      /* SIGKILL; "exited" follows; then the run directory is removed */
 
-/* Resident memory from /proc/PID/smaps_rollup and the RAM mappings; bytes. */
+/* Resident memory from /proc/PID/status, bytes. Cheap: no page table is walked. */
 typedef struct {
-    guint64 private_bytes;    /* anonymous and private dirty */
-    guint64 shared_bytes;     /* of the snapshot's or its own memfd */
-    guint64 cpu_ns;           /* user + system */
+    guint64 private_bytes; /* anonymous and private dirty */
+    guint64 shared_bytes;  /* of the snapshot's or its own memfd */
+    guint64 cpu_ns;        /* user + system */
 } SfVmUsage;
 gboolean sf_vm_usage(SfVm *vm, SfVmUsage *usage, GError **error);
 

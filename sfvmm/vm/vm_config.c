@@ -2,22 +2,22 @@
 /*
  * Theory of operation
  *
- * A configuration is immutable once the VM that it was made for has started; all VMs of a family share one by reference. Main
- * thread makes it, any thread may read it and drop references.
+ * A configuration is immutable once the VM that it was made for has started; all VMs of a family share one by
+ * reference. Main thread makes it, any thread may read it and drop references.
  *
- * The JSON form is that of `vm.run` without the members that name things of one VM. It is also what vm.json holds, where
- * disks have their `id` and `size` too.
+ * The JSON form is that of `vm.run` without the members that name things of one VM. It is also what vm.json holds,
+ * where disks have their `id` and `size` too.
  */
 #include "sfvmm/vm/vm_config.h"
 
 #include <gio/gio.h>
 #include <string.h>
 
-#define PAGE_BYTES            4096u
-#define MEMORY_DEFAULT        (256ull << 20)       /* bytes; boots a small Debian */
-#define APPEND_LENGTH_MAX     2047u                /* the kernel's COMMAND_LINE_SIZE on x86, less its NUL */
-#define CPU_LENGTH_MAX        1024u
-#define CONFIG_HASH_VERSION   "snowflock-config-1" /* change it when the command line changes what the guest sees */
+#define PAGE_BYTES          4096u
+#define MEMORY_DEFAULT      (256ull << 20) /* bytes; boots a small Debian */
+#define APPEND_LENGTH_MAX   2047u          /* the kernel's COMMAND_LINE_SIZE on x86, less its NUL */
+#define CPU_LENGTH_MAX      1024u
+#define CONFIG_HASH_VERSION "snowflock-config-1" /* change it when the command line changes what the guest sees */
 
 static void disk_config_free(gpointer data)
 {
@@ -72,8 +72,8 @@ static gboolean take_integer(JsonNode *node, const char *name, guint64 min, guin
     }
     number = json_node_get_int(node);
     if (number < 0 || (guint64)number < min || (guint64)number > max) {
-        return fail(error, "\"%s\" is %" G_GINT64_FORMAT ", must be from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT, name,
-                    number, min, max);
+        return fail(error, "\"%s\" is %" G_GINT64_FORMAT ", must be from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT,
+                    name, number, min, max);
     }
     *value = number;
     return TRUE;
@@ -151,7 +151,8 @@ static gboolean take_disk_member(SfDiskConfig *disk, const char *member, JsonNod
     if (strcmp(member, "id") == 0) {
         g_autofree char *id = NULL;
         return take_text(node, "disks.id", strlen(disk->id), &id, error) &&
-               (strcmp(id, disk->id) == 0 || fail(error, "\"disks.id\" is \"%s\", must be \"%s\" by its place", id, disk->id));
+               (strcmp(id, disk->id) == 0 ||
+                fail(error, "\"disks.id\" is \"%s\", must be \"%s\" by its place", id, disk->id));
     }
     return fail(error, "unknown member \"disks.%s\"", member);
 }
@@ -191,7 +192,8 @@ static gboolean take_disks(SfVmConfig *config, JsonNode *node, GError **error)
     }
     array = json_node_get_array(node);
     if (json_array_get_length(array) > SF_VM_DISKS_MAX) {
-        return fail(error, "\"disks\" has %u entries, at most %u are possible", json_array_get_length(array), SF_VM_DISKS_MAX);
+        return fail(error, "\"disks\" has %u entries, at most %u are possible", json_array_get_length(array),
+                    SF_VM_DISKS_MAX);
     }
     for (guint i = 0; i < json_array_get_length(array); i++) {
         if (!take_disk(config, json_array_get_element(array, i), error)) {
@@ -208,7 +210,8 @@ static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *no
 
     if (strcmp(member, "memory") == 0) {
         return take_integer(node, member, SF_VM_MEMORY_MIN, SF_VM_MEMORY_MAX, &config->memory, error) &&
-               (config->memory % PAGE_BYTES == 0 || fail(error, "\"memory\" must be a multiple of %u bytes", PAGE_BYTES));
+               (config->memory % PAGE_BYTES == 0 ||
+                fail(error, "\"memory\" must be a multiple of %u bytes", PAGE_BYTES));
     }
     if (strcmp(member, "vcpus") == 0) {
         guint64 vcpus = 0;
@@ -305,8 +308,8 @@ JsonObject *sf_vm_config_to_json(const SfVmConfig *config)
 }
 
 /*
- * Not in it: kernel, initrd, append (they are in the guest's RAM by then; shells have none), and the paths of disks (each VM
- * has its own). No text has a newline, so that no two lists of fields look alike.
+ * Not in it: kernel, initrd, append (they are in the guest's RAM by then; shells have none), and the paths of disks
+ * (each VM has its own). No text has a newline, so that no two lists of fields look alike.
  */
 char *sf_vm_config_hash(const SfVmConfig *config, const char *qemu_version)
 {

@@ -9,42 +9,44 @@
 #include <glib.h>
 #include <json-glib/json-glib.h>
 
-#define SF_VM_MEMORY_MIN      (1ull << 20)         /* bytes; a tiny guest needs no more */
-#define SF_VM_MEMORY_MAX      (1ull << 40)
-#define SF_VM_VCPUS_MAX       64u
-#define SF_VM_DISKS_MAX       8u
+#define SF_VM_MEMORY_MIN (1ull << 20) /* bytes; a tiny guest needs no more */
+#define SF_VM_MEMORY_MAX (1ull << 40)
+#define SF_VM_VCPUS_MAX  64u
+#define SF_VM_DISKS_MAX  8u
 
 typedef struct {
-    char *id;                 /* "disk0": device id, and stem of the node names */
-    char *path;               /* absolute */
-    char *format;             /* "raw" or "qcow2" */
+    char *id;     /* "disk0": device id, and stem of the node names */
+    char *path;   /* absolute */
+    char *format; /* "raw" or "qcow2" */
     gboolean readonly;
-    gboolean ephemeral;       /* writes go to an overlay that ends with the VM; the file is never written */
-    guint64 size;             /* virtual size, bytes; found when the VM is started */
+    gboolean ephemeral; /* writes go to an overlay that ends with the VM; the file is never written */
+    guint64 size;       /* virtual size, bytes; found when the VM is started */
 } SfDiskConfig;
 
 typedef struct {
     gatomicrefcount refs;
-    guint64 memory;           /* bytes */
+    guint64 memory; /* bytes */
     guint vcpus;
-    char *accel;              /* "kvm" or "tcg"; "auto" is resolved before */
-    char *cpu;                /* QEMU -cpu argument */
-    char *kernel;             /* NULL: boot from disk or tiny image */
+    char *accel;  /* "kvm" or "tcg"; "auto" is resolved before */
+    char *cpu;    /* QEMU -cpu argument */
+    char *kernel; /* NULL: boot from disk or tiny image */
     char *initrd;
     char *append;
-    char *network;            /* "none" or "user" (slirp, restricted) */
-    GPtrArray *disks;         /* of SfDiskConfig */
+    char *network;    /* "none" or "user" (slirp, restricted) */
+    GPtrArray *disks; /* of SfDiskConfig */
 } SfVmConfig;
 
 SfVmConfig *sf_vm_config_ref(SfVmConfig *config);
 void sf_vm_config_unref(SfVmConfig *config);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfVmConfig, sf_vm_config_unref)
 
-/* Strict: unknown members, wrong types and values out of bounds are errors that name the member. Caller owns the result. */
+/* Strict: unknown members, wrong types and values out of bounds are errors that name the member. Caller owns the
+ * result. */
 SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error);
 JsonObject *sf_vm_config_to_json(const SfVmConfig *config);
 
-/* SHA-256 over everything that device state depends on, hex. Two VMs with equal hashes can load each other's snapshots. */
+/* SHA-256 over everything that device state depends on, hex. Two VMs with equal hashes can load each other's snapshots.
+ */
 char *sf_vm_config_hash(const SfVmConfig *config, const char *qemu_version);
 
 #endif

@@ -2,25 +2,29 @@
 /*
  * Theory of operation
  *
- *     virtio-blk --> disk0-2 (qcow2) --> disk0-2-file        a parent: two snapshots      virtio-blk --> disk0-0   a shell
- *                       | backing                            were made of it
+ *     a parent of which two snapshots were made:                        a shell:
+ *
+ *     virtio-blk --> disk0-2 (qcow2) --> disk0-2-file                   virtio-blk --> disk0-0 (qcow2) --> disk0-0-file
+ *                       | backing
  *                    disk0-1 (qcow2) --> disk0-1-file
  *                       | backing
  *                    disk0-0 (raw)   --> disk0-0-file
  *
- * A shell's disk is its own overlay, empty and with nothing below: a virtual disk of the right size. At the load the frozen
- * layers are added in one nested blockdev-add and put below it with a blockdev-reopen. Everything else (making the
- * overlay, opening it) was done when the shell was started, as each QMP command costs two threads of QEMU 0.2 ms and more: with a null-co
- * placeholder and the overlay added at the load there were 14 commands, now 3 for a disk that was frozen for the first time.
+ * A shell's disk is its own overlay, empty and with nothing below: a virtual disk of the right size. At the load the
+ * frozen layers are added in one nested blockdev-add and put below it with a blockdev-reopen. Everything else (making
+ * the overlay, opening it) was done when the shell was started, as each QMP command costs two threads of QEMU 0.2 ms
+ * and more: with a null-co placeholder and the overlay added at the load there were 14 commands, now 3 for a disk that
+ * was frozen for the first time.
  *
- * File nodes are nodes of their own with an explicit read-only, as a nested file node would follow its format node to read-only at the
- * snapshot and then need another descriptor. So the descriptor of a former top stays writable, but its format node is reopened
- * read-only, which gives up QEMU's write lock on the image: clones, that open the same file in their own processes,
- * are refused while anybody holds that lock. And while clones have it open, nobody can get it: the base is locked.
+ * File nodes are nodes of their own with an explicit read-only, as a nested file node would follow its format node to
+ * read-only at the snapshot and then need another descriptor. So the descriptor of a former top stays writable, but its
+ * format node is reopened read-only, which gives up QEMU's write lock on the image: clones, that open the same file in
+ * their own processes, are refused while anybody holds that lock. And while clones have it open, nobody can get it: the
+ * base is locked.
  *
- * QEMU opens no path: each layer comes as a descriptor in an fdset, which is removed when the node has its copy (after a load: later).
- * Read-only layers get descriptors that can't be written. "backing" is always given, or QEMU would open what a guest
- * that has taken over its QEMU wrote into the image's header.
+ * QEMU opens no path: each layer comes as a descriptor in an fdset, which is removed when the node has its copy (after
+ * a load: later). Read-only layers get descriptors that can't be written. "backing" is always given, or QEMU would open
+ * what a guest that has taken over its QEMU wrote into the image's header.
  */
 #include "sfvmm/vm/vm_disk.h"
 
@@ -30,8 +34,8 @@
 #include <unistd.h>
 #include "sfvmm/wire/json_line.h"
 
-#define FDSET_LOAD_FIRST      1000u       /* ids of fdsets that live for one batch only */
-#define FDSETS_PER_DISK       1000u       /* above SF_DISK_LAYERS_MAX: ids never clash within a batch */
+#define FDSET_LOAD_FIRST 1000u /* ids of fdsets that live for one batch only */
+#define FDSETS_PER_DISK  1000u /* above SF_DISK_LAYERS_MAX: ids never clash within a batch */
 
 SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null)
 {
@@ -99,9 +103,11 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
     JsonNode *chain = json_object_get_member(object, "chain");
     JsonNode *nodes = json_object_get_member(object, "nodes");
 
-    for (guint i = 0; nodes && JSON_NODE_HOLDS_ARRAY(nodes) && i < json_array_get_length(json_node_get_array(nodes)); i++) {
+    for (guint i = 0; nodes && JSON_NODE_HOLDS_ARRAY(nodes) && i < json_array_get_length(json_node_get_array(nodes));
+         i++) {
         JsonNode *node = json_array_get_element(json_node_get_array(nodes), i);
-        g_ptr_array_add(disk->nodes, g_strdup(json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : ""));
+        g_ptr_array_add(disk->nodes,
+                        g_strdup(json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : ""));
     }
     disk->writable = json_object_get_int_member_with_default(object, "writable", 0);
     disk->next_node = json_object_get_int_member_with_default(object, "next_node", 0);
@@ -114,7 +120,8 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
         }
     }
     if (json_object_has_member(object, "overlay")) {
-        disk->overlay = sf_disk_layer_new(json_object_get_string_member_with_default(object, "overlay", ""), "qcow2", TRUE);
+        disk->overlay =
+            sf_disk_layer_new(json_object_get_string_member_with_default(object, "overlay", ""), "qcow2", TRUE);
         disk->overlay_node = g_strdup(json_object_get_string_member_with_default(object, "overlay_node", ""));
     }
     if (disk->nodes->len != (disk->chain ? disk->chain->layers->len : 0) || disk->writable > disk->nodes->len ||
@@ -173,7 +180,7 @@ static void set_backing(JsonObject *options, const char *format, const char *bac
     if (backing_or_null) {
         json_object_set_string_member(options, "backing", backing_or_null);
     } else if (strcmp(format, "qcow2") == 0) {
-        json_object_set_null_member(options, "backing");      /* else QEMU would believe the image's own header */
+        json_object_set_null_member(options, "backing"); /* else QEMU would believe the image's own header */
     }
 }
 
@@ -185,7 +192,8 @@ static void add_text(GPtrArray *json_texts, JsonObject *options)
     json_object_unref(options);
 }
 
-gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data, GError **error)
+gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data,
+                              GError **error)
 {
     SfDiskChain *chain = disk->chain;
     const char *below = NULL;
@@ -258,7 +266,8 @@ static gboolean add_fd(SfQmpBatch *batch, const SfDiskLayer *layer, gboolean wri
     JsonObject *args;
 
     if (fd < 0) {
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "disk layer %s: %s", layer->path, g_strerror(errno));
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "disk layer %s: %s", layer->path,
+                    g_strerror(errno));
         return FALSE;
     }
     args = json_object_new();
@@ -273,8 +282,8 @@ static guint fdset_of(const char *id, guint layer)
     return FDSET_LOAD_FIRST + (guint)g_ascii_strtoull(id + strlen("disk"), NULL, 10) * FDSETS_PER_DISK + layer;
 }
 
-gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path, uid_t uid,
-                                gid_t gid, GError **error)
+gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path,
+                                uid_t uid, gid_t gid, GError **error)
 {
     guint fdset = fdset_of(disk->chain->id, 0);
     JsonObject *options;
@@ -344,7 +353,7 @@ gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, 
 {
     guint n = chain->layers->len;
 
-    if (disk->chain) {                        /* read-only: it was opened at the start, and has not changed since */
+    if (disk->chain) { /* read-only: it was opened at the start, and has not changed since */
         sf_disk_chain_free(chain);
         return TRUE;
     }

@@ -10,18 +10,18 @@
 #include "sfvmm/vm/vm_config.h"
 
 typedef struct {
-    SfDiskChain *chain;       /* NULL: a writable disk of a shell, which has its overlay only */
-    GPtrArray *nodes;         /* of char *: the format node of each layer of the chain */
-    guint writable;           /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
-    guint next_node;          /* number of the next node's name */
-    guint commit_to;          /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
+    SfDiskChain *chain; /* NULL: a writable disk of a shell, which has its overlay only */
+    GPtrArray *nodes;   /* of char *: the format node of each layer of the chain */
+    guint writable;     /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
+    guint next_node;    /* number of the next node's name */
+    guint commit_to;    /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
 
     /* An overlay that is in QEMU but in no chain yet: a shell's own, or a snapshot's on its way. NULL: none. */
     SfDiskLayer *overlay;
     char *overlay_node;
 } SfVmDisk;
 
-SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null);           /* takes chain */
+SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null); /* takes chain */
 void sf_vm_disk_free(SfVmDisk *disk);
 /* Its overlays outlive us: nobody in this process removes their files any more. */
 void sf_vm_disk_leave(SfVmDisk *disk);
@@ -37,7 +37,8 @@ const char *sf_vm_disk_top_node(const SfVmDisk *disk);
 typedef gboolean (*SfVmDiskOpen)(SfDiskLayer *layer, gboolean writable, guint *fdset, gpointer data, GError **error);
 
 /* Nodes of the whole chain, lowest first, file nodes in front of their format nodes. */
-gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data, GError **error);
+gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpen open_layer, gpointer data,
+                              GError **error);
 /* The node of a shell's overlay (taken), without what will be below it. */
 gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer *overlay, GPtrArray *json_texts,
                                     SfVmDiskOpen open_layer, gpointer data, GError **error);
@@ -45,8 +46,8 @@ gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer 
 /* ---- QMP: each adds commands to the batch ---- */
 
 /* At the snapshot: an overlay without backing, beside the graph. */
-gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path, uid_t uid,
-                                gid_t gid, GError **error);
+gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *template_path, const char *path,
+                                uid_t uid, gid_t gid, GError **error);
 /* The snapshot has put it above the top: the old top is closed for writing. */
 void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch);
 /* The snapshot has failed: it goes. */

@@ -12,15 +12,16 @@
 #include "sfvmm/vm/vm_disk.h"
 
 /* Files of a VM's directory. */
-#define SF_VM_FILE_JSON       "vm.json"
-#define SF_VM_FILE_QMP        "qmp.sock"
-#define SF_VM_FILE_AGENT      "agent.sock"
-#define SF_VM_FILE_CONSOLE    "console.sock"
-#define SF_VM_FILE_LOG        "qemu.log"
+#define SF_VM_FILE_JSON        "vm.json"
+#define SF_VM_FILE_QMP         "qmp.sock"
+#define SF_VM_FILE_AGENT       "agent.sock"
+#define SF_VM_FILE_CONSOLE     "console.sock"
+#define SF_VM_FILE_LOG         "qemu.log"
 #define SF_VM_FILE_CONSOLE_LOG "console.log"
-#define SF_VM_FILE_LOADING    "loading"       /* exists while a snapshot is being loaded: then the process is of no use to a new sfvmmd */
+#define SF_VM_FILE_LOADING                                                                                             \
+    "loading" /* exists while a snapshot is being loaded: then the process is of no use to a new sfvmmd */
 
-#define SF_VM_DYING           "~"             /* NAME~PID: the directory of a VM that was killed */
+#define SF_VM_DYING "~" /* NAME~PID: the directory of a VM that was killed */
 
 struct _SfVm {
     GObject parent_instance;
@@ -28,51 +29,51 @@ struct _SfVm {
     char *directory;
     char *overlay_directory;
     char *template_directory;
-    SfLateCommits *late_commits;      /* the launcher's */
-    uid_t uid;                /* that QEMU runs as */
+    SfLateCommits *late_commits; /* the launcher's */
+    uid_t uid;                   /* that QEMU runs as */
     gid_t gid;
     SfVmRole role;
     SfVmConfig *config;
 
     pid_t pid;
-    guint64 start_time;       /* of the process, in clock ticks since boot: tells a reused pid */
+    guint64 start_time; /* of the process, in clock ticks since boot: tells a reused pid */
     int pidfd;
     guint exit_source;
     gboolean gone;
-    gboolean killed;          /* by us: then the object holds itself until the end is told */
+    gboolean killed; /* by us: then the object holds itself until the end is told */
     gboolean running;
-    char *shutdown_reason;    /* of QEMU's SHUTDOWN event, or ours */
+    char *shutdown_reason; /* of QEMU's SHUTDOWN event, or ours */
 
     SfQmp *qmp;
     SfQemuChannel *channel;
-    gboolean greeted;         /* HELLO answered on this channel */
-    gboolean attached;        /* sf-attach answered on this channel */
+    gboolean greeted;  /* HELLO answered on this channel */
+    gboolean attached; /* sf-attach answered on this channel */
     struct sf_qc_hello_reply hello;
-    GTask *connect_task;      /* start or adoption waits for QMP and channel */
+    GTask *connect_task; /* start or adoption waits for QMP and channel */
     guint connect_timer, retry_timer;
     guint retry_ms;
 
     SfGuestChannel *guest;
-    gboolean guest_hello_held;     /* a shell's agent port is greeted when it is loaded */
+    gboolean guest_hello_held; /* a shell's agent port is greeted when it is loaded */
     guint guest_timer;
     guint clean_timer;
 
     SfRamBase *base;
-    SfSnapshot *snapshot;     /* loaded from */
+    SfSnapshot *snapshot; /* loaded from */
     char *snapshot_id;
 
-    GPtrArray *disks;         /* of SfVmDisk */
-    GPtrArray *chains;        /* of SfDiskChain: those of disks, not owned */
+    GPtrArray *disks;  /* of SfVmDisk */
+    GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
     GTask *snapshot_task;
     GTask *load_task;
-    struct SfSettle *settle;  /* under way */
+    struct SfSettle *settle; /* under way */
 };
 
 /* A VM without process; all texts are copied. Takes nothing. */
 SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole role, SfVmConfig *config);
 char *sf_vm_path(SfVm *vm, const char *file);
-char *sf_vm_overlay_path(SfVm *vm, const char *disk);         /* of a new overlay */
+char *sf_vm_overlay_path(SfVm *vm, const char *disk); /* of a new overlay */
 char *sf_vm_template_path(SfVm *vm, guint64 size);
 
 /* Takes pidfd. From now on the process' end is told. */
@@ -95,9 +96,9 @@ gboolean sf_vm_refuse(SfVm *vm, GTask *task);
 
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
-void sf_vm_settle_abort(SfVm *vm);                /* ends soon, then sf_vm_snapshot_begin() is called */
-void sf_vm_settle_lost(SfVm *vm);                 /* no event of its job will come any more */
-void sf_vm_settle_recover(SfVm *vm);              /* after an adoption: finds out about a commit that was under way */
+void sf_vm_settle_abort(SfVm *vm);   /* ends soon, then sf_vm_snapshot_begin() is called */
+void sf_vm_settle_lost(SfVm *vm);    /* no event of its job will come any more */
+void sf_vm_settle_recover(SfVm *vm); /* after an adoption: finds out about a commit that was under way */
 void sf_vm_snapshot_begin(SfVm *vm);
 
 #endif

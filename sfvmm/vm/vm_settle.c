@@ -2,20 +2,19 @@
 /*
  * Theory of operation
  *
- * After its last snapshot has gone, a parent still runs on private copies of RAM pages over its frozen memfd, and writes to an overlay.
- * Settling makes it again what it was before its first fork:
+ * After its last snapshot has gone, a parent still runs on private copies of RAM pages over its frozen memfd, and
+ * writes to an overlay. Settling makes it again what it was before its first fork:
  *
- *     FOLD, FOLD, ... --> THAW --> for each disk: block-commit --READY--> job-complete --COMPLETED--> nodes and files go
- *       small steps      pause of
- *                        the rest
+ *     FOLD, FOLD, ... --> THAW --> for each disk: block-commit --READY--> job-complete --COMPLETED--> files removed
+ *     small steps         the rest in one pause
  *
  * It is never urgent and a fork is: a snapshot that is asked for meanwhile stops it after the present step; a running
- * block job is cancelled, which loses nothing (what was copied is below the overlay anyway), or, if QEMU says that it has just completed,
- * is taken as completed. Then the snapshot begins.
+ * block job is cancelled, which loses nothing (what was copied is below the overlay anyway), or, if QEMU says that it
+ * has just completed, is taken as completed. Then the snapshot begins.
  *
- * A killed sfvmmd: FOLD and THAW need no memory of ours. Before a job is started `commit_to` is in vm.json. An adoption that finds it
- * cancels the job and tries to delete the top node: QEMU refuses while it is in use, so success says that the commit
- * had completed.
+ * A killed sfvmmd: FOLD and THAW need no memory of ours. Before a job is started `commit_to` is in vm.json. An adoption
+ * that finds it cancels the job and tries to delete the top node: QEMU refuses while it is in use, so success says that
+ * the commit had completed.
  *
  * RAM of clones is never folded: its layers are their family's. Only their own overlays are committed.
  */
@@ -23,16 +22,16 @@
 
 #include <string.h>
 
-#define FOLD_STEP_BYTES       (4u << 20)      /* some 2 to 7 ms of pause */
-#define FOLD_ENOUGH_BYTES     (1u << 20)      /* THAW does the rest in one pause */
-#define FOLD_STEPS_MAX        4096u           /* a guest that writes faster than we fold: THAW copies the rest */
+#define FOLD_STEP_BYTES   (4u << 20) /* some 2 to 7 ms of pause */
+#define FOLD_ENOUGH_BYTES (1u << 20) /* THAW does the rest in one pause */
+#define FOLD_STEPS_MAX    4096u      /* a guest that writes faster than we fold: THAW copies the rest */
 
 typedef struct SfSettle {
     GTask *task;
     guint steps;
-    guint disk;               /* index of the one being committed */
-    char *job;                /* its id; NULL: no job is under way */
-    gboolean completing;      /* job-complete has been sent */
+    guint disk;          /* index of the one being committed */
+    char *job;           /* its id; NULL: no job is under way */
+    gboolean completing; /* job-complete has been sent */
     gboolean abort;
 } SfSettle;
 
@@ -84,14 +83,15 @@ static void on_thawed(SfQcMessage *message, const GError *error, gpointer data)
         settle_end(vm, failure);
         return;
     }
-    g_debug("VM %s: thawed after %u steps, pause %" G_GUINT64_FORMAT " us", vm->name, vm->settle->steps, (guint64)reply.pause / 1000);
+    g_debug("VM %s: thawed after %u steps, pause %" G_GUINT64_FORMAT " us", vm->name, vm->settle->steps,
+            (guint64)reply.pause / 1000);
     settle_next_disk(vm);
 }
 
 static void settle_thaw(SfVm *vm)
 {
-    sf_qemu_channel_request(vm->channel, SF_QC_THAW, sf_qc_request_thaw(sf_qemu_channel_serial(vm->channel)), NULL, 0, on_thawed,
-                            g_object_ref(vm));
+    sf_qemu_channel_request(vm->channel, SF_QC_THAW, sf_qc_request_thaw(sf_qemu_channel_serial(vm->channel)), NULL, 0,
+                            on_thawed, g_object_ref(vm));
 }
 
 static void on_folded(SfQcMessage *message, const GError *error, gpointer data)
@@ -316,11 +316,11 @@ static void on_top_deleted(JsonNode *result, const GError *error, gpointer data)
     SfVmDisk *disk = g_ptr_array_index(recovery->vm->disks, recovery->disk);
 
     if (error || !recovery->vm->qmp) {
-        disk->commit_to = G_MAXUINT;          /* the top is in use: the commit had not completed */
+        disk->commit_to = G_MAXUINT; /* the top is in use: the commit had not completed */
         on_recovered(NULL, recovery->vm);
     } else {
         SfQmpBatch *batch = sf_qmp_batch_new(recovery->vm->qmp);
-        sf_vm_disk_commit_done(disk, batch);  /* deletes the top again, which fails and does no harm */
+        sf_vm_disk_commit_done(disk, batch); /* deletes the top again, which fails and does no harm */
         sf_qmp_batch_run(batch, on_recovered, recovery->vm);
     }
 }

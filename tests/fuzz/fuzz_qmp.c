@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a QEMU may say on its monitor: lines, then QMP messages. The first byte of an input is the size of the pieces in which
- * the rest is pushed. A message that is accepted must be complete for its kind.
+ * What a QEMU may say on its monitor: lines, then QMP messages. The first byte of an input is the size of the pieces in
+ * which the rest is pushed. A message that is accepted must be complete for its kind.
  */
 #include <stdint.h>
 #include <stdlib.h>

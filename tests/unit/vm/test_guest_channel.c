@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The agent's port against a socket that this test plays the agent on: HELLO, old frames, noise, a flood, a reader that sleeps. */
+/* The agent's port against a socket that this test plays the agent on: HELLO, old frames, noise, a flood, a reader that
+ * sleeps. */
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -7,12 +8,12 @@
 #include "sfvmm/vm/guest_channel.h"
 #include "sfvmm/vm/vm.h"
 
-#define FLOOD_SECONDS         1.0
-#define FLOOD_FRAMES_MAX      200000      /* burst, and what comes back in that time, with much room */
+#define FLOOD_SECONDS    1.0
+#define FLOOD_FRAMES_MAX 200000 /* burst, and what comes back in that time, with much room */
 
 typedef struct {
     SfGuestChannel *channel;
-    int agent;                /* our end */
+    int agent; /* our end */
     struct sf_frame_decoder decoder;
     guint connected, closed;
     guint64 messages;
@@ -133,15 +134,15 @@ static void test_hello(Fixture *f, gconstpointer data)
     sf_guest_channel_hello(f->channel);
     sf_guest_channel_hello(f->channel);
     nonce = agent_greeted(f);
-    g_assert_false(agent_receive(f, &header, &hello));        /* one on its way is enough */
-    agent_send(f, SF_GP_TICKET, 5, "\1\0\0\0\0\0\0\0", 8);     /* before the answer: of another time */
+    g_assert_false(agent_receive(f, &header, &hello));     /* one on its way is enough */
+    agent_send(f, SF_GP_TICKET, 5, "\1\0\0\0\0\0\0\0", 8); /* before the answer: of another time */
     agent_answer(f, nonce + 1);
     g_assert_false(sf_guest_channel_is_connected(f->channel));
     g_assert_cmpuint(f->messages, ==, 0);
     agent_answer(f, nonce);
     g_assert_true(sf_guest_channel_is_connected(f->channel));
     g_assert_cmpuint(f->connected, ==, 1);
-    agent_answer(f, nonce);                                   /* twice: no harm */
+    agent_answer(f, nonce); /* twice: no harm */
     g_assert_cmpuint(f->connected, ==, 1);
     agent_send(f, SF_GP_TICKET, 5, "\1\0\0\0\0\0\0\0", 8);
     run();
@@ -193,7 +194,8 @@ static void test_flood(Fixture *f, gconstpointer data)
     g_autoptr(GTimer) timer = NULL;
 
     connect_agent(f);
-    while ((size = sf_frame_encode(frames + used, sizeof(frames) - used, SF_GP_RELEASE, 9, "\1\2\3\4\5\6\7\7", 8)) > 0) {
+    while ((size = sf_frame_encode(frames + used, sizeof(frames) - used, SF_GP_RELEASE, 9, "\1\2\3\4\5\6\7\7", 8)) >
+           0) {
         used += size;
     }
     timer = g_timer_new();
@@ -214,7 +216,8 @@ static void test_sleeper(Fixture *f, gconstpointer data)
     guint sent = 0;
 
     connect_agent(f);
-    while (sent < 10000 && sf_guest_channel_send(f->channel, SF_GP_FETCH | SF_GP_REPLY, 1, payload, SF_GP_MAX_CHUNK, &error)) {
+    while (sent < 10000 &&
+           sf_guest_channel_send(f->channel, SF_GP_FETCH | SF_GP_REPLY, 1, payload, SF_GP_MAX_CHUNK, &error)) {
         sent++;
         run();
     }
@@ -223,7 +226,8 @@ static void test_sleeper(Fixture *f, gconstpointer data)
     agent_send(f, SF_GP_TICKET, 5, "\1\0\0\0\0\0\0\0", 8);
     run();
     g_assert_cmpuint(f->messages, ==, 0);
-    g_assert_false(sf_guest_channel_send(f->channel, SF_GP_FETCH | SF_GP_REPLY, 1, payload, SF_GP_MAX_PAYLOAD + 1, NULL));
+    g_assert_false(
+        sf_guest_channel_send(f->channel, SF_GP_FETCH | SF_GP_REPLY, 1, payload, SF_GP_MAX_PAYLOAD + 1, NULL));
 }
 
 static void test_hangup(Fixture *f, gconstpointer data)

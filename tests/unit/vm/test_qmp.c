@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The QMP client against a socket that this test plays QEMU on: messages, order, descriptors, and how a connection ends. */
+/* The QMP client against a socket that this test plays QEMU on: messages, order, descriptors, and how a connection
+ * ends. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -13,7 +14,7 @@ static void test_parse(void)
 {
     static const struct {
         const char *text;
-        int kind;             /* -1: refused */
+        int kind; /* -1: refused */
     } cases[] = {
         { "{\"QMP\":{\"version\":{},\"capabilities\":[]}}", SF_QMP_GREETING },
         { "{\"return\":{},\"id\":1}", SF_QMP_RETURN },
@@ -52,8 +53,8 @@ static void test_parse(void)
 
 typedef struct {
     SfQmp *qmp;
-    int qemu;                 /* our end */
-    GString *log;             /* what the client has told, in order */
+    int qemu;     /* our end */
+    GString *log; /* what the client has told, in order */
     gboolean closed;
 } Fixture;
 
@@ -116,7 +117,9 @@ static char *hear(Fixture *f, gboolean *with_fd)
         struct cmsghdr align;
     } control;
     struct iovec iov = { text, sizeof(text) - 1 };
-    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control) };
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control)
+    };
     ssize_t n = recvmsg(f->qemu, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
     *with_fd = FALSE;

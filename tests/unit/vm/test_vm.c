@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * VMs with a patched QEMU and the tiny guest: start, snapshot, load into shells, second fork, settle, abort of a settle, adoption
- * after a restart, and what a failure leaves behind: a running parent and nothing else.
+ * VMs with a patched QEMU and the tiny guest: start, snapshot, load into shells, second fork, settle, abort of a
+ * settle, adoption after a restart, and what a failure leaves behind: a running parent and nothing else.
  *
  * The tiny guest prints "cpu0 N" with N growing by one: that it goes on shows in each VM's console log.
  */
@@ -13,9 +13,9 @@
 #include <unistd.h>
 #include "sfvmm/vm/shell_pool.h"
 
-#define CLONES                4u
-#define WAIT_SECONDS          60          /* for anything that must happen; a busy machine is slow */
-#define DATA_SIZE             (64u << 20) /* bytes of the second disk */
+#define CLONES       4u
+#define WAIT_SECONDS 60          /* for anything that must happen; a busy machine is slow */
+#define DATA_SIZE    (64u << 20) /* bytes of the second disk */
 
 typedef struct {
     char *directory;
@@ -211,7 +211,8 @@ static const char *missing(Fixture *f)
 {
     const char *tiny = g_getenv("SF_TINY");
 
-    if (!g_file_test(f->options.qemu, G_FILE_TEST_IS_EXECUTABLE) || !g_file_test(f->options.qemu_img, G_FILE_TEST_IS_EXECUTABLE)) {
+    if (!g_file_test(f->options.qemu, G_FILE_TEST_IS_EXECUTABLE) ||
+        !g_file_test(f->options.qemu_img, G_FILE_TEST_IS_EXECUTABLE)) {
         return "patched QEMU: SF_QEMU_PREFIX must name the folder of bin/qemu-system-x86_64 and bin/qemu-img";
     }
     if (!tiny || !g_file_test(tiny, G_FILE_TEST_EXISTS)) {
@@ -222,9 +223,10 @@ static const char *missing(Fixture *f)
 
 static SfVmConfig *config_new(Fixture *f, const char *accel)
 {
-    g_autofree char *text =
-        g_strdup_printf("{\"memory\":67108864,\"accel\":\"%s\",\"disks\":[{\"path\":\"%s\",\"format\":\"raw\",\"readonly\":true},"
-                        "{\"path\":\"%s\",\"format\":\"qcow2\"}]}", accel, g_getenv("SF_TINY"), f->data_image);
+    g_autofree char *text = g_strdup_printf(
+        "{\"memory\":67108864,\"accel\":\"%s\",\"disks\":[{\"path\":\"%s\",\"format\":\"raw\",\"readonly\":true},"
+        "{\"path\":\"%s\",\"format\":\"qcow2\"}]}",
+        accel, g_getenv("SF_TINY"), f->data_image);
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonNode) node = json_from_string(text, &error);
     SfVmConfig *config;
@@ -243,7 +245,8 @@ static void set_up(Fixture *f, gconstpointer data)
     g_assert_no_error(error);
     f->options.qemu = prefix_file("qemu-system-x86_64");
     f->options.qemu_img = prefix_file("qemu-img");
-    f->options.firmware = (char *)(g_getenv("SF_FIRMWARE") ? g_getenv("SF_FIRMWARE") : "/usr/share/seabios:/usr/share/qemu");
+    f->options.firmware =
+        (char *)(g_getenv("SF_FIRMWARE") ? g_getenv("SF_FIRMWARE") : "/usr/share/seabios:/usr/share/qemu");
     f->options.run_directory = g_build_filename(f->directory, "run", NULL);
     f->options.overlay_directory = g_build_filename(f->directory, "overlay", NULL);
     f->options.uid = geteuid() == 0 ? 65534 : geteuid();
@@ -268,7 +271,7 @@ static void tear_down(Fixture *f, gconstpointer data)
     if (f->parent) {
         kill_vm(f->parent);
         WAIT_UNTIL(count_directories(f) == 0);
-        WAIT_UNTIL(count_overlays(f) == 0);                   /* all that the parent wrote is in its image */
+        WAIT_UNTIL(count_overlays(f) == 0); /* all that the parent wrote is in its image */
     }
     g_clear_pointer(&f->config, sf_vm_config_unref);
     sf_launcher_free(f->launcher);
@@ -316,7 +319,7 @@ static void test_fork(Fixture *f, gconstpointer data)
             g_assert_cmpuint(usage.cpu_ns, >, 0);
         }
         wait_beats(f->parent, 1);
-        g_assert_false(settle(f->parent, &error));            /* its base is in use */
+        g_assert_false(settle(f->parent, &error)); /* its base is in use */
         g_clear_error(&error);
         for (guint i = 0; i < CLONES; i++) {
             kill_vm(clones[i]);
@@ -364,7 +367,7 @@ static void test_nested(Fixture *f, gconstpointer data)
     kill_vm(third[0]);
     g_clear_pointer(&disks3, g_ptr_array_unref);
     g_clear_pointer(&three, sf_snapshot_unref);
-    g_assert_true(settle(first[0], &error));                  /* its disk only */
+    g_assert_true(settle(first[0], &error)); /* its disk only */
     g_assert_cmpuint(layers_of(first[0], 1), ==, 2);
     wait_beats(first[0], 1);
     kill_vm(first[0]);
@@ -404,7 +407,7 @@ static void test_settle_interrupted(Fixture *f, gconstpointer data)
         }
         sf_vm_snapshot_async(f->parent, "late", on_result, &forked);
         WAIT_UNTIL(settled && forked);
-        sf_vm_settle_finish(f->parent, settled, NULL);        /* either way */
+        sf_vm_settle_finish(f->parent, settled, NULL); /* either way */
         snapshot = sf_vm_snapshot_finish(f->parent, forked, &later, &error);
         g_assert_no_error(error);
         wait_beats(f->parent, 1);
@@ -484,7 +487,7 @@ static void test_adopt(Fixture *f, gconstpointer data)
     g_assert_cmpint(sf_vm_role(clone), ==, SF_VM_CLONE);
     g_assert_cmpstr(sf_vm_loaded_snapshot_id(clone), ==, "s");
     g_assert_null(sf_vm_loaded_snapshot(clone));
-    g_assert_null(snapshot_of(clone, "no", NULL, &error));    /* its snapshot is not known yet */
+    g_assert_null(snapshot_of(clone, "no", NULL, &error)); /* its snapshot is not known yet */
     g_clear_error(&error);
     sf_vm_set_loaded_snapshot(clone, snapshot);
     stale = adopt_vm(f, "s-clone-1", &error);
@@ -603,7 +606,7 @@ static void test_failures(Fixture *f, gconstpointer data)
     g_assert_no_error(error);
     shell = take_shell(pool, &error);
     g_assert_no_error(error);
-    g_assert_null(snapshot_of(shell, "x", NULL, &error));     /* it is empty */
+    g_assert_null(snapshot_of(shell, "x", NULL, &error)); /* it is empty */
     g_clear_error(&error);
     g_signal_connect(shell, "exited", G_CALLBACK(on_exited), &reason);
     sf_vm_load_async(shell, snapshot, disks, TRUE, on_result, &loaded);

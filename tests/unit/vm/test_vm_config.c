@@ -12,9 +12,10 @@ static SfVmConfig *parse(const char *text, GError **error)
     return sf_vm_config_from_json(json_node_get_object(node), error);
 }
 
-#define WHOLE "{\"memory\":1073741824,\"vcpus\":4,\"accel\":\"tcg\",\"cpu\":\"max,-avx\",\"kernel\":\"/k\",\"initrd\":\"/i\"," \
-              "\"append\":\"quiet a=b\",\"network\":\"user\",\"disks\":[{\"path\":\"/a\",\"format\":\"raw\",\"readonly\":true}," \
-              "{\"path\":\"/b c\",\"ephemeral\":true,\"size\":4096,\"id\":\"disk1\"}]}"
+#define WHOLE                                                                                                          \
+    "{\"memory\":1073741824,\"vcpus\":4,\"accel\":\"tcg\",\"cpu\":\"max,-avx\",\"kernel\":\"/k\",\"initrd\":\"/i\","   \
+    "\"append\":\"quiet a=b\",\"network\":\"user\",\"disks\":[{\"path\":\"/a\",\"format\":\"raw\",\"readonly\":true}," \
+    "{\"path\":\"/b c\",\"ephemeral\":true,\"size\":4096,\"id\":\"disk1\"}]}"
 
 static void test_whole(void)
 {
@@ -90,8 +91,10 @@ static void test_refused(void)
         { "{\"kernel\":\"/k\",\"disks\":[{\"path\":\"/a\",\"readonly\":1}]}", "true or false" },
         { "{\"kernel\":\"/k\",\"disks\":[{\"path\":\"/a\",\"readonly\":true,\"ephemeral\":true}]}", "at once" },
         { "{\"kernel\":\"/k\",\"disks\":[{\"path\":\"/a\",\"cache\":\"none\"}]}", "disks.cache" },
-        { "{\"kernel\":\"/k\",\"disks\":[{\"path\":\"/1\"},{\"path\":\"/2\"},{\"path\":\"/3\"},{\"path\":\"/4\"},{\"path\":\"/5\"},"
-          "{\"path\":\"/6\"},{\"path\":\"/7\"},{\"path\":\"/8\"},{\"path\":\"/9\"}]}", "at most 8" },
+        { "{\"kernel\":\"/k\",\"disks\":[{\"path\":\"/1\"},{\"path\":\"/2\"},{\"path\":\"/3\"},{\"path\":\"/"
+          "4\"},{\"path\":\"/5\"},"
+          "{\"path\":\"/6\"},{\"path\":\"/7\"},{\"path\":\"/8\"},{\"path\":\"/9\"}]}",
+          "at most 8" },
     };
 
     for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
