@@ -89,7 +89,7 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
     set_path(object, "console_log", vm, "console.log");
     json_object_set_object_member(object, "pool", describe_pool(hvm->family));
     json_object_set_array_member(object, "disks", describe_disks(vm));
-    json_object_set_int_member(object, "started", hvm->started);
+    json_object_set_int_member(object, "started", sf_vm_started(vm));
     return object;
 }
 

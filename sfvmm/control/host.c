@@ -10,7 +10,6 @@
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/wire/state_file.h"
 
-#define NS_PER_US          1000
 #define US_PER_MS          1000
 #define DONE_TICKETS_MAX   64u        /* of one VM, kept for a join */
 
@@ -31,11 +30,6 @@ G_DEFINE_QUARK(sf-host-error-quark, sf_host_error)
 
 enum { SIGNAL_EVENT, SIGNAL_GUEST_MESSAGE, SIGNAL_VM_EXITED, N_SIGNALS };
 static guint signals[N_SIGNALS];
-
-static gint64 now_ns(void)
-{
-    return g_get_monotonic_time() * NS_PER_US;
-}
 
 void sf_host_event(SfHost *host, const char *name, JsonObject *data)
 {
@@ -285,7 +279,6 @@ SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family)
     hvm->host = host;
     hvm->vm = g_object_ref(vm);
     hvm->family = family;
-    hvm->started = now_ns();
     sf_host_family_join(family);
     g_hash_table_insert(host->vms, g_strdup(sf_vm_name(vm)), hvm);
     g_signal_connect(vm, "exited", G_CALLBACK(on_vm_exited), hvm);

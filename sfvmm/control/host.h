@@ -59,7 +59,6 @@ typedef struct {
     guint64 ticket;           /* of a clone; 0: it was started */
     guint id;                 /* of a clone */
     char *parent;             /* name of the VM that a clone was forked from, or NULL */
-    gint64 started;           /* CLOCK_MONOTONIC ns */
 } SfHostVm;
 
 typedef struct {

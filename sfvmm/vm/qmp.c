@@ -8,9 +8,9 @@
  *
  * Commands are pipelined: a load is several commands for each disk, and a round trip for each would cost more than the
  * commands. QEMU's monitor (without the oob capability, which is never asked for) takes the next command only when the
- * last is done, so order is kept. A descriptor must reach QEMU with its own command: the kernel ends a read behind bytes
- * that carry one, and QEMU reads no further before the command behind it is done. So a command with a descriptor begins
- * a new segment (one sendmsg with the descriptor), and commands without one are appended to the last segment.
+ * last is done, so order is kept. A descriptor must reach QEMU with its own command: the kernel ends a read behind
+ * bytes that carry one, and QEMU reads no further before the command behind it is done. So a command with a descriptor
+ * begins a new segment (one sendmsg with the descriptor), and commands without one are appended to the last segment.
  *
  * qmp_capabilities is simply the first command; the greeting arrives before its answer.
  *

@@ -46,6 +46,7 @@
 #define GATE_MS         200u  /* a loaded clone waits no longer for the loads of others */
 #define CLEAN_MS        2000u /* after a load: descriptors that it has left in QEMU go */
 #define LOG_TAIL_BYTES  2048  /* of qemu.log, to find its last message */
+#define NS_PER_S        1000000000
 
 G_DEFINE_QUARK(sf - vm - error - quark, sf_vm_error)
 G_DEFINE_FINAL_TYPE(SfVm, sf_vm, G_TYPE_OBJECT)
@@ -150,6 +151,11 @@ const char *sf_vm_qemu_version(SfVm *vm)
 const char *sf_vm_machine(SfVm *vm)
 {
     return vm->hello.machine;
+}
+
+gint64 sf_vm_started(SfVm *vm)
+{
+    return (gint64)vm->start_time * (NS_PER_S / sysconf(_SC_CLK_TCK));
 }
 
 const char *sf_vm_cpu(SfVm *vm)

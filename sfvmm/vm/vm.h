@@ -46,6 +46,7 @@ void sf_vm_set_role(SfVm *vm, SfVmRole role);
 /* A shell that becomes a clone gets the clone's name: the run directory moves with it (its sockets stay connected). */
 gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error);
 pid_t sf_vm_pid(SfVm *vm);
+gint64 sf_vm_started(SfVm *vm);                    /* ns since boot, to a clock tick */
 SfVmConfig *sf_vm_config(SfVm *vm);
 const char *sf_vm_directory(SfVm *vm);
 gboolean sf_vm_is_running(SfVm *vm);
@@ -70,25 +71,26 @@ void sf_vm_qmp_async(SfVm *vm, const char *command, JsonObject *args, GAsyncRead
 JsonNode *sf_vm_qmp_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
 /*
- * Snapshot: makes an overlay for every writable disk (files in the overlay directory, blockdev-add), then SF_QC_SNAPSHOT,
- * all disks or none; on success the VM's chains have their new tops, and *frozen_disks are copies of the chains as they
- * were frozen. On error everything is undone and the VM runs as before. One at a time per VM (else error).
+ * Snapshot: makes an overlay for every writable disk (files in the overlay directory, blockdev-add), then
+ * SF_QC_SNAPSHOT, all disks or none; on success the VM's chains have their new tops, and *frozen_disks are copies of
+ * the chains as they were frozen. On error everything is undone and the VM runs as before. One at a time per VM (else
+ * error).
  */
 void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback, gpointer data);
 SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **frozen_disks, GError **error);
 
 /*
- * Load a snapshot into a shell: the frozen disks go below the shell's own overlays, then SF_QC_LOAD. Finishes when it is
- * loaded; with `resume` the vCPUs are ordered to run then, or, while other VMs are being loaded, a little later, so that
- * siblings start together ("running" tells when). The VM's role becomes SF_VM_CLONE. After an error: kill it.
+ * Load a snapshot into a shell: the frozen disks go below the shell's own overlays, then SF_QC_LOAD. Finishes when it
+ * is loaded; with `resume` the vCPUs are ordered to run then, or, while other VMs are being loaded, a little later, so
+ * that siblings start together ("running" tells when). The VM's role becomes SF_VM_CLONE. After an error: kill it.
  */
 void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
                       GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
 /*
- * Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit of
- * overlays. A snapshot that is asked for meanwhile ends it with an error, and goes first.
+ * Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit
+ * of overlays. A snapshot that is asked for meanwhile ends it with an error, and goes first.
  */
 void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error);
