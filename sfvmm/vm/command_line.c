@@ -34,13 +34,6 @@
 #define SLOT_NETWORK    5u
 #define SLOT_DISK_FIRST 8u
 
-/*
- * TCG: what every x86-64-v2 binary asks for, and rdrand, so that a guest's RNG is ready early; not "max", whose 57-bit
- * paging and AVX make an emulated guest slower. KVM: what the host has.
- */
-#define CPU_TCG "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
-#define CPU_KVM "host"
-
 static void add(GPtrArray *argv, const char *option, const char *value)
 {
     g_ptr_array_add(argv, g_strdup(option));
@@ -73,7 +66,7 @@ static void add_machine(GPtrArray *argv, const SfVmConfig *config, const SfComma
     } else {
         add(argv, "-accel", "tcg");
     }
-    add(argv, "-cpu", config->cpu ? config->cpu : fds->kvm >= 0 ? CPU_KVM : CPU_TCG);
+    add(argv, "-cpu", config->cpu);
     add(argv, "-global", "apic-common.vapic=off");
 }
 

@@ -35,6 +35,15 @@
 #define LISTEN_BACKLOG 4 /* a connection that is lost and the one made anew */
 #define MODE_DIRECTORY 0700
 
+/*
+ * CPU models when none is given. TCG: what every x86-64-v2 binary asks for, and rdrand, so that a guest's RNG is ready
+ * early; not "max", whose 57-bit paging and AVX make an emulated guest slower. KVM: what the host has; but a KVM that
+ * works in software lacks registers of "host".
+ */
+#define CPU_TCG               "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
+#define CPU_KVM               "host"
+#define CPU_KVM_SOFTWARE      "qemu64"
+
 struct SfLauncher {
     SfLauncherOptions options;
     char *accel; /* the best one; NULL: not looked for yet */
@@ -85,12 +94,18 @@ const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher)
  * A /dev/kvm alone says little: where neither VMX nor SVM is in the CPU's flags, KVM emulates instruction by
  * instruction, which is far slower than TCG and knows too few instructions for Linux.
  */
+static gboolean has_hardware_virtualization(void)
+{
+    g_autofree char *cpuinfo = NULL;
+
+    return g_file_get_contents("/proc/cpuinfo", &cpuinfo, NULL, NULL) &&
+           g_regex_match_simple("^flags\\s*:.*\\b(vmx|svm)\\b", cpuinfo, G_REGEX_MULTILINE, 0);
+}
+
 const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason)
 {
     if (!launcher->accel) {
-        g_autofree char *cpuinfo = NULL;
-        gboolean hardware = g_file_get_contents("/proc/cpuinfo", &cpuinfo, NULL, NULL) &&
-                            g_regex_match_simple("^flags\\s*:.*\\b(vmx|svm)\\b", cpuinfo, G_REGEX_MULTILINE, 0);
+        gboolean hardware = has_hardware_virtualization();
         int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
         int error = errno;
 
@@ -99,8 +114,7 @@ const char *sf_launcher_best_accel(SfLauncher *launcher, char **reason)
             fd < 0     ? g_strdup_printf("/dev/kvm can't be used (%s): guests are emulated", g_strerror(error))
             : hardware ? g_strdup("/dev/kvm works, and the CPU has hardware virtualization")
                        : g_strdup("/dev/kvm is there, but the CPU shows neither vmx nor svm: such a KVM emulates in "
-                                  "software and is "
-                                  "too slow for Linux guests; give accel kvm to use it all the same");
+                                  "software and is too slow for Linux guests; give accel kvm to use it all the same");
         if (fd >= 0) {
             close(fd);
         }
@@ -489,6 +503,11 @@ static SfVmConfig *resolve_config(SfLauncher *launcher, const SfVmConfig *config
     if (copy && strcmp(copy->accel, "auto") == 0) {
         g_free(copy->accel);
         copy->accel = g_strdup(sf_launcher_best_accel(launcher, NULL));
+    }
+    if (copy && !copy->cpu) {
+        copy->cpu = g_strdup(strcmp(copy->accel, "kvm") != 0     ? CPU_TCG
+                             : has_hardware_virtualization() ? CPU_KVM
+                                                             : CPU_KVM_SOFTWARE);
     }
     return copy;
 }

@@ -257,8 +257,12 @@ static void set_up(Fixture *f, gconstpointer data)
         g_test_skip(missing(f));
         return;
     }
+    if (strcmp(data, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) < 0) {
+        g_test_skip("/dev/kvm is missing, or not for this user");
+        return;
+    }
     g_assert_true(sf_disk_template_create(f->options.qemu_img, f->data_image, DATA_SIZE, &error));
-    f->config = config_new(f, "tcg");
+    f->config = config_new(f, data);
     f->parent = start_vm(f, "parent", f->config, &error);
     g_assert_no_error(error);
     wait_beats(f->parent, 1);
@@ -636,16 +640,17 @@ static void test_failures(Fixture *f, gconstpointer data)
     sf_shell_pool_unref(pool);
 }
 
-#define ADD(name, function) g_test_add("/vm/" name, Fixture, NULL, set_up, function, tear_down)
+#define ADD(name, accel, function) g_test_add("/vm/" name, Fixture, accel, set_up, function, tear_down)
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    ADD("fork", test_fork);
-    ADD("nested", test_nested);
-    ADD("settle_interrupted", test_settle_interrupted);
-    ADD("adopt", test_adopt);
-    ADD("adopt_half_loaded", test_adopt_half_loaded);
-    ADD("failures", test_failures);
+    ADD("fork", "tcg", test_fork);
+    ADD("fork_kvm", "kvm", test_fork);
+    ADD("nested", "tcg", test_nested);
+    ADD("settle_interrupted", "tcg", test_settle_interrupted);
+    ADD("adopt", "tcg", test_adopt);
+    ADD("adopt_half_loaded", "tcg", test_adopt_half_loaded);
+    ADD("failures", "tcg", test_failures);
     return g_test_run();
 }
