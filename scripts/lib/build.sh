@@ -12,22 +12,21 @@ build_dir() {
     echo "$SF_ROOT/build${1:+-$1}"
 }
 
-# build_make DIR OPTION...: configure once, or anew when the options have changed; then build.
+# build_make DIR TARGET OPTION...: configure once, or anew when the options have changed; then build.
 build_make() {
-    local dir=$1
-    shift
+    local dir=$1 target=$2
+    shift 2
     if [ ! -e "$dir/build.ninja" ] || [ "$(cat "$dir/sf-options" 2>/dev/null)" != "$*" ]; then
         rm -rf "$dir"
         meson setup "$dir" "$SF_ROOT" "$@"
         echo "$*" > "$dir/sf-options"
     fi
-    ninja -C "$dir"
-    note "$(ninja -C "$dir" -n | tail -n 1 | sed 's/^ninja: //')"
+    ninja -C "$dir" "$target"
 }
 
 # Step.
 build_project() {
-    build_make "$(build_dir)"
+    build_make "$(build_dir)" all
 }
 
 # Step: a configuration of sfvmmd that finds the patched QEMU of the cache.
@@ -38,12 +37,13 @@ build_daemon_config() {
 
 # Step.
 build_asan() {
-    build_make "$(build_dir asan)" -Dwerror=true -Db_sanitize=address,undefined -Dbuildtype=debug -Doptimization=1
+    build_make "$(build_dir asan)" meson-test-prereq -Dwerror=true -Db_sanitize=address,undefined -Dbuildtype=debug \
+        -Doptimization=1
 }
 
 # Step.
 build_fuzz() {
-    CC=clang build_make "$(build_dir fuzz)" -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+    CC=clang build_make "$(build_dir fuzz)" fuzz-targets -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
         -Dbuildtype=debug -Doptimization=1
 }
 

@@ -106,7 +106,7 @@ image_guest() {
     cache_lock image
     base=$(image_base_dir "$flavour")
     build=$(build_dir guest)
-    build_make "$build" -Dhost=false -Dtests=false -Dman=false --prefix=/usr --sysconfdir=/etc \
+    build_make "$build" all -Dhost=false -Dtests=false -Dman=false --prefix=/usr --sysconfdir=/etc \
         --libdir=lib/x86_64-linux-gnu
     tree=$build/tree
     rm -rf "$tree"
