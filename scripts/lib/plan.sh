@@ -30,7 +30,8 @@ plan_time() {
 
 plan_last_line() {
     # Build tools redraw lines with \r; escape sequences would spoil the display.
-    tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -v '^[[:space:]]*$' | tail -n 1
+    tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -v '^[[:space:]]*$' |
+        tail -n 1
 }
 
 plan_interrupted() {
