@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Resource manager `local`: tickets from this host's capacity. A grant is the smallest of what was asked and of what each quota
- * leaves; the quota that leaves nothing is named in the error.
+ * Resource manager `local`: tickets from this host's capacity. A grant is the smallest of what was asked and of what
+ * each quota leaves; the quota that leaves nothing is named in the error.
  */
 #include <glib.h>
 #include <string.h>
@@ -11,9 +11,9 @@
 typedef struct {
     SfResourceManager base;
     SfLimits limits;
-    guint clones;              /* booked on this host */
-    guint64 memory;            /* booked, bytes */
-    GHashTable *per_vm;        /* char * -> GUINT_TO_POINTER(clones booked) */
+    guint clones;       /* booked on this host */
+    guint64 memory;     /* booked, bytes */
+    GHashTable *per_vm; /* char * -> GUINT_TO_POINTER(clones booked) */
 } LocalManager;
 
 static guint vm_clones(LocalManager *local, const char *vm)
@@ -66,21 +66,23 @@ static SfTicket *local_request(SfResourceManager *manager, const char *vm, guint
     if (granted == 0 || (all && granted < count)) {
         if (by_vm < count && by_vm == granted) {
             g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
-                        "VM \"%s\": %u clones asked, but of its quota of %u clones only %u are free; join or kill a ticket first",
+                        "VM \"%s\": %u clones asked, but of its quota of %u clones only %u are free; join or kill a "
+                        "ticket first",
                         vm, count, limits->clones_per_vm, by_vm);
         } else if (limits->clones_per_ticket < count && limits->clones_per_ticket == granted) {
             g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
-                        "VM \"%s\": %u clones asked, but a ticket may have %u (clones-per-ticket in sfvmmd.conf)",
-                        vm, count, limits->clones_per_ticket);
+                        "VM \"%s\": %u clones asked, but a ticket may have %u (clones-per-ticket in sfvmmd.conf)", vm,
+                        count, limits->clones_per_ticket);
         } else if (by_memory < count && by_memory == granted) {
-            g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
-                        "VM \"%s\": %u clones asked, but this host has memory for %u more clones of it (%" G_GUINT64_FORMAT
-                        " MiB each are set aside; limit memory in sfvmmd.conf)",
-                        vm, count, by_memory, per_clone >> 20);
+            g_set_error(
+                error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
+                "VM \"%s\": %u clones asked, but this host has memory for %u more clones of it (%" G_GUINT64_FORMAT
+                " MiB each are set aside; limit memory in sfvmmd.conf)",
+                vm, count, by_memory, per_clone >> 20);
         } else {
             g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
-                        "VM \"%s\": %u clones asked, but this host has slots for %u more (clones in sfvmmd.conf)",
-                        vm, count, by_host);
+                        "VM \"%s\": %u clones asked, but this host has slots for %u more (clones in sfvmmd.conf)", vm,
+                        count, by_host);
         }
         return NULL;
     }

@@ -5,14 +5,15 @@
 #include "sfvmm/cluster/resource_manager.h"
 #include "sfvmm/cluster/resource_manager_kind.h"
 
-G_DEFINE_QUARK(sf-cluster-error-quark, sf_cluster_error)
+G_DEFINE_QUARK(sf - cluster - error - quark, sf_cluster_error)
 
 /*
- * A clone costs its QEMU process and the pages that it writes. 36 MiB is what an idle TCG clone was measured at (docs/figures.md);
- * a sixteenth of the RAM is what a clone at work is expected to write. It is an estimate for admission, not a limit.
+ * A clone costs its QEMU process and the pages that it writes. 36 MiB is what an idle TCG clone was measured at
+ * (docs/figures.md); a sixteenth of the RAM is what a clone at work is expected to write. It is an estimate for
+ * admission, not a limit.
  */
-#define CLONE_PROCESS_BYTES   (36ull << 20)
-#define CLONE_WRITTEN_SHARE   16u
+#define CLONE_PROCESS_BYTES (36ull << 20)
+#define CLONE_WRITTEN_SHARE 16u
 
 guint64 sf_resource_manager_clone_memory(guint64 vm_memory)
 {

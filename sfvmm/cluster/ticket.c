@@ -87,8 +87,8 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": record is damaged", id_text);
         return NULL;
     }
-    ticket = sf_ticket_new(id, vm, (guint)granted,
-                           (guint32)json_object_get_int_member_with_default(object, "request", 0));
+    ticket =
+        sf_ticket_new(id, vm, (guint)granted, (guint32)json_object_get_int_member_with_default(object, "request", 0));
     ticket->reserved = (guint64)reserved;
     ticket->created = json_object_get_int_member_with_default(object, "created", ticket->created);
     ticket->used = json_object_get_boolean_member_with_default(object, "used", FALSE);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfTicket: the right of one VM to fork once into `granted` clones. A resource manager grants it, the fork uses it, and its
- * release gives the slots back. The id is random: knowing it is the right to use it from within the VM that it was granted to.
+ * SfTicket: the right of one VM to fork once into `granted` clones. A resource manager grants it, the fork uses it,
+ * and its release gives the slots back. The id is random: knowing it is the right to use it from within the VM that it
+ * was granted to.
  *
  *     granted --> used --> released
  *        \---------------> released   (expired, or its VM ended, before it forked)
@@ -17,13 +18,13 @@
 #define SF_TICKET_ID_DIGITS 16u
 
 typedef struct {
-    guint64 id;                /* never 0 */
-    char *vm;                  /* the VM that may fork */
-    guint granted;             /* clones, at least 1 */
-    guint32 request;           /* the agent's request id, 0: asked for by an operator */
-    guint64 reserved;          /* bytes of host memory set aside for each clone */
-    gint64 created;            /* CLOCK_MONOTONIC, us (g_get_monotonic_time) */
-    gboolean used;             /* the fork has begun */
+    guint64 id;       /* never 0 */
+    char *vm;         /* the VM that may fork */
+    guint granted;    /* clones, at least 1 */
+    guint32 request;  /* the agent's request id, 0: asked for by an operator */
+    guint64 reserved; /* bytes of host memory set aside for each clone */
+    gint64 created;   /* CLOCK_MONOTONIC, us (g_get_monotonic_time) */
+    gboolean used;    /* the fork has begun */
 } SfTicket;
 
 SfTicket *sf_ticket_new(guint64 id, const char *vm, guint granted, guint32 request);

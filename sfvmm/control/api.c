@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Each method has a table of its parameters, checked before its handler runs, so that a handler sees what it declared. A handler
- * that must wait keeps a Wait: it ends with the event it waits for, or with the caller's timeout.
+ * Each method has a table of its parameters, checked before its handler runs, so that a handler sees what it declared.
+ * A handler that must wait keeps a Wait: it ends with the event it waits for, or with the caller's timeout.
  */
 #include "sfvmm/control/api.h"
 
@@ -10,12 +10,12 @@
 
 #include "sfvmm/control/describe.h"
 
-#define RESULT_CHUNK_MAX   (512u << 10)       /* bytes of a result in one answer; base64 of it fits a line */
-#define TIMEOUT_MAX_MS     (24 * 3600 * 1000)
-#define DEFAULT_MEMORY     (1ll << 30)
+#define RESULT_CHUNK_MAX (512u << 10) /* bytes of a result in one answer; base64 of it fits a line */
+#define TIMEOUT_MAX_MS   (24 * 3600 * 1000)
+#define DEFAULT_MEMORY   (1ll << 30)
 
-#define PARAMS_MAX         16
-#define WRITES_LOOK_MS     50u
+#define PARAMS_MAX     16
+#define WRITES_LOOK_MS 50u
 
 typedef enum { TEXT, INTEGER, BOOLEAN, ANY } ParamType;
 
@@ -124,13 +124,13 @@ static gboolean check_params(const Method *method, JsonObject *params, GError **
     for (GList *item = members; item; item = item->next) {
         const Param *param = find_param(method, item->data);
         if (!param) {
-            g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" is not known", method->name,
-                        (const char *)item->data);
+            g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" is not known",
+                        method->name, (const char *)item->data);
             return FALSE;
         }
         if (!type_fits(json_object_get_member(params, item->data), param->type)) {
-            g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" must be %s", method->name, param->name,
-                        type_names[param->type]);
+            g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" must be %s", method->name,
+                        param->name, type_names[param->type]);
             return FALSE;
         }
     }
@@ -155,13 +155,15 @@ static gboolean bool_param(JsonObject *params, const char *name, gboolean fallba
 }
 
 /* An integer within bounds, or FALSE and the call has been answered. */
-static gboolean int_param(JsonObject *params, const char *name, gint64 min, gint64 max, gint64 fallback, gint64 *value, SfCall *call)
+static gboolean int_param(JsonObject *params, const char *name, gint64 min, gint64 max, gint64 fallback, gint64 *value,
+                          SfCall *call)
 {
     *value = json_object_get_int_member_with_default(params, name, fallback);
     if (*value < min || *value > max) {
-        g_autoptr(GError) error =
-            g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "parameter \"%s\": %" G_GINT64_FORMAT " given, %" G_GINT64_FORMAT
-                        " to %" G_GINT64_FORMAT " allowed", name, *value, min, max);
+        g_autoptr(GError) error = g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
+                                              "parameter \"%s\": %" G_GINT64_FORMAT " given, %" G_GINT64_FORMAT
+                                              " to %" G_GINT64_FORMAT " allowed",
+                                              name, *value, min, max);
         sf_call_fail(call, error);
         return FALSE;
     }
@@ -213,8 +215,8 @@ static SfHostTicket *ticket_param(SfHost *host, JsonObject *params, SfCall *call
     guint64 id;
 
     if (!sf_ticket_id_from_text(text, &id)) {
-        g_set_error(&error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_TICKET, "ticket \"%s\": %u hexadecimal digits are needed", text,
-                    SF_TICKET_ID_DIGITS);
+        g_set_error(&error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_TICKET,
+                    "ticket \"%s\": %u hexadecimal digits are needed", text, SF_TICKET_ID_DIGITS);
     } else {
         ticket = sf_host_ticket(host, id, &error);
     }
@@ -229,14 +231,14 @@ static SfHostTicket *ticket_param(SfHost *host, JsonObject *params, SfCall *call
 typedef struct Wait Wait;
 struct Wait {
     SfCall *call;
-    GObject *object;                      /* whose signals end it */
+    GObject *object; /* whose signals end it */
     gulong handlers[2];
     guint timer;
     SfHostTicket *ticket;
     SfHostVm *hvm;
     const SfLateCommits *commits;
     gboolean answered, release;
-    char *what;                           /* for the timeout's message */
+    char *what; /* for the timeout's message */
 };
 
 static void wait_free(Wait *wait)
@@ -438,7 +440,8 @@ static void api_vm_stop(SfHost *host, JsonObject *params, SfCall *call)
     if (!hvm || !int_param(params, "timeout_ms", 0, TIMEOUT_MAX_MS, 0, &timeout, call)) {
         return;
     }
-    wait = wait_new(call, hvm->vm, timeout, g_strdup_printf("VM \"%s\": it does not power down (--force kills it)", sf_vm_name(hvm->vm)));
+    wait = wait_new(call, hvm->vm, timeout,
+                    g_strdup_printf("VM \"%s\": it does not power down (--force kills it)", sf_vm_name(hvm->vm)));
     wait->commits = sf_launcher_options(sf_host_launcher(host))->late_commits;
     wait->handlers[0] = g_signal_connect(hvm->vm, "exited", G_CALLBACK(on_exit_of_stopped), wait);
     if (bool_param(params, "force", FALSE)) {
@@ -571,7 +574,8 @@ static void clone_wait_finish(Wait *wait)
             g_autoptr(GError) error = g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_REFUSED, sf_fork_reason(fork));
             sf_call_fail(wait->call, error);
         } else {
-            fail(wait->call, SF_HOST_ERROR_FAILED, "VM \"%s\": fork failed: %s", sf_fork_parent_name(fork), sf_fork_reason(fork));
+            fail(wait->call, SF_HOST_ERROR_FAILED, "VM \"%s\": fork failed: %s", sf_fork_parent_name(fork),
+                 sf_fork_reason(fork));
         }
         sf_host_release_ticket_later(wait->ticket);
     } else {
@@ -611,7 +615,8 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
     if (!int_param(params, "timeout_ms", 0, TIMEOUT_MAX_MS, 0, &timeout, call)) {
         return;
     }
-    ticket = json_object_has_member(params, "ticket") ? ticket_param(host, params, call) : request_ticket(host, params, FALSE, call);
+    ticket = json_object_has_member(params, "ticket") ? ticket_param(host, params, call)
+                                                      : request_ticket(host, params, FALSE, call);
     if (!ticket) {
         return;
     }
@@ -656,10 +661,12 @@ static void api_join(SfHost *host, JsonObject *params, SfCall *call)
         return;
     }
     if (!ticket->fork) {
-        fail(call, SF_HOST_ERROR_BUSY, "ticket %s: it has not forked, so there is nothing to join", text_param(params, "ticket"));
+        fail(call, SF_HOST_ERROR_BUSY, "ticket %s: it has not forked, so there is nothing to join",
+             text_param(params, "ticket"));
         return;
     }
-    wait = wait_new(call, ticket->fork, timeout, g_strdup_printf("ticket %s: clones still run", text_param(params, "ticket")));
+    wait = wait_new(call, ticket->fork, timeout,
+                    g_strdup_printf("ticket %s: clones still run", text_param(params, "ticket")));
     wait->ticket = ticket;
     wait->release = bool_param(params, "release", TRUE);
     if (sf_fork_is_done(ticket->fork)) {
@@ -686,7 +693,8 @@ static void api_result(SfHost *host, JsonObject *params, SfCall *call)
     }
     clone = ticket->fork ? sf_fork_clone(ticket->fork, (guint)id) : NULL;
     if (!clone) {
-        fail(call, SF_HOST_ERROR_BAD_PARAMS, "ticket %s: it has no clone %" G_GINT64_FORMAT, text_param(params, "ticket"), id);
+        fail(call, SF_HOST_ERROR_BAD_PARAMS, "ticket %s: it has no clone %" G_GINT64_FORMAT,
+             text_param(params, "ticket"), id);
         return;
     }
     data = sf_fork_clone_fetch(clone, (guint64)offset, (gsize)length, &error);
@@ -811,6 +819,8 @@ static void api_descriptor(SfHost *host, JsonObject *params, SfCall *call)
 
 /* ---- the table ---- */
 
+/* A table that a newcomer reads in a minute. */
+/* clang-format off */
 #define VM_REQUIRED      { "vm", TEXT, TRUE }
 #define TICKET_REQUIRED  { "ticket", TEXT, TRUE }
 #define TIMEOUT          { "timeout_ms", INTEGER, FALSE }
@@ -831,13 +841,15 @@ static const Method methods[] = {
     { "ticket.request", api_ticket_request, { VM_REQUIRED, { "count", INTEGER, TRUE }, { "all", BOOLEAN, FALSE } } },
     { "ticket.list", api_ticket_list, { { 0 } } },
     { "ticket.status", api_ticket_status, { TICKET_REQUIRED } },
-    { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "ticket", TEXT, FALSE }, { "wait", TEXT, FALSE },
-      TIMEOUT } },
+    { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "ticket", TEXT, FALSE },
+      { "wait", TEXT, FALSE }, TIMEOUT } },
     { "join", api_join, { TICKET_REQUIRED, { "release", BOOLEAN, FALSE }, TIMEOUT } },
-    { "result", api_result, { TICKET_REQUIRED, { "id", INTEGER, TRUE }, { "offset", INTEGER, FALSE }, { "length", INTEGER, FALSE } } },
+    { "result", api_result, { TICKET_REQUIRED, { "id", INTEGER, TRUE }, { "offset", INTEGER, FALSE },
+      { "length", INTEGER, FALSE } } },
     { "kill", api_kill, { { "ticket", TEXT, FALSE }, { "vm", TEXT, FALSE } } },
     { "descriptor", api_descriptor, { { "vm", TEXT, FALSE }, { "ticket", TEXT, FALSE } } },
 };
+/* clang-format on */
 
 void sf_api_call(SfHost *host, const char *name, JsonObject *params, SfCall *call)
 {

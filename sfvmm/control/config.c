@@ -8,16 +8,17 @@
 
 #include "libsf/wire/guest_protocol.h"
 
-#define GROUP                    "sfvmmd"
-#define DEFAULT_USER             "snowflock-qemu"
-#define DEFAULT_POOL             8u
-#define MAX_POOL                 256u
-#define MAX_VMS                  4096u
-#define MAX_SECONDS              86400u
-#define DEFAULT_IDENTIFY_SECONDS 120u      /* 32 clones at once under TCG on 2 cores answer within 2 s; a loaded host is slower */
-#define DEFAULT_TICKET_SECONDS   600u
-#define DEFAULT_SETTLE_MS        1000u
-#define MEMORY_SHARE_PERCENT     80u       /* of the host's RAM, for all clones' private pages */
+#define GROUP        "sfvmmd"
+#define DEFAULT_USER "snowflock-qemu"
+#define DEFAULT_POOL 8u
+#define MAX_POOL     256u
+#define MAX_VMS      4096u
+#define MAX_SECONDS  86400u
+#define DEFAULT_IDENTIFY_SECONDS                                                                                       \
+    120u /* 32 clones at once under TCG on 2 cores answer within 2 s; a loaded host is slower */
+#define DEFAULT_TICKET_SECONDS 600u
+#define DEFAULT_SETTLE_MS      1000u
+#define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
 
 typedef struct {
     const char *key;
@@ -43,8 +44,8 @@ static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *text
 
     for (char **group = groups; *group; group++) {
         if (strcmp(*group, GROUP) != 0) {
-            g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE, "\"%s\": group [%s] is not known; [%s] is",
-                        path, *group, GROUP);
+            g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                        "\"%s\": group [%s] is not known; [%s] is", path, *group, GROUP);
             return FALSE;
         }
     }
@@ -74,8 +75,8 @@ static gboolean read_uint(GKeyFile *file, const char *path, const UintKey *key, 
         return TRUE;
     }
     if (!g_ascii_string_to_unsigned(g_strstrip(text), 10, key->min, key->max, &value, NULL)) {
-        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE, "\"%s\": %s=%s: a number from %u to %u is needed",
-                    path, key->key, text, key->min, key->max);
+        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                    "\"%s\": %s=%s: a number from %u to %u is needed", path, key->key, text, key->min, key->max);
         return FALSE;
     }
     *key->value = (guint)value;
@@ -97,7 +98,8 @@ static gboolean find_user(SfDaemonConfig *config, const char *user, GError **err
     if (!entry) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
                     "user \"%s\", which QEMU shall run as, does not exist: `useradd --system --no-create-home --shell "
-                    "/usr/sbin/nologin %s`, or name another with user= in sfvmmd.conf", name, name);
+                    "/usr/sbin/nologin %s`, or name another with user= in sfvmmd.conf",
+                    name, name);
         return FALSE;
     }
     config->launcher.uid = entry->pw_uid;
@@ -171,9 +173,10 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
             return FALSE;
         }
     }
-    if (memory && !g_ascii_string_to_unsigned(g_strstrip(memory), 10, 1, G_MAXUINT64 >> 20, &config->limits.memory, NULL)) {
-        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE, "\"%s\": memory=%s: a number of MiB is needed", path,
-                    memory);
+    if (memory &&
+        !g_ascii_string_to_unsigned(g_strstrip(memory), 10, 1, G_MAXUINT64 >> 20, &config->limits.memory, NULL)) {
+        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                    "\"%s\": memory=%s: a number of MiB is needed", path, memory);
         return FALSE;
     }
     if (memory) {

@@ -9,21 +9,21 @@
 #include "sfvmm/vm/launcher.h"
 
 typedef struct {
-    char *socket;             /* control socket, path */
-    char *group;              /* that may use it, or NULL: the owner alone */
+    char *socket; /* control socket, path */
+    char *group;  /* that may use it, or NULL: the owner alone */
     SfLauncherOptions launcher;
     SfLimits limits;
-    guint vms;                /* VMs started, at most */
-    guint pool;               /* shells kept ready for a VM that does not say */
+    guint vms;  /* VMs started, at most */
+    guint pool; /* shells kept ready for a VM that does not say */
     guint pool_max;
-    guint identify_seconds;   /* for a clone to become unique */
-    guint ticket_seconds;     /* an unused ticket lives */
-    guint settle_ms;          /* after the last clone, before memory and disks are made one again */
+    guint identify_seconds; /* for a clone to become unique */
+    guint ticket_seconds;   /* an unused ticket lives */
+    guint settle_ms;        /* after the last clone, before memory and disks are made one again */
 } SfDaemonConfig;
 
 /*
- * Defaults, then the file (its absence is an error only if `required`), and RUNDIR from run_directory unless NULL. An unknown
- * group or key is an error that names it.
+ * Defaults, then the file (its absence is an error only if `required`), and RUNDIR from run_directory unless NULL. An
+ * unknown group or key is an error that names it.
  */
 SfDaemonConfig *sf_daemon_config_load(const char *file, gboolean required, const char *run_directory, GError **error);
 void sf_daemon_config_free(SfDaemonConfig *config);

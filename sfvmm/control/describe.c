@@ -243,7 +243,8 @@ static GBytes *read_state(const SfSnapshot *snapshot, GError **error)
     while (done < snapshot->state_length) {
         ssize_t n = pread(snapshot->state, state + done, snapshot->state_length - done, (off_t)done);
         if (n <= 0) {
-            g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "snapshot \"%s\": its device state can't be read", snapshot->id);
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "snapshot \"%s\": its device state can't be read",
+                        snapshot->id);
             return NULL;
         }
         done += (gsize)n;

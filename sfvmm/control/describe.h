@@ -7,8 +7,8 @@
 
 JsonObject *sf_describe_vm(SfHostVm *vm);
 JsonObject *sf_describe_ticket(SfHostTicket *ticket);
-JsonObject *sf_describe_host(SfHost *host);                          /* daemon.status */
-JsonObject *sf_describe_usage(SfHost *host);                         /* vm.usage */
+JsonObject *sf_describe_host(SfHost *host);  /* daemon.status */
+JsonObject *sf_describe_usage(SfHost *host); /* vm.usage */
 
 /* The descriptor of a snapshot that a VM or a ticket has at the moment. */
 GBytes *sf_describe_snapshot(SfHostVm *vm, SfSnapshot *snapshot, GError **error);

@@ -11,22 +11,24 @@
 
 struct SfGuestApi {
     SfHost *host;
-    GHashTable *pending;                  /* PendingKey -> PendingCall */
+    GHashTable *pending; /* PendingKey -> PendingCall */
     gulong message_handler, exited_handler;
 };
 
 typedef struct {
-    SfVm *vm;                             /* compared, not used */
+    SfVm *vm; /* compared, not used */
     guint32 request;
 } PendingKey;
 
-/* A CLONE or JOIN that is answered when its fork is placed or done. The agent may send it again: it is the same call. */
+/*
+ * A CLONE or JOIN that is answered when its fork is placed or done. The agent may send it again: it is the same call.
+ */
 typedef struct {
     PendingKey key;
     SfGuestApi *api;
     SfHostVm *hvm;
     guint8 type;
-    guint32 first;                        /* JOIN: id of the first member wanted */
+    guint32 first; /* JOIN: id of the first member wanted */
     SfFork *fork;
     gulong placed_handler, done_handler;
 } PendingCall;
@@ -102,8 +104,10 @@ static SfHostTicket *own_ticket(const Request *request, guint64 id)
     SfHostTicket *ticket = sf_host_ticket(request->api->host, id, NULL);
 
     if (!ticket || strcmp(ticket->grant->vm, sf_vm_name(request->hvm->vm)) != 0) {
-        g_autofree char *text = g_strdup_printf("ticket %016" G_GINT64_MODIFIER "x is not one of this VM; a clone can't use its "
-                                                "parent's tickets, and a released one is gone", id);
+        g_autofree char *text =
+            g_strdup_printf("ticket %016" G_GINT64_MODIFIER "x is not one of this VM; a clone can't use its "
+                            "parent's tickets, and a released one is gone",
+                            id);
         refuse(request, ECHILD, text);
         return NULL;
     }
@@ -198,7 +202,7 @@ static void wait_for_fork(const Request *request, SfFork *fork, guint32 first)
     PendingCall *call;
 
     if (g_hash_table_contains(request->api->pending, &key)) {
-        return;                           /* sent again after a reconnection; it is answered when it is due */
+        return; /* sent again after a reconnection; it is answered when it is due */
     }
     if (g_hash_table_size(request->api->pending) >= PENDING_MAX) {
         refuse(request, EAGAIN, "too many calls of this host's guests are waiting");
@@ -245,7 +249,8 @@ static void handle_ticket(const Request *request)
     }
     granted.ticket = ticket->grant->id;
     granted.granted = ticket->grant->granted;
-    answer(request->hvm, SF_GP_TICKET | SF_GP_REPLY, request->header->request, payload, sf_gp_granted_pack(payload, &granted));
+    answer(request->hvm, SF_GP_TICKET | SF_GP_REPLY, request->header->request, payload,
+           sf_gp_granted_pack(payload, &granted));
 }
 
 static void handle_clone(const Request *request)
@@ -324,7 +329,8 @@ static void handle_fetch(const Request *request)
         refuse_error(request, error);
         return;
     }
-    answer(request->hvm, SF_GP_FETCH | SF_GP_REPLY, request->header->request, g_bytes_get_data(data, NULL), g_bytes_get_size(data));
+    answer(request->hvm, SF_GP_FETCH | SF_GP_REPLY, request->header->request, g_bytes_get_data(data, NULL),
+           g_bytes_get_size(data));
 }
 
 static void handle_kill(const Request *request)
@@ -393,7 +399,7 @@ static void handle_exit(const Request *request)
     }
     clone = own_clone(request);
     if (clone) {
-        sf_fork_clone_exit(clone, asked.status);      /* ends the VM: nobody is left to answer */
+        sf_fork_clone_exit(clone, asked.status); /* ends the VM: nobody is left to answer */
     }
 }
 
@@ -433,7 +439,8 @@ static const Handler handlers[] = {
     { SF_GP_ERROR, handle_identified },
 };
 
-static void on_guest_message(SfHost *host, SfHostVm *hvm, const struct sf_gp_header *header, GBytes *payload, SfGuestApi *api)
+static void on_guest_message(SfHost *host, SfHostVm *hvm, const struct sf_gp_header *header, GBytes *payload,
+                             SfGuestApi *api)
 {
     gsize length;
     const guint8 *data = g_bytes_get_data(payload, &length);
@@ -441,7 +448,7 @@ static void on_guest_message(SfHost *host, SfHostVm *hvm, const struct sf_gp_hea
     const SfClone *clone = sf_host_clone_of(host, hvm);
 
     if (clone && clone->state == SF_GP_STATE_STARTING && !(header->type & SF_GP_REPLY)) {
-        return;                           /* not identified yet: its parent's request, which IDENTITY ends in the clone */
+        return; /* not identified yet: its parent's request, which IDENTITY ends in the clone */
     }
     for (guint i = 0; i < G_N_ELEMENTS(handlers); i++) {
         if (handlers[i].type == header->type) {

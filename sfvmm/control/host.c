@@ -10,23 +10,23 @@
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/wire/state_file.h"
 
-#define US_PER_MS          1000
-#define DONE_TICKETS_MAX   64u        /* of one VM, kept for a join */
+#define US_PER_MS        1000
+#define DONE_TICKETS_MAX 64u /* of one VM, kept for a join */
 
 struct _SfHost {
     GObject parent_instance;
-    const SfDaemonConfig *config;       /* not owned */
+    const SfDaemonConfig *config; /* not owned */
     SfLauncher *launcher;
     SfResourceManager *manager;
-    gint64 started;                     /* CLOCK_MONOTONIC, us */
-    GHashTable *vms;                    /* name -> SfHostVm */
-    GHashTable *starting;               /* set of names of VMs that are being started */
-    GHashTable *families;               /* name -> SfFamily */
-    GHashTable *tickets;                /* guint64 * -> SfHostTicket */
+    gint64 started;       /* CLOCK_MONOTONIC, us */
+    GHashTable *vms;      /* name -> SfHostVm */
+    GHashTable *starting; /* set of names of VMs that are being started */
+    GHashTable *families; /* name -> SfFamily */
+    GHashTable *tickets;  /* guint64 * -> SfHostTicket */
 };
 
 G_DEFINE_FINAL_TYPE(SfHost, sf_host, G_TYPE_OBJECT)
-G_DEFINE_QUARK(sf-host-error-quark, sf_host_error)
+G_DEFINE_QUARK(sf - host - error - quark, sf_host_error)
 
 enum { SIGNAL_EVENT, SIGNAL_GUEST_MESSAGE, SIGNAL_VM_EXITED, N_SIGNALS };
 static guint signals[N_SIGNALS];
@@ -173,7 +173,7 @@ static gboolean on_settle_timer(gpointer data)
     family->settle_timer = 0;
     if (family->settling || !family->root || sf_vm_is_gone(family->root) ||
         sf_ram_base_in_use(sf_vm_ram_base(family->root)) || family_is_forking(timer->host, family)) {
-        return G_SOURCE_REMOVE;           /* the end of the next clone asks again */
+        return G_SOURCE_REMOVE; /* the end of the next clone asks again */
     }
     family->settling = TRUE;
     sf_host_family_join(family);
@@ -383,8 +383,8 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, hvm, NULL);
 }
 
-void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target, GAsyncReadyCallback callback,
-                       gpointer data)
+void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
+                       GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(host, NULL, callback, data);
     RunCall *call = g_new0(RunCall, 1);
@@ -395,11 +395,12 @@ void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint
     g_task_set_task_data(task, call, run_call_free);
     if (!name_is_valid(call->name)) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
-                                "VM name \"%s\": 1 to %u of a-z, 0-9, '.' and '-' are needed, a letter or digit first", call->name,
-                                SF_HOST_NAME_MAX);
+                                "VM name \"%s\": 1 to %u of a-z, 0-9, '.' and '-' are needed, a letter or digit first",
+                                call->name, SF_HOST_NAME_MAX);
     } else if (!name_is_free(host, call->name)) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_EXISTS, "VM \"%s\": the name is taken", call->name);
-    } else if (g_hash_table_size(host->vms) + g_hash_table_size(host->starting) >= host->config->vms + host->config->limits.clones) {
+    } else if (g_hash_table_size(host->vms) + g_hash_table_size(host->starting) >=
+               host->config->vms + host->config->limits.clones) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_QUOTA,
                                 "VM \"%s\": this host runs as many VMs as it may (vms in sfvmmd.conf)", call->name);
     } else {
@@ -439,7 +440,8 @@ void sf_host_ticket_save(SfHostTicket *ticket)
 
     json_object_set_string_member(object, "family", ticket->family->name);
     if (!sf_state_write(path, object, &error)) {
-        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id, error->message);
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id,
+                  error->message);
     }
 }
 
@@ -471,15 +473,16 @@ SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family
     return ticket;
 }
 
-SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
+SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request,
+                                     GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     SfTicket *grant;
     SfHostTicket *ticket;
 
     if (count < 1 || count > SF_GP_MAX_CLONES) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "VM \"%s\": a ticket for %u clones was asked; 1 to %u can be had",
-                    name, count, SF_GP_MAX_CLONES);
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
+                    "VM \"%s\": a ticket for %u clones was asked; 1 to %u can be had", name, count, SF_GP_MAX_CLONES);
         return NULL;
     }
     grant = sf_resource_manager_request(host->manager, name, hvm->family->config->memory, count, all, request, error);
@@ -503,8 +506,8 @@ SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error)
     SfHostTicket *ticket = g_hash_table_lookup(host->tickets, &id);
 
     if (!ticket) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_TICKET, "ticket %016" G_GINT64_MODIFIER "x: not known on this host",
-                    id);
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_TICKET,
+                    "ticket %016" G_GINT64_MODIFIER "x: not known on this host", id);
     }
     return ticket;
 }
@@ -630,8 +633,10 @@ static void drop_oldest_done(SfHost *host, const char *vm)
 
     for (GList *item = g_list_last(tickets); item; item = item->prev) {
         SfHostTicket *ticket = item->data;
-        if (strcmp(ticket->grant->vm, vm) == 0 && ticket->fork && sf_fork_is_done(ticket->fork) && ++done > DONE_TICKETS_MAX) {
-            g_message("ticket %016" G_GINT64_MODIFIER "x: nobody joined it, and newer ones of its VM have ended; it is forgotten",
+        if (strcmp(ticket->grant->vm, vm) == 0 && ticket->fork && sf_fork_is_done(ticket->fork) &&
+            ++done > DONE_TICKETS_MAX) {
+            g_message("ticket %016" G_GINT64_MODIFIER
+                      "x: nobody joined it, and newer ones of its VM have ended; it is forgotten",
                       ticket->grant->id);
             sf_host_release_ticket_later(ticket);
         }
@@ -646,7 +651,7 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
     sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
     family_settle_later(host, ticket->family);
     if (!g_hash_table_contains(host->vms, ticket->grant->vm)) {
-        sf_host_release_ticket_later(ticket);      /* nobody is left to join it */
+        sf_host_release_ticket_later(ticket); /* nobody is left to join it */
     } else {
         drop_oldest_done(host, ticket->grant->vm);
     }
@@ -678,8 +683,8 @@ SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, 
     SfForkOptions options = sf_host_fork_options(host, ticket);
 
     if (ticket->fork) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY, "ticket %016" G_GINT64_MODIFIER "x: it has forked already; ask for another",
-                    ticket->grant->id);
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
+                    "ticket %016" G_GINT64_MODIFIER "x: it has forked already; ask for another", ticket->grant->id);
         return NULL;
     }
     if (!options.parent) {
@@ -729,12 +734,12 @@ static void sf_host_class_init(SfHostClass *class)
     GType type = G_TYPE_FROM_CLASS(class);
 
     G_OBJECT_CLASS(class)->finalize = sf_host_finalize;
-    signals[SIGNAL_EVENT] = g_signal_new("event", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 2, G_TYPE_STRING,
-                                         G_TYPE_POINTER);
-    signals[SIGNAL_GUEST_MESSAGE] = g_signal_new("guest-message", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 3,
-                                                 G_TYPE_POINTER, G_TYPE_POINTER, G_TYPE_POINTER);
-    signals[SIGNAL_VM_EXITED] = g_signal_new("vm-exited", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1,
-                                             G_TYPE_POINTER);
+    signals[SIGNAL_EVENT] = g_signal_new("event", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 2,
+                                         G_TYPE_STRING, G_TYPE_POINTER);
+    signals[SIGNAL_GUEST_MESSAGE] = g_signal_new("guest-message", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL,
+                                                 G_TYPE_NONE, 3, G_TYPE_POINTER, G_TYPE_POINTER, G_TYPE_POINTER);
+    signals[SIGNAL_VM_EXITED] =
+        g_signal_new("vm-exited", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_POINTER);
 }
 
 SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResourceManager *manager)

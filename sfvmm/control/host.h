@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfHost: what this host knows: its VMs, the families they belong to, tickets and their forks; and the operations on them that
- * both ways in (api.c for operators, guest_api.c for agents) share.
+ * SfHost: what this host knows: its VMs, the families they belong to, tickets and their forks; and the operations on
+ * them that both ways in (api.c for operators, guest_api.c for agents) share.
  *
  *     family  one VM that was started and all its descendants: one configuration, one memory base, one shell pool
  *     vm      a parent or a clone that runs; shells are the pool's
@@ -46,29 +46,29 @@ typedef struct {
     SfVmConfig *config;
     SfShellPool *pool;
     guint pool_target;
-    SfVm *root;               /* the VM that was started; NULL when it has ended */
-    guint members;            /* VMs, forks in progress and unreleased tickets that need it */
-    guint settle_timer;       /* GSource id, 0: none */
+    SfVm *root;         /* the VM that was started; NULL when it has ended */
+    guint members;      /* VMs, forks in progress and unreleased tickets that need it */
+    guint settle_timer; /* GSource id, 0: none */
     gboolean settling;
 } SfFamily;
 
 typedef struct {
-    SfHost *host;             /* not owned */
+    SfHost *host; /* not owned */
     SfVm *vm;
     SfFamily *family;
-    guint64 ticket;           /* of a clone; 0: it was started */
-    guint id;                 /* of a clone */
-    char *parent;             /* name of the VM that a clone was forked from, or NULL */
+    guint64 ticket; /* of a clone; 0: it was started */
+    guint id;       /* of a clone */
+    char *parent;   /* name of the VM that a clone was forked from, or NULL */
 } SfHostVm;
 
 typedef struct {
-    SfHost *host;             /* not owned */
+    SfHost *host; /* not owned */
     SfTicket *grant;
     SfFamily *family;
     char *directory;
-    SfFork *fork;             /* NULL until it is used */
-    gboolean booked;          /* its slots are taken in the resource manager: until its last clone has ended */
-    guint expiry;             /* GSource id that will release it, 0: none */
+    SfFork *fork;    /* NULL until it is used */
+    gboolean booked; /* its slots are taken in the resource manager: until its last clone has ended */
+    guint expiry;    /* GSource id that will release it, 0: none */
 } SfHostTicket;
 
 /* Takes launcher and manager. */
@@ -87,27 +87,28 @@ void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint
 SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error);
 
 SfHostVm *sf_host_vm(SfHost *host, const char *name, GError **error);
-SfHostVm *sf_host_vm_of(SfHost *host, SfVm *vm);       /* NULL: not a VM of ours any more */
-GList *sf_host_vms(SfHost *host);                      /* of SfHostVm, sorted by name; free the list */
-GList *sf_host_families(SfHost *host);                 /* of SfFamily, sorted by name; free the list */
+SfHostVm *sf_host_vm_of(SfHost *host, SfVm *vm); /* NULL: not a VM of ours any more */
+GList *sf_host_vms(SfHost *host);                /* of SfHostVm, sorted by name; free the list */
+GList *sf_host_families(SfHost *host);           /* of SfFamily, sorted by name; free the list */
 void sf_host_set_pool(SfHost *host, SfFamily *family, guint target);
 
 SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error);
-GList *sf_host_tickets(SfHost *host);                  /* of SfHostTicket, oldest first; free the list */
+GList *sf_host_tickets(SfHost *host); /* of SfHostTicket, oldest first; free the list */
 /* An unused ticket that was granted to this request of this VM's agent, or NULL. */
 SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 request);
-SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request, GError **error);
+SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request,
+                                     GError **error);
 
 /* Use a ticket. The fork is the ticket's; its signals tell the rest. */
 SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error);
 
 /* Kill what lives of it, forget it and its results. */
 void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket);
-void sf_host_release_ticket_later(SfHostTicket *ticket);       /* from the main loop: others may still look at it now */
+void sf_host_release_ticket_later(SfHostTicket *ticket); /* from the main loop: others may still look at it now */
 
 /* The fork and clone that a VM is, or NULL. */
 SfClone *sf_host_clone_of(SfHost *host, SfHostVm *vm);
 
-void sf_host_event(SfHost *host, const char *name, JsonObject *data);    /* takes data */
+void sf_host_event(SfHost *host, const char *name, JsonObject *data); /* takes data */
 
 #endif

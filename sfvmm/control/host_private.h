@@ -5,9 +5,9 @@
 
 #include "sfvmm/control/host.h"
 
-#define SF_HOST_NAME_MAX  40u        /* of a VM that was started; leaves room for -TICKET4-ID within a host name */
+#define SF_HOST_NAME_MAX 40u /* of a VM that was started; leaves room for -TICKET4-ID within a host name */
 
-char *sf_host_path(SfHost *host, const char *folder, const char *name);    /* RUNDIR/folder/name; caller frees */
+char *sf_host_path(SfHost *host, const char *folder, const char *name); /* RUNDIR/folder/name; caller frees */
 
 /* With an empty pool: it begins to fill when its target is set. */
 SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
@@ -18,7 +18,8 @@ void sf_host_family_leave(SfHost *host, SfFamily *family);
 SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family);
 void sf_host_add_clone(SfHost *host, SfHostTicket *ticket, SfClone *clone);
 
-SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family);    /* takes grant; its slots are booked */
+SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant,
+                                 SfFamily *family); /* takes grant; its slots are booked */
 void sf_host_ticket_save(SfHostTicket *ticket);
 void sf_host_ticket_unbook(SfHostTicket *ticket);
 void sf_host_connect_fork(SfHostTicket *ticket);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * sfvmmd: one per host (or per user). Its end ends nothing else: VMs, shells and clones go on, and the next sfvmmd on the same
- * run directory finds them again.
+ * sfvmmd: one per host (or per user). Its end ends nothing else: VMs, shells and clones go on, and the next sfvmmd on
+ * the same run directory finds them again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,9 +17,9 @@
 #include "sfvmm/control/guest_api.h"
 #include "sfvmm/control/server.h"
 
-#define DEFAULT_CONFIG_FILE  "/etc/snowflock/sfvmmd.conf"
-#define SYSTEMD_FIRST_FD     3          /* sd_listen_fds(3) */
-#define DAEMON_NICE          (-10)      /* clones that run already must not delay those still to be loaded */
+#define DEFAULT_CONFIG_FILE "/etc/snowflock/sfvmmd.conf"
+#define SYSTEMD_FIRST_FD    3     /* sd_listen_fds(3) */
+#define DAEMON_NICE         (-10) /* clones that run already must not delay those still to be loaded */
 
 typedef struct {
     GMainLoop *loop;
@@ -35,8 +35,8 @@ static gboolean make_folder(const char *parent, const char *name, mode_t mode, G
     g_autofree char *path = name ? g_build_filename(parent, name, NULL) : g_strdup(parent);
 
     if (g_mkdir_with_parents(path, mode) < 0 || chmod(path, mode) < 0) {
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno), "run directory \"%s\": can't make it: %s", path,
-                    g_strerror(errno));
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno), "run directory \"%s\": can't make it: %s",
+                    path, g_strerror(errno));
         return FALSE;
     }
     return TRUE;
@@ -61,7 +61,8 @@ static gboolean lock_run_directory(const char *directory, GError **error)
     }
     if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_ADDRESS_IN_USE,
-                    "run directory \"%s\": another sfvmmd serves it; stop that one, or give this one its own --run-dir", directory);
+                    "run directory \"%s\": another sfvmmd serves it; stop that one, or give this one its own --run-dir",
+                    directory);
         close(fd);
         return FALSE;
     }
@@ -119,7 +120,8 @@ static int run(SfDaemonConfig *config)
     g_unix_signal_add(SIGTERM, on_terminate, &daemon);
     g_unix_signal_add(SIGINT, on_terminate, &daemon);
     signal(SIGPIPE, SIG_IGN);
-    setpriority(PRIO_PROCESS, 0, DAEMON_NICE);      /* as root or with CAP_SYS_NICE; without it a large fork takes a little longer */
+    setpriority(PRIO_PROCESS, 0,
+                DAEMON_NICE); /* as root or with CAP_SYS_NICE; without it a large fork takes a little longer */
     sf_host_recover_async(daemon.host, on_recovered, &daemon);
     g_main_loop_run(daemon.loop);
 
@@ -133,7 +135,8 @@ int main(int argc, char **argv)
     g_autofree char *config_file = NULL, *run_directory = NULL;
     gboolean version = FALSE;
     const GOptionEntry options[] = {
-        { "config", 'c', 0, G_OPTION_ARG_FILENAME, &config_file, "Read this file instead of " DEFAULT_CONFIG_FILE, "FILE" },
+        { "config", 'c', 0, G_OPTION_ARG_FILENAME, &config_file, "Read this file instead of " DEFAULT_CONFIG_FILE,
+          "FILE" },
         { "run-dir", 'r', 0, G_OPTION_ARG_FILENAME, &run_directory, "Sockets and state of running VMs", "DIR" },
         { "version", 'V', 0, G_OPTION_ARG_NONE, &version, "Print the version", NULL },
         { NULL, 0, 0, 0, NULL, NULL, NULL },
@@ -152,7 +155,8 @@ int main(int argc, char **argv)
         g_print("sfvmmd %s\n", SF_VERSION);
         return EXIT_SUCCESS;
     }
-    config = sf_daemon_config_load(config_file ? config_file : DEFAULT_CONFIG_FILE, config_file != NULL, run_directory, &error);
+    config = sf_daemon_config_load(config_file ? config_file : DEFAULT_CONFIG_FILE, config_file != NULL, run_directory,
+                                   &error);
     if (!config || !make_run_directory(config->launcher.run_directory, &error) ||
         !lock_run_directory(config->launcher.run_directory, &error)) {
         g_printerr("sfvmmd: %s\n", error->message);

@@ -16,8 +16,8 @@
 #include "sfvmm/wire/state_file.h"
 
 typedef struct {
-    guint pending;            /* adoptions, and one for the loop that starts them */
-    GPtrArray *vms;           /* of SfVm */
+    guint pending;  /* adoptions, and one for the loop that starts them */
+    GPtrArray *vms; /* of SfVm */
 } Recovery;
 
 static void recovery_free(gpointer data)
@@ -53,7 +53,10 @@ static void recover_family(SfHost *host, const char *file)
     sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
 }
 
-/* The family that a VM belongs to by its name: NAME, NAME-shell-N, NAME-TICKET4-ID, again and again for clones of clones. */
+/*
+ * The family that a VM belongs to by its name: NAME, NAME-shell-N, NAME-TICKET4-ID, again and again for clones of
+ * clones.
+ */
 static SfFamily *family_of_name(SfHost *host, const char *vm)
 {
     g_autofree char *name = g_strdup(vm);
@@ -86,7 +89,7 @@ static void sort_vm(SfHost *host, SfVm *vm)
         sf_shell_pool_give(family->pool, vm);
         break;
     case SF_VM_CLONE:
-        break;                /* its ticket finds it */
+        break; /* its ticket finds it */
     }
 }
 
@@ -128,7 +131,8 @@ static void recover_ticket(SfHost *host, const char *folder)
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonObject) object = sf_state_read(path, &error);
     g_autoptr(SfTicket) grant = object ? sf_ticket_from_json(object, &error) : NULL;
-    SfFamily *family = grant ? sf_host_family(host, json_object_get_string_member_with_default(object, "family", "")) : NULL;
+    SfFamily *family =
+        grant ? sf_host_family(host, json_object_get_string_member_with_default(object, "family", "")) : NULL;
 
     if (!family) {
         g_warning("ticket %s: %s; it is dropped", folder, error ? error->message : "its family has gone");
@@ -187,7 +191,7 @@ static void wake_families(SfHost *host)
             sf_shell_pool_set_target(family->pool, family->pool_target);
         }
         sf_host_family_join(family);
-        sf_host_family_leave(host, family);      /* a family without members goes */
+        sf_host_family_leave(host, family); /* a family without members goes */
     }
 }
 

@@ -12,26 +12,26 @@
 #include "sfvmm/control/api.h"
 #include "sfvmm/wire/json_line.h"
 
-#define READ_SIZE          (64u << 10)
-#define OUTPUT_PAUSE       (2u << 20)     /* bytes queued, above which no more requests are read */
-#define OUTPUT_MAX         (16u << 20)    /* bytes queued, above which the peer has given up reading */
-#define CONNECTIONS_MAX    256u
+#define READ_SIZE       (64u << 10)
+#define OUTPUT_PAUSE    (2u << 20)  /* bytes queued, above which no more requests are read */
+#define OUTPUT_MAX      (16u << 20) /* bytes queued, above which the peer has given up reading */
+#define CONNECTIONS_MAX 256u
 
 struct SfServer {
     SfHost *host;
     GSocketService *service;
-    GPtrArray *connections;               /* of Connection, owned */
+    GPtrArray *connections; /* of Connection, owned */
     gulong event_handler;
 };
 
 typedef struct {
     int refs;
-    SfServer *server;                     /* NULL when closed */
+    SfServer *server; /* NULL when closed */
     GSocketConnection *stream;
     SfJsonLineReader *reader;
-    GQueue output;                        /* of GBytes */
+    GQueue output; /* of GBytes */
     gsize output_bytes;
-    gsize output_done;                    /* of the first */
+    gsize output_done; /* of the first */
     gboolean reading, writing, subscribed;
     char input[READ_SIZE];
 } Connection;
@@ -107,9 +107,9 @@ static void connection_write(Connection *connection)
     }
     data = g_bytes_get_data(first, &length);
     connection->writing = TRUE;
-    g_output_stream_write_async(g_io_stream_get_output_stream(G_IO_STREAM(connection->stream)), data + connection->output_done,
-                                length - connection->output_done, G_PRIORITY_DEFAULT, NULL, on_written,
-                                connection_ref(connection));
+    g_output_stream_write_async(g_io_stream_get_output_stream(G_IO_STREAM(connection->stream)),
+                                data + connection->output_done, length - connection->output_done, G_PRIORITY_DEFAULT,
+                                NULL, on_written, connection_ref(connection));
 }
 
 static void connection_send(Connection *connection, JsonObject *object)
@@ -208,7 +208,8 @@ static void connection_request(Connection *connection, JsonObject *request)
     } else if (params && !JSON_NODE_HOLDS_OBJECT(params)) {
         call_refuse(call, "request: \"params\" must be an object");
     } else {
-        sf_api_call(connection->server->host, json_node_get_string(method), params ? json_node_get_object(params) : none, call);
+        sf_api_call(connection->server->host, json_node_get_string(method),
+                    params ? json_node_get_object(params) : none, call);
     }
 }
 
@@ -264,8 +265,8 @@ static void connection_read(Connection *connection)
         return;
     }
     connection->reading = TRUE;
-    g_input_stream_read_async(g_io_stream_get_input_stream(G_IO_STREAM(connection->stream)), connection->input, READ_SIZE,
-                              G_PRIORITY_DEFAULT, NULL, on_read, connection_ref(connection));
+    g_input_stream_read_async(g_io_stream_get_input_stream(G_IO_STREAM(connection->stream)), connection->input,
+                              READ_SIZE, G_PRIORITY_DEFAULT, NULL, on_read, connection_ref(connection));
 }
 
 static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, GObject *source, SfServer *server)
@@ -289,7 +290,8 @@ static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, 
 
 static void on_event(SfHost *host, const char *name, JsonObject *data, SfServer *server)
 {
-    g_autoptr(GPtrArray) connections = g_ptr_array_copy(server->connections, (GCopyFunc)(void (*)(void))connection_ref, NULL);
+    g_autoptr(GPtrArray) connections =
+        g_ptr_array_copy(server->connections, (GCopyFunc)(void (*)(void))connection_ref, NULL);
 
     for (guint i = 0; i < connections->len; i++) {
         Connection *connection = g_ptr_array_index(connections, i);
@@ -320,12 +322,13 @@ static gboolean give_to_group(const char *path, const char *group, GError **erro
     struct group *entry = group ? getgrnam(group) : NULL;
 
     if (group && !entry) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "control socket \"%s\": group \"%s\" does not exist", path, group);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "control socket \"%s\": group \"%s\" does not exist", path,
+                    group);
         return FALSE;
     }
     if ((entry && chown(path, (uid_t)-1, entry->gr_gid) < 0) || chmod(path, entry ? 0660 : 0600) < 0) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "control socket \"%s\": can't set its owner and mode: %s", path,
-                    g_strerror(errno));
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "control socket \"%s\": can't set its owner and mode: %s",
+                    path, g_strerror(errno));
         return FALSE;
     }
     return TRUE;
@@ -336,19 +339,21 @@ static gboolean listen_at(SfServer *server, const SfDaemonConfig *config, GError
     g_autoptr(GSocketAddress) address = NULL;
 
     if (strlen(config->socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT, "control socket \"%s\": the path is too long", config->socket);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT, "control socket \"%s\": the path is too long",
+                    config->socket);
         return FALSE;
     }
     if (socket_is_served(config->socket)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_ADDRESS_IN_USE,
-                    "control socket \"%s\": another sfvmmd serves it; stop that one, or give this one its own --run-dir",
-                    config->socket);
+        g_set_error(
+            error, G_IO_ERROR, G_IO_ERROR_ADDRESS_IN_USE,
+            "control socket \"%s\": another sfvmmd serves it; stop that one, or give this one its own --run-dir",
+            config->socket);
         return FALSE;
     }
     unlink(config->socket);
     address = g_unix_socket_address_new(config->socket);
-    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(server->service), address, G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT,
-                                       NULL, NULL, error)) {
+    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(server->service), address, G_SOCKET_TYPE_STREAM,
+                                       G_SOCKET_PROTOCOL_DEFAULT, NULL, NULL, error)) {
         g_prefix_error(error, "control socket \"%s\": ", config->socket);
         return FALSE;
     }

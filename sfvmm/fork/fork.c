@@ -10,18 +10,18 @@
 #include "sfvmm/fork/result.h"
 
 /* A shell may die under a load for reasons of its own; a second failure is the snapshot's or the host's. */
-#define CLONE_ATTEMPTS   2u
-#define NS_PER_US        1000
+#define CLONE_ATTEMPTS 2u
+#define NS_PER_US      1000
 
 struct _SfFork {
     GObject parent_instance;
     guint64 ticket;
     SfForkState state;
     char *reason;
-    gboolean refused;         /* QEMU can't fork this VM; the reason names the device */
+    gboolean refused; /* QEMU can't fork this VM; the reason names the device */
     char *directory;
     char *parent_name;
-    SfVm *parent;             /* NULL when it has ended */
+    SfVm *parent; /* NULL when it has ended */
     SfShellPool *pool;
     gboolean pool_held;
     gboolean with_agent;
@@ -31,7 +31,7 @@ struct _SfFork {
     SfForkTiming timing;
     SfSnapshot *snapshot;
     GPtrArray *frozen_disks;
-    GPtrArray *clones;        /* of SfClone, index id - 1 */
+    GPtrArray *clones; /* of SfClone, index id - 1 */
     gboolean placed_told;
 };
 
@@ -53,8 +53,8 @@ static void fork_changed(SfFork *fork, SfClone *clone)
     g_autoptr(GError) error = NULL;
 
     if (!sf_fork_record_save(fork, fork->directory, &error)) {
-        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would forget its newest state", fork->ticket,
-                  error->message);
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would forget its newest state",
+                  fork->ticket, error->message);
     }
     g_signal_emit(fork, signals[SIGNAL_CHANGED], 0, clone);
 }
@@ -101,7 +101,8 @@ static void clone_end(SfClone *clone, guint32 state, const char *reason)
     clone->reason = g_strdup(reason);
     clone_drop_vm(clone, TRUE);
     if (state == SF_GP_STATE_EXITED) {
-        g_info("ticket %016" G_GINT64_MODIFIER "x clone %u: exited with status %d", fork->ticket, clone->id, clone->status);
+        g_info("ticket %016" G_GINT64_MODIFIER "x clone %u: exited with status %d", fork->ticket, clone->id,
+               clone->status);
     } else {
         g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s", fork->ticket, clone->id, reason);
     }
@@ -114,7 +115,7 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
     g_autofree char *text = g_strdup_printf("its QEMU ended: %s", reason);
 
     if (clone_is_being_placed(clone) && clone->attempts < CLONE_ATTEMPTS) {
-        return;               /* the load in flight fails with SF_VM_ERROR_GONE and tries again */
+        return; /* the load in flight fails with SF_VM_ERROR_GONE and tries again */
     }
     clone_end(clone, clone->running ? SF_GP_STATE_LOST : SF_GP_STATE_FAILED, text);
 }
@@ -128,8 +129,9 @@ static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
 static gboolean on_identify_timeout(gpointer data)
 {
     SfClone *clone = data;
-    g_autofree char *reason = g_strdup_printf("its agent did not answer within %u s of the fork, so it could not be made unique",
-                                              clone->fork->identify_seconds);
+    g_autofree char *reason =
+        g_strdup_printf("its agent did not answer within %u s of the fork, so it could not be made unique",
+                        clone->fork->identify_seconds);
 
     clone->identify_timeout = 0;
     clone_end(clone, SF_GP_STATE_FAILED, reason);
@@ -155,7 +157,8 @@ static gboolean send_identity(SfClone *clone, GError **error)
     }
     sf_gp_text_set(identity.hostname, sizeof(identity.hostname), "%s-%u", fork->parent_name, clone->id);
     sf_gp_text_set(identity.parent, sizeof(identity.parent), "%s", fork->parent_name);
-    sent = sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, payload, sf_gp_identity_pack(payload, &identity), error);
+    sent =
+        sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, payload, sf_gp_identity_pack(payload, &identity), error);
     explicit_bzero(identity.seed, sizeof(identity.seed));
     explicit_bzero(payload, sizeof(payload));
     return sent;
@@ -200,7 +203,8 @@ static void clone_place_failed(SfClone *clone, const char *what, const GError *e
 
     clone_drop_vm(clone, TRUE);
     if (clone->attempts < CLONE_ATTEMPTS) {
-        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s; trying another shell", clone->fork->ticket, clone->id, reason);
+        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s; trying another shell", clone->fork->ticket,
+                  clone->id, reason);
         clone_place(clone);
         return;
     }
@@ -210,12 +214,12 @@ static void clone_place_failed(SfClone *clone, const char *what, const GError *e
 static void on_load(GObject *source, GAsyncResult *result, gpointer data)
 {
     SfClone *clone = data;
-    g_autoptr(SfFork) fork = clone->fork;        /* the reference of the call */
+    g_autoptr(SfFork) fork = clone->fork; /* the reference of the call */
     g_autoptr(GError) error = NULL;
     gboolean loaded = sf_vm_load_finish(SF_VM(source), result, &error);
 
     if (!clone_is_alive(clone)) {
-        return;                                  /* killed meanwhile */
+        return; /* killed meanwhile */
     }
     if (!loaded) {
         clone_place_failed(clone, "loading the snapshot", error);
@@ -227,7 +231,7 @@ static void on_load(GObject *source, GAsyncResult *result, gpointer data)
 static void on_shell(GObject *source, GAsyncResult *result, gpointer data)
 {
     SfClone *clone = data;
-    g_autoptr(SfFork) fork = clone->fork;        /* the reference of the call */
+    g_autoptr(SfFork) fork = clone->fork; /* the reference of the call */
     g_autoptr(GError) error = NULL;
     g_autoptr(SfVm) vm = sf_shell_pool_take_finish(fork->pool, result, &error);
 
@@ -286,7 +290,8 @@ static void fork_fail(SfFork *fork, const char *reason)
 {
     fork->state = SF_FORK_FAILED;
     fork->reason = g_strdup(reason);
-    g_message("ticket %016" G_GINT64_MODIFIER "x: fork of VM \"%s\" failed: %s", fork->ticket, fork->parent_name, reason);
+    g_message("ticket %016" G_GINT64_MODIFIER "x: fork of VM \"%s\" failed: %s", fork->ticket, fork->parent_name,
+              reason);
 }
 
 /* Why every clone failed, told by the first of them. */
@@ -387,7 +392,7 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
 
     fork->snapshot = sf_vm_snapshot_finish(SF_VM(source), result, &fork->frozen_disks, &error);
     if (fork->state != SF_FORK_SNAPSHOT) {
-        fork_drop_snapshot(fork);                /* killed meanwhile */
+        fork_drop_snapshot(fork); /* killed meanwhile */
         return;
     }
     if (!fork->snapshot) {
@@ -436,11 +441,13 @@ void sf_fork_clone_identified(SfClone *clone, const char *error_text)
     fork_review(clone->fork);
 }
 
-gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length, GError **error)
+gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
+                            GError **error)
 {
     gboolean whole;
 
-    if (!sf_result_write(clone->fork->directory, clone->id, offset, total, data, length, &clone->received, &whole, error)) {
+    if (!sf_result_write(clone->fork->directory, clone->id, offset, total, data, length, &clone->received, &whole,
+                         error)) {
         return FALSE;
     }
     if (whole) {
@@ -677,7 +684,8 @@ static void sf_fork_class_init(SfForkClass *class)
     GType type = G_TYPE_FROM_CLASS(class);
 
     G_OBJECT_CLASS(class)->finalize = sf_fork_finalize;
-    signals[SIGNAL_CHANGED] = g_signal_new("changed", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_POINTER);
+    signals[SIGNAL_CHANGED] =
+        g_signal_new("changed", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_POINTER);
     signals[SIGNAL_PLACED] = g_signal_new("placed", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 0);
     signals[SIGNAL_DONE] = g_signal_new("done", type, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 0);
 }
@@ -746,8 +754,8 @@ static GArray *fork_pids(SfFork *fork)
 }
 
 /*
- * The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. If it
- * can't be restored, the former is still told to the clones that live, or the family would fold into their memory.
+ * The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. If
+ * it can't be restored, the former is still told to the clones that live, or the family would fold into their memory.
  */
 static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GError **error)
 {
@@ -827,7 +835,7 @@ void sf_fork_resume(SfFork *fork, SfRamBase *base)
         why = g_strdup_printf("sfvmmd was restarted during the fork: %s", error->message);
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s", fork->ticket, error->message);
     }
-    fork->state = SF_FORK_PLACING;               /* fork_review() finds out */
+    fork->state = SF_FORK_PLACING; /* fork_review() finds out */
     for (guint i = 0; i < fork->clones->len; i++) {
         resume_clone(g_ptr_array_index(fork->clones, i), why);
     }

@@ -7,19 +7,20 @@
  *                 +--> FAILED <+   no clone could be made; the parent goes on in every case
  *
  *     state      what happens                                              undo when it fails
- *     SNAPSHOT   the parent is paused, frozen, resumed (sf_vm_snapshot)    QEMU and vm/ undo it themselves; the parent runs
+ *     SNAPSHOT   the parent is paused, frozen, resumed (sf_vm_snapshot)    QEMU and vm/ undo it; the parent runs
  *     PLACING    each clone: take a shell, load it, let it run             the shell is killed, another one tried once
  *     RUNNING    each clone: made unique by its agent, then at work        the clone is killed and reported as failed
  *     DONE       every clone has exited, failed, was lost or killed
  *
- * A clone goes its way through these independently of its siblings; the fork is RUNNING when none is being placed any more.
+ * A clone goes its way through these independently of its siblings; the fork is RUNNING when none is being placed any
+ * more.
  *
- * Everything that must survive sfvmmd is in the ticket's directory before the step that needs it: fork.json, the snapshot
- * and the clones' results. Main thread only.
+ * Everything that must survive sfvmmd is in the ticket's directory before the step that needs it: fork.json, the
+ * snapshot and the clones' results. Main thread only.
  *
  * Signals
  *   "changed" (SfClone *)   a clone's state or timeline has changed; NULL: the fork's own
- *   "placed"  ()            no clone is being placed any more: `sf_clone()` can return in the parent. Also when it failed
+ *   "placed"  ()            no clone is being placed any more, or it failed: `sf_clone()` can return in the parent
  *   "done"    ()            emitted once
  */
 #ifndef SF_FORK_H
@@ -42,30 +43,30 @@ typedef enum {
 
 /* One clone. Times are CLOCK_MONOTONIC ns, 0: not yet. Read by others, written by fork/ alone. */
 typedef struct {
-    SfFork *fork;             /* not owned: the clone lives as long as its fork */
-    guint id;                 /* 1.. */
-    char *name;               /* of its VM */
-    SfVm *vm;                 /* NULL before it is placed and after its end */
-    guint32 state;            /* SF_GP_STATE_* */
-    gint32 status;            /* of sf_exit, when EXITED */
-    char *reason;             /* why it failed, was lost or killed; or NULL */
-    guint64 result_length;    /* bytes of the last whole result */
-    guint64 received;         /* bytes of the result that is coming in */
-    guint attempts;           /* shells tried */
+    SfFork *fork;          /* not owned: the clone lives as long as its fork */
+    guint id;              /* 1.. */
+    char *name;            /* of its VM */
+    SfVm *vm;              /* NULL before it is placed and after its end */
+    guint32 state;         /* SF_GP_STATE_* */
+    gint32 status;         /* of sf_exit, when EXITED */
+    char *reason;          /* why it failed, was lost or killed; or NULL */
+    guint64 result_length; /* bytes of the last whole result */
+    guint64 received;      /* bytes of the result that is coming in */
+    guint attempts;        /* shells tried */
     gint64 loaded, running, answered, synced, exited;
     gulong exited_handler, running_handler;
-    guint identify_timeout;   /* GSource id, 0: none */
+    guint identify_timeout; /* GSource id, 0: none */
 } SfClone;
 
 typedef struct {
     guint64 ticket;
-    guint count;              /* clones wanted, 1..SF_GP_MAX_CLONES */
+    guint count; /* clones wanted, 1..SF_GP_MAX_CLONES */
     SfVm *parent;
     SfShellPool *pool;
-    gboolean with_agent;      /* clones are made unique by their agent; else they just run */
-    guint32 clone_request;    /* the agent's CLONE request, 0: forked from outside */
-    const char *directory;    /* of the ticket; must exist */
-    guint identify_seconds;   /* bound for a clone to become unique */
+    gboolean with_agent;    /* clones are made unique by their agent; else they just run */
+    guint32 clone_request;  /* the agent's CLONE request, 0: forked from outside */
+    const char *directory;  /* of the ticket; must exist */
+    guint identify_seconds; /* bound for a clone to become unique */
 } SfForkOptions;
 
 SfFork *sf_fork_new(const SfForkOptions *options);
@@ -74,24 +75,25 @@ SfFork *sf_fork_new(const SfForkOptions *options);
 void sf_fork_start(SfFork *fork);
 
 SfForkState sf_fork_state(SfFork *fork);
-const char *sf_fork_reason(SfFork *fork);             /* why it failed; NULL otherwise */
-gboolean sf_fork_is_refused(SfFork *fork);            /* it failed because this VM can't be forked as it is */
+const char *sf_fork_reason(SfFork *fork);  /* why it failed; NULL otherwise */
+gboolean sf_fork_is_refused(SfFork *fork); /* it failed because this VM can't be forked as it is */
 guint64 sf_fork_ticket(SfFork *fork);
 guint sf_fork_count(SfFork *fork);
 const char *sf_fork_parent_name(SfFork *fork);
 gboolean sf_fork_with_agent(SfFork *fork);
-guint32 sf_fork_clone_request(SfFork *fork);          /* 0: forked from outside */
+guint32 sf_fork_clone_request(SfFork *fork); /* 0: forked from outside */
 gboolean sf_fork_is_placed(SfFork *fork);
-gboolean sf_fork_is_done(SfFork *fork);               /* DONE or FAILED */
-gboolean sf_fork_is_answered(SfFork *fork);           /* placed, and no clone is still to become unique */
-guint sf_fork_alive(SfFork *fork);                    /* clones STARTING or RUNNING */
-guint sf_fork_placed_count(SfFork *fork);             /* clones that got to run */
-SfClone *sf_fork_clone(SfFork *fork, guint id);       /* NULL: no such id */
+gboolean sf_fork_is_done(SfFork *fork);         /* DONE or FAILED */
+gboolean sf_fork_is_answered(SfFork *fork);     /* placed, and no clone is still to become unique */
+guint sf_fork_alive(SfFork *fork);              /* clones STARTING or RUNNING */
+guint sf_fork_placed_count(SfFork *fork);       /* clones that got to run */
+SfClone *sf_fork_clone(SfFork *fork, guint id); /* NULL: no such id */
 SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm);
 
 /* What the agent of a clone sent. Replies and effects are complete when these return; on error nothing has changed. */
 void sf_fork_clone_identified(SfClone *clone, const char *error_text_or_null);
-gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length, GError **error);
+gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
+                            GError **error);
 void sf_fork_clone_exit(SfClone *clone, gint32 status);
 
 /* Part of a clone's last whole result, at most `length` bytes; fewer at its end. */
@@ -103,7 +105,7 @@ void sf_fork_kill(SfFork *fork, const char *reason);
 
 /* The snapshot while somebody needs it (fork, clones), or NULL. Not owned by the caller. */
 SfSnapshot *sf_fork_snapshot(SfFork *fork);
-GPtrArray *sf_fork_frozen_disks(SfFork *fork);        /* of SfDiskChain; NULL like the snapshot */
+GPtrArray *sf_fork_frozen_disks(SfFork *fork); /* of SfDiskChain; NULL like the snapshot */
 
 /* For the control protocol: adds "state", "reason", "fork" and "clones" to a ticket's object. */
 void sf_fork_describe(SfFork *fork, JsonObject *ticket);
@@ -115,7 +117,7 @@ JsonObject *sf_fork_describe_clone(const SfClone *clone);
  * base: of the family, NULL when the VM that owns it has ended.
  */
 SfFork *sf_fork_restore(const SfForkOptions *options, GError **error);
-gboolean sf_fork_adopt(SfFork *fork, SfVm *vm);       /* FALSE: not one of its clones */
+gboolean sf_fork_adopt(SfFork *fork, SfVm *vm); /* FALSE: not one of its clones */
 void sf_fork_resume(SfFork *fork, SfRamBase *base);
 
 #endif

@@ -10,21 +10,13 @@
 #define FORK_FILE       "fork.json"
 
 static const char *const fork_state_names[] = {
-    [SF_FORK_NEW] = "granted",
-    [SF_FORK_SNAPSHOT] = "forking",
-    [SF_FORK_PLACING] = "placing",
-    [SF_FORK_RUNNING] = "running",
-    [SF_FORK_DONE] = "done",
-    [SF_FORK_FAILED] = "failed",
+    [SF_FORK_NEW] = "granted",     [SF_FORK_SNAPSHOT] = "forking", [SF_FORK_PLACING] = "placing",
+    [SF_FORK_RUNNING] = "running", [SF_FORK_DONE] = "done",        [SF_FORK_FAILED] = "failed",
 };
 
 static const char *const clone_state_names[] = {
-    [SF_GP_STATE_STARTING] = "starting",
-    [SF_GP_STATE_RUNNING] = "running",
-    [SF_GP_STATE_EXITED] = "exited",
-    [SF_GP_STATE_FAILED] = "failed",
-    [SF_GP_STATE_LOST] = "lost",
-    [SF_GP_STATE_KILLED] = "killed",
+    [SF_GP_STATE_STARTING] = "starting", [SF_GP_STATE_RUNNING] = "running", [SF_GP_STATE_EXITED] = "exited",
+    [SF_GP_STATE_FAILED] = "failed",     [SF_GP_STATE_LOST] = "lost",       [SF_GP_STATE_KILLED] = "killed",
 };
 
 /* Index of a name in a table, or -1. */
@@ -84,7 +76,8 @@ static void timing_from_json(SfForkTiming *timing, JsonObject *object)
     timing->disk = json_object_get_int_member_with_default(object, "disk_ns", 0);
     timing->start = json_object_get_int_member_with_default(object, "start_ns", 0);
     timing->state_length = (guint64)json_object_get_int_member_with_default(object, "state_length", 0);
-    g_strlcpy(timing->snapshot, json_object_get_string_member_with_default(object, "snapshot", ""), sizeof(timing->snapshot));
+    g_strlcpy(timing->snapshot, json_object_get_string_member_with_default(object, "snapshot", ""),
+              sizeof(timing->snapshot));
 }
 
 JsonObject *sf_fork_describe_clone(const SfClone *clone)
@@ -157,7 +150,8 @@ SfForkRecord *sf_fork_record_load(const char *directory, GError **error)
     record->parent_name = g_strdup(json_object_get_string_member_with_default(object, "parent", ""));
     record->with_agent = json_object_get_boolean_member_with_default(object, "with_agent", FALSE);
     record->clone_request = (guint32)json_object_get_int_member_with_default(object, "clone_request", 0);
-    record->called = json_object_get_int_member_with_default(json_object_get_object_member(object, "fork"), "called", 0);
+    record->called =
+        json_object_get_int_member_with_default(json_object_get_object_member(object, "fork"), "called", 0);
     timing_from_json(&record->timing, json_object_get_object_member(object, "fork"));
     record->json_clones = json_array_ref(json_object_get_array_member(object, "clones"));
     record->clones = g_ptr_array_new();

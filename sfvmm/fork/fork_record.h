@@ -35,7 +35,7 @@ typedef struct {
     gint64 called;
     SfForkTiming timing;
     JsonArray *json_clones;
-    GPtrArray *clones;        /* of JsonObject, borrowed from json_clones */
+    GPtrArray *clones; /* of JsonObject, borrowed from json_clones */
 } SfForkRecord;
 
 gboolean sf_fork_record_save(SfFork *fork, const char *directory, GError **error);

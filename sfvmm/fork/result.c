@@ -66,13 +66,13 @@ gboolean sf_result_write(const char *directory, guint id, guint64 offset, guint6
     if (offset == 0) {
         *received = 0;
     } else if (*received == 0 && offset + length == total && sf_result_length(directory, id) == total) {
-        *whole = TRUE;        /* its answer was lost in a restart */
+        *whole = TRUE; /* its answer was lost in a restart */
         return TRUE;
     }
     if (offset > *received) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-                    "result of clone %u: piece at %" G_GUINT64_FORMAT " came, %" G_GUINT64_FORMAT " was expected", id, offset,
-                    *received);
+                    "result of clone %u: piece at %" G_GUINT64_FORMAT " came, %" G_GUINT64_FORMAT " was expected", id,
+                    offset, *received);
         return FALSE;
     }
     if (offset + length < *received) {

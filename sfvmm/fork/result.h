@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a clone hands back: a file in the ticket's directory, written in pieces and renamed when whole, so that a reader never
- * sees half of one and a restart of sfvmmd loses none.
+ * What a clone hands back: a file in the ticket's directory, written in pieces and renamed when whole, so that a
+ * reader never sees half of one and a restart of sfvmmd loses none.
  */
 #ifndef SF_RESULT_H
 #define SF_RESULT_H
@@ -9,9 +9,9 @@
 #include <glib.h>
 
 /*
- * Write the piece at `offset` of a result of `total` bytes (at most SF_GP_MAX_RESULT). *received is where the next piece must
- * begin; a piece at 0 begins anew, one that was written before (sent twice after a restart) is taken and changes nothing.
- * *whole: the result is complete and has replaced the last one.
+ * Write the piece at `offset` of a result of `total` bytes (at most SF_GP_MAX_RESULT). *received is where the next
+ * piece must begin; a piece at 0 begins anew, one that was written before (sent twice after a restart) is taken and
+ * changes nothing. *whole: the result is complete and has replaced the last one.
  */
 gboolean sf_result_write(const char *directory, guint id, guint64 offset, guint64 total, const void *data, gsize length,
                          guint64 *received, gboolean *whole, GError **error);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * State files: what sfvmmd finds again after a restart. One JSON object a file, replaced by rename, so that a reader sees the old
- * or the new one whole; mode 0600.
+ * State files: what sfvmmd finds again after a restart. One JSON object a file, replaced by rename, so that a reader
+ * sees the old or the new one whole; mode 0600.
  */
 #ifndef SF_STATE_FILE_H
 #define SF_STATE_FILE_H
