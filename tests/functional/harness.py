@@ -189,8 +189,10 @@ class Control:
                 raise ConnectionError("sfvmmd closed the connection")
             if "event" in message:
                 self.events.append(message)
+            elif message.get("id") is None:
+                raise ControlError(message["error"])        # what we sent was not even understood as a request
             else:
-                self.answers[message.get("id")] = message
+                self.answers[message["id"]] = message
         message = self.answers.pop(number)
         if "error" in message:
             raise ControlError(message["error"])
@@ -430,6 +432,7 @@ class Daemon:
                 path = os.path.relpath(os.path.join(folder, name), self.run)
                 # Templates of overlays are made once for each size.
                 if not re.search(r"-shell-\d+/|^template/", path):
+                    path = re.sub(r"-shell-\d+-", "-shell-N-", path)
                     found[re.sub(r"-[0-9a-f]{16}\.qcow2$", "-HEX.qcow2", path)] += 1
         return found
 
@@ -560,6 +563,8 @@ class Console:
         if self.socket:
             self.socket.close()
             self.socket = None
+
+    __del__ = close             # a clone's ends with the last use of it
 
 
 class Vm:
@@ -718,6 +723,8 @@ class Case(unittest.TestCase):
 
     def compare_footprint(self):
         """Whatever the test did, the daemon is as it was. What goes in the background gets its time."""
+        if self.before is None:
+            return
         difference = None
 
         def same():

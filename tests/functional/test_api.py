@@ -34,6 +34,10 @@ class Guest(harness.Case):
         cls.daemon.start()
         cls.parent = harness.linux(cls.daemon, memory=MEMORY, pool=CLONES)
 
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.daemon.end_tickets)           # a test that fails half-way leaves none to the next
+
     def ticket_of(self, reply):
         """What the daemon says of the ticket that the guest got."""
         return self.daemon.call("ticket.status", ticket=reply["ticket"])["ticket"]
