@@ -41,7 +41,7 @@ image_dir() {
 
 # Step: the base layer of a flavour.
 image_base() {
-    local flavour=$1 dir key uuid new
+    local flavour=$1 dir key uuid new mirror
     cache_lock image
     dir=$(image_base_dir "$flavour")
     if cache_is_complete "$dir"; then
@@ -53,6 +53,7 @@ image_base() {
     new=$dir.new
     rm -rf "$dir" "$new"
     mkdir -p "$new"
+    mirror=$(packages_mirror)
     # Hooks may run as the root of a user namespace, which cannot look into a home of mode 0700: what they need goes in,
     # and what they made comes out, by mmdebstrap's own copies.
     mmdebstrap --mode=auto --variant=minbase --architectures=amd64 \
@@ -66,7 +67,7 @@ image_base() {
         --customize-hook="download /image/initrd.img '$new/initrd.img'" \
         --customize-hook="download /image/packages '$new/packages'" \
         "$(packages_release)" /dev/null \
-        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(packages_mirror) $(packages_release) main"
+        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $(packages_release) main"
     zstd -q -d --sparse --rm "$new/base.ext4.zst"
     e2fsck -fn "$new/base.ext4"
     echo "$image_cmdline" > "$new/cmdline"

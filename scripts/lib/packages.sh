@@ -28,14 +28,17 @@ packages_check_release() {
     esac
 }
 
+# URIs of the InRelease files that apt would fetch: known before the first `apt-get update`, and without root.
+packages_releases() {
+    apt-get --print-uris update | sed -n "s,^'\([^']*\)/dists/\([^']*\)/InRelease'.*,\1 \2,p"
+}
+
 # The mirror that this machine's apt uses for the release itself.
 packages_mirror() {
     local uri
-    # shellcheck disable=SC2016  # apt expands the fields
-    uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-        awk -v release="$(packages_release)" '$1 == release && $2 == "main" { print $3; exit }')
-    [ -n "$uri" ] || die "apt knows no source of $(packages_release) main: check /etc/apt/sources.list.d"
-    echo "${uri%/}"
+    uri=$(packages_releases | awk -v release="$(packages_release)" '$2 == release { print $1; exit }')
+    [ -n "$uri" ] || die "apt knows no source of $(packages_release): check /etc/apt/sources.list.d"
+    echo "$uri"
 }
 
 packages_wanted() {
@@ -65,14 +68,15 @@ packages_from_backports() {
 }
 
 packages_backports_known() {
-    # shellcheck disable=SC2016
-    apt-get indextargets --format '$(RELEASE)' | grep -qx "$(packages_release)-backports"
+    packages_releases | grep -q " $(packages_release)-backports\$"
 }
 
 packages_backports_source() {
+    local mirror
+    mirror=$(packages_mirror)
     cat << EOF
 Types: deb
-URIs: $(packages_mirror)
+URIs: $mirror
 Suites: $(packages_release)-backports
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
@@ -96,7 +100,7 @@ packages_say_commands() {
 
 # Step: install what is missing.
 packages_install() {
-    local missing backports plain
+    local missing backports plain source
     mapfile -t missing < <(packages_missing)
     if ((${#missing[@]} == 0)); then
         note "all installed"
@@ -110,7 +114,8 @@ packages_install() {
     export DEBIAN_FRONTEND=noninteractive
     mapfile -t backports < <(packages_from_backports "${missing[@]}")
     if ((${#backports[@]} > 0)) && ! packages_backports_known; then
-        packages_backports_source > /etc/apt/sources.list.d/snowflock-backports.sources
+        source=$(packages_backports_source)
+        echo "$source" > /etc/apt/sources.list.d/snowflock-backports.sources
     fi
     apt-get -o Acquire::Retries=3 update
     mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vFx -f <(printf '%s\n' "${backports[@]:-}") || true)

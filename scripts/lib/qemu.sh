@@ -31,7 +31,7 @@ qemu_source_dir() {
 
 # Step: have source/current.
 qemu_fetch() {
-    local dir private tarball attempt
+    local dir private tarball attempt mirror
     dir=$(qemu_source_dir)
     mkdir -p "$dir"
     cache_lock source
@@ -46,9 +46,10 @@ qemu_fetch() {
     # A sources list, package lists and caches of our own: this machine's apt is not touched.
     private=$dir/apt
     mkdir -p "$private/lists/partial" "$private/cache/archives/partial" "$dir/download"
+    mirror=$(packages_mirror)
     cat > "$private/source.sources" << EOF
 Types: deb-src
-URIs: $(packages_mirror)
+URIs: $mirror
 Suites: $qemu_release
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
