@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "sfvmm/vm/shell_pool.h"
@@ -275,6 +276,7 @@ static void tear_down(Fixture *f, gconstpointer data)
     if (f->parent) {
         kill_vm(f->parent);
         WAIT_UNTIL(count_directories(f) == 0);
+        WAIT_UNTIL(sf_late_commits_waiting(sf_launcher_options(f->launcher)->late_commits) == 0);
         WAIT_UNTIL(count_overlays(f) == 0); /* all that the parent wrote is in its image */
     }
     g_clear_pointer(&f->config, sf_vm_config_unref);
@@ -564,6 +566,49 @@ static void test_adopt_half_loaded(Fixture *f, gconstpointer data)
     sf_launcher_sweep(f->launcher);
 }
 
+static gboolean is_forkable(SfVm *vm)
+{
+    g_autoptr(GAsyncResult) result = NULL;
+    g_autofree char *obstacles = NULL;
+
+    sf_vm_check_async(vm, on_result, &result);
+    WAIT_UNTIL(result);
+    obstacles = sf_vm_check_finish(vm, result, NULL);
+    return obstacles && strcmp(obstacles, "") == 0;
+}
+
+/* The sf channel breaks while a snapshot waits for it: the call ends, and the VM is attached anew and can be forked. */
+static void test_reattach(Fixture *f, gconstpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    guint broken = 0;
+
+    if (!f->parent) {
+        return;
+    }
+    for (guint round = 0; round < 3; round++) {
+        g_autoptr(GAsyncResult) result = NULL;
+        g_autoptr(GPtrArray) disks = NULL;
+        g_autoptr(SfSnapshot) snapshot = NULL;
+        sf_vm_check_async(f->parent, on_result, &result);
+        for (int fd = 0; fd < 1024; fd++) {
+            int type = 0;
+            socklen_t length = sizeof(type);
+            if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_SEQPACKET) {
+                g_assert_cmpint(shutdown(fd, SHUT_RDWR), ==, 0);
+                broken++;
+            }
+        }
+        WAIT_UNTIL(result);
+        WAIT_UNTIL(is_forkable(f->parent));
+        g_assert_false(sf_vm_is_gone(f->parent));
+        snapshot = snapshot_of(f->parent, "s", &disks, &error);
+        g_assert_no_error(error);
+        wait_beats(f->parent, 1);
+    }
+    g_assert_cmpuint(broken, ==, 3);
+}
+
 static void on_exited(SfVm *vm, const char *reason, gpointer data)
 {
     g_assert_null(*(char **)data);
@@ -578,21 +623,13 @@ static void test_failures(Fixture *f, gconstpointer data)
     g_autoptr(SfSnapshot) snapshot = NULL;
     g_autoptr(GAsyncResult) loaded = NULL;
     g_autofree char *reason = NULL;
-    g_autofree char *obstacles = NULL;
     SfShellPool *pool;
     SfVm *shell;
 
     if (!f->parent) {
         return;
     }
-    {
-        g_autoptr(GAsyncResult) result = NULL;
-        sf_vm_check_async(f->parent, on_result, &result);
-        WAIT_UNTIL(result);
-        obstacles = sf_vm_check_finish(f->parent, result, &error);
-        g_assert_no_error(error);
-        g_assert_cmpstr(obstacles, ==, "");
-    }
+    g_assert_true(is_forkable(f->parent));
     /* The name is taken; an image that is in use; no image. */
     g_assert_null(start_vm(f, "parent", f->config, &error));
     g_assert_nonnull(strstr(error->message, "parent"));
@@ -651,6 +688,7 @@ int main(int argc, char **argv)
     ADD("settle_interrupted", "tcg", test_settle_interrupted);
     ADD("adopt", "tcg", test_adopt);
     ADD("adopt_half_loaded", "tcg", test_adopt_half_loaded);
+    ADD("reattach", "tcg", test_reattach);
     ADD("failures", "tcg", test_failures);
     return g_test_run();
 }
