@@ -230,6 +230,60 @@ class Memory(sfqemu.TestCase):
         shell.load(snapshot, flags=0)
         self.assertEqual(shell.memory(), then)
 
+    def test_loads_at_once(self):
+        """Many clones read one state at the same time."""
+        snapshot = self.take(self.parent, 0)
+        delta = self.take(self.parent, SHARED_BASE)
+        shells = [self.vm(paused=True) for _ in range(8)]
+        serials = []
+        for i, shell in enumerate(shells):
+            payload, fds = (snapshot, delta)[i % 2].load_request()
+            serials.append(shell.channel.send(sfqemu.LOAD, payload, fds))
+        for shell, serial in zip(shells, serials):
+            shell.channel.answer(serial, sfqemu.LOAD)
+        for i, shell in enumerate(shells):
+            shell.channel.running()
+            shell.lines()
+            self.assertContinues((snapshot, delta)[i % 2], shell)
+
+    def memfds(self, vm, name):
+        directory = "/proc/%d/fd" % vm.process.pid
+        return {os.stat(os.path.join(directory, fd)).st_ino for fd in os.listdir(directory)
+                if os.readlink(os.path.join(directory, fd)).startswith("/memfd:" + name)}
+
+    def test_deltas_are_kept(self):
+        """A daemon that was restarted finds the layers of a clone, and the newest delta, in /proc/PID/fd."""
+        def inodes(layer):
+            return {os.fstat(layer.delta).st_ino}
+        self.take(self.parent).close()
+        self.assertEqual(self.memfds(self.parent, "sf-delta"), set())
+        old = self.take(self.parent, SHARED_BASE)
+        self.assertEqual(self.memfds(self.parent, "sf-delta"), inodes(old.block("pc.ram").layers[0]))
+        new = self.take(self.parent, SHARED_BASE)
+        self.assertEqual(self.memfds(self.parent, "sf-delta"), inodes(new.block("pc.ram").layers[0]))
+        self.assertEqual(len(self.memfds(self.parent, "sf-extents")), 1)
+        clone = self.clone(old)
+        self.assertEqual(self.memfds(clone, "sf-delta"), inodes(old.block("pc.ram").layers[0]))
+        self.parent.thaw()
+        self.assertEqual(self.memfds(self.parent, "sf-"), set())
+
+    def test_other_firmware(self):
+        """ROMs are not part of a snapshot; a clone whose firmware is another one is refused by name."""
+        snapshot = self.take(self.parent)
+        source = next((path for path in (os.path.join(d, "bios-256k.bin") for d in sfqemu.firmware()[1::2])
+                       if os.path.exists(path)), None)
+        if not source:
+            self.skipTest("bios-256k.bin: not in SF_FIRMWARE")
+        with open(source, "rb") as f:
+            data = bytearray(f.read())
+        data[0x100] ^= 1
+        other = os.path.join(self.directory, "other-bios.bin")
+        with open(other, "wb") as f:
+            f.write(data)
+        shell = self.vm("-bios", other, paused=True)
+        with self.assertRaisesRegex(sfqemu.ChannelError, "pc.bios: the firmware differs"):
+            shell.load(snapshot)
+
     def test_several_blocks(self):
         options = []
         for node in ("m0", "m1"):

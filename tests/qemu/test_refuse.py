@@ -81,9 +81,9 @@ class Refuse(sfqemu.TestCase):
 
     def test_hot_plugged(self):
         """An obstacle may come and go."""
-        vm = self.vm(*NULL_DISK, "-device", "pcie-root-port,id=slot")
+        vm = self.vm(*NULL_DISK, "-device", "pcie-root-port,id=rp0")
         vm.lines(more=1)
-        vm.qmp.call("device_add", driver="nvme", drive="n", serial="1", id="late", bus="slot")
+        vm.qmp.call("device_add", driver="nvme", drive="n", serial="1", id="late", bus="rp0")
         self.assertTrue(any("nvme" in line for line in vm.check()))
         with self.assertRaises(ChannelError):
             vm.snapshot()
