@@ -870,6 +870,23 @@ static void snapshot_op_free(gpointer data)
     g_free(op);
 }
 
+/* The next of those that wait, if none is under way. */
+static void snapshot_next(SfVm *vm)
+{
+    while (!vm->snapshot_task && !g_queue_is_empty(&vm->snapshot_queue)) {
+        GTask *task = g_queue_pop_head(&vm->snapshot_queue);
+        if (sf_vm_refuse(vm, task)) {
+            continue;
+        }
+        vm->snapshot_task = task;
+        if (vm->settle) {
+            sf_vm_settle_abort(vm);
+        } else {
+            sf_vm_snapshot_begin(vm);
+        }
+    }
+}
+
 static void snapshot_end(SfVm *vm)
 {
     GTask *task = g_steal_pointer(&vm->snapshot_task);
@@ -880,6 +897,7 @@ static void snapshot_end(SfVm *vm)
     } else {
         g_task_return_pointer(task, sf_snapshot_ref(op->snapshot), (GDestroyNotify)sf_snapshot_unref);
     }
+    snapshot_next(vm);
     g_object_unref(task);
 }
 
@@ -1001,6 +1019,7 @@ void sf_vm_snapshot_begin(SfVm *vm)
     if (!vm->qmp || !vm->channel || !vm->greeted) {
         fail_gone(vm, vm->snapshot_task);
         g_clear_object(&vm->snapshot_task);
+        snapshot_next(vm);
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);
@@ -1023,21 +1042,16 @@ void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback
     if (sf_vm_refuse(vm, task)) {
         return;
     }
-    if (vm->snapshot_task || vm->load_task || vm->role == SF_VM_SHELL || (vm->snapshot_id && !vm->snapshot)) {
+    if (vm->load_task || vm->role == SF_VM_SHELL || (vm->snapshot_id && !vm->snapshot)) {
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: no snapshot now: %s", vm->name,
-                                vm->snapshot_task         ? "another one is being made"
-                                : vm->role == SF_VM_SHELL ? "it is an empty shell"
+                                vm->role == SF_VM_SHELL   ? "it is an empty shell"
                                 : vm->load_task           ? "it is being loaded"
                                                 : "the snapshot it was made from was lost when sfvmmd restarted");
         g_object_unref(task);
         return;
     }
-    vm->snapshot_task = task;
-    if (vm->settle) {
-        sf_vm_settle_abort(vm);
-    } else {
-        sf_vm_snapshot_begin(vm);
-    }
+    g_queue_push_tail(&vm->snapshot_queue, task);
+    snapshot_next(vm);
 }
 
 SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **frozen_disks, GError **error)

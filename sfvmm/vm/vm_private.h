@@ -66,6 +66,7 @@ struct _SfVm {
     GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
     GTask *snapshot_task;
+    GQueue snapshot_queue; /* of GTask: snapshots asked for while one is being made */
     GTask *load_task;
     struct SfSettle *settle; /* under way */
 };
