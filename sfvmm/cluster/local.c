@@ -67,7 +67,7 @@ static SfTicket *local_request(SfResourceManager *manager, const char *vm, guint
         if (by_vm < count && by_vm == granted) {
             g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
                         "VM \"%s\": %u clones asked, but of its quota of %u clones only %u are free; join or kill a "
-                        "ticket first",
+                        "ticket first (clones-per-vm in sfvmmd.conf)",
                         vm, count, limits->clones_per_vm, by_vm);
         } else if (limits->clones_per_ticket < count && limits->clones_per_ticket == granted) {
             g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,

@@ -360,7 +360,7 @@ static SfClone *own_clone(const Request *request)
     SfClone *clone = sf_host_clone_of(request->api->host, request->hvm);
 
     if (!clone) {
-        refuse(request, EPERM, "this VM is no clone");
+        refuse(request, ENOTSUP, "this VM is no clone");
     }
     return clone;
 }
