@@ -75,11 +75,15 @@ class Api(Guest):
         self.assertTrue(all(c["state"] == "running" for c in self.ticket_of(got)["clones"]))
         return state, probes
 
-    def join(self, slot=0):
+    def join(self, slot=0, command="join"):
         """{id: (state, status, result length)}"""
-        reply = self.probe("join %d" % slot)
+        reply = self.probe("%s %d" % (command, slot))
         return {int(key[1:]): (value.split(":")[0], int(value.split(":")[1]), int(value.split(":")[2]))
                 for key, value in reply.items() if re.match(r"m\d+$", key)}
+
+    def look(self, slot=0):
+        """As join, but at once."""
+        return self.join(slot, "look")
 
     # -- tickets
 
@@ -132,7 +136,7 @@ class Api(Guest):
     def test_sync_and_results(self):
         state, probes = self.fork()
         probes[1]("sync 1000000 5")
-        self.assertIn("m1=running:0:1000000", " ".join("%s=%s" % item for item in self.probe("look 0").items()))
+        self.assertEqual(self.look()[1], ("running", 0, 1000000))
         self.probe("fetch 0 1 5")
         probes[1]("sync 16 6")                             # a shorter one replaces it whole
         self.assertEqual(self.probe("fetch 0 1 6")["length"], "16")
@@ -169,7 +173,7 @@ class Api(Guest):
         state, probes = self.fork()
         self.daemon.call("kill", vm=state["clones"][0]["vm"])
         os.kill(probes[2].vm.pid, signal.SIGKILL)
-        harness.wait(lambda: "m2=lost" in str(self.probe("look 0")).replace("': '", "="), what="clone 2 lost")
+        harness.wait(lambda: self.look()[2][0] == "lost", what="the end of clone 2")
         probes[3].send("exit 0")
         ends = {number: end[0] for number, end in self.join().items()}
         self.assertEqual(ends, {1: "killed", 2: "lost", 3: "exited"})

@@ -79,7 +79,7 @@ class Restart(harness.Case):
         os.kill(probes[0].vm.pid, signal.SIGKILL)
         harness.wait(lambda: not harness.alive(probes[0].vm.pid), what="the clone's end")
         self.daemon.start()
-        harness.wait(lambda: "lost" in self.probe("look 0").get("m1", ""), what="clone 1 lost")
+        harness.wait(lambda: self.probe("look 0")["m1"].startswith("lost"), what="the end of clone 1")
         self.probe("kill 0")
         self.probe("join 0")
         self.probe("release 0")

@@ -94,11 +94,15 @@ static bool do_exit(char **words, int count, char *text)
 static bool do_join(sf_ticket *slot, int timeout_ms, char *text)
 {
     static struct sf_result results[SF_MAX_CLONES];
-    int n = sf_join_timed(slot, results, SF_MAX_CLONES, timeout_ms);
-    int length;
+    int n, length;
 
+    memset(results, 0, sizeof(results));
+    n = sf_join_timed(slot, results, SF_MAX_CLONES, timeout_ms);
     if (n < 0) {
         return failed(text, "join");
+    }
+    for (bool all = n > 0; !all && n < (int)SF_MAX_CLONES && results[n].id; n++) {
+        /* Some have not ended: tell of all that there are. */
     }
     length = snprintf(text, API_TEXT, "n=%d", n);
     for (int i = 0; i < n && i < SHOWN; i++) {
