@@ -306,8 +306,8 @@ SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *p
 }
 
 /*
- * QEMU reads the state with read(), from a file offset that all who were sent the same descriptor share: clones that
- * are loaded at the same time would read past each other. So each gets an open file of its own.
+ * Clones are loaded at the same time, and descriptors that were sent with SCM_RIGHTS share one file offset: who reads
+ * the state with read() would read past others. So each clone gets an open file of its own.
  */
 static gboolean renew_state(SfSnapshot *snapshot, GError **error)
 {
