@@ -43,9 +43,11 @@
 #define RETRY_MS_FIRST  50u
 #define RETRY_MS_MAX    5000u
 #define GUEST_RETRY_MS  500u
-#define GATE_MS         200u  /* a loaded clone waits no longer for the loads of others */
-#define CLEAN_MS        2000u /* after a load: descriptors that it has left in QEMU go */
-#define LOG_TAIL_BYTES  2048  /* of qemu.log, to find its last message */
+#define GATE_MS         200u      /* a loaded clone waits no longer for the loads of others */
+#define CLEAN_MS        2000u     /* after a load: descriptors that it has left in QEMU go */
+#define LOG_BYTES_MAX   (8 << 20) /* a log that is longer begins anew */
+#define LOG_SECONDS     5         /* between two looks at the logs */
+#define LOG_TAIL_BYTES  2048      /* of qemu.log, to find its last message */
 #define NS_PER_S        1000000000
 
 G_DEFINE_QUARK(sf - vm - error - quark, sf_vm_error)
@@ -313,6 +315,27 @@ gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error)
     return TRUE; /* vm.json holds no name: that of the directory counts */
 }
 
+/* ---- logs ---- */
+
+/*
+ * Both logs are written by QEMU, the console's with all that the guest prints, into a directory that is memory on most
+ * hosts. They are opened for appending, so QEMU goes on at the new end.
+ */
+static gboolean on_log_time(gpointer data)
+{
+    static const char *const files[] = { SF_VM_FILE_CONSOLE_LOG, SF_VM_FILE_LOG };
+    SfVm *vm = data;
+
+    for (guint i = 0; i < G_N_ELEMENTS(files); i++) {
+        g_autofree char *path = sf_vm_path(vm, files[i]);
+        struct stat st;
+        if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > LOG_BYTES_MAX && truncate(path, 0) == 0) {
+            g_message("VM %s: %s was longer than %d bytes and begins anew", vm->name, files[i], LOG_BYTES_MAX);
+        }
+    }
+    return G_SOURCE_CONTINUE;
+}
+
 /* ---- the end ---- */
 
 /* "2026-01-31T12:00:00.000000Z program: ..." */
@@ -374,6 +397,7 @@ static void vm_disconnect(SfVm *vm)
     g_clear_handle_id(&vm->connect_timer, g_source_remove);
     g_clear_handle_id(&vm->guest_timer, g_source_remove);
     g_clear_handle_id(&vm->clean_timer, g_source_remove);
+    g_clear_handle_id(&vm->log_timer, g_source_remove);
     g_clear_pointer(&vm->qmp, sf_qmp_free);
     g_clear_pointer(&vm->channel, sf_qemu_channel_free);
     g_clear_pointer(&vm->guest, sf_guest_channel_free);
@@ -447,6 +471,7 @@ void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd)
     vm->start_time = start_time;
     vm->pidfd = pidfd;
     vm->exit_source = g_unix_fd_add(pidfd, G_IO_IN, on_process_ended, vm);
+    vm->log_timer = g_timeout_add_seconds_full(G_PRIORITY_LOW, LOG_SECONDS, on_log_time, vm, NULL);
 }
 
 /* Its name can be given to another VM at once. */
@@ -1044,8 +1069,8 @@ void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback
     }
     if (vm->load_task || vm->role == SF_VM_SHELL || (vm->snapshot_id && !vm->snapshot)) {
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: no snapshot now: %s", vm->name,
-                                vm->role == SF_VM_SHELL   ? "it is an empty shell"
-                                : vm->load_task           ? "it is being loaded"
+                                vm->role == SF_VM_SHELL ? "it is an empty shell"
+                                : vm->load_task         ? "it is being loaded"
                                                 : "the snapshot it was made from was lost when sfvmmd restarted");
         g_object_unref(task);
         return;

@@ -73,7 +73,8 @@ JsonNode *sf_vm_qmp_finish(SfVm *vm, GAsyncResult *result, GError **error);
 /*
  * Snapshot: makes an overlay for every writable disk (files in the overlay directory, blockdev-add), then
  * SF_QC_SNAPSHOT, all disks or none; on success the VM's chains have their new tops, and *frozen_disks are copies of
- * the chains as they were frozen. On error everything is undone and the VM runs as before. One at a time per VM; others wait.
+ * the chains as they were frozen. On error everything is undone and the VM runs as before. One at a time per VM;
+ * others wait.
  */
 void sf_vm_snapshot_async(SfVm *vm, const char *id, GAsyncReadyCallback callback, gpointer data);
 SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **frozen_disks, GError **error);

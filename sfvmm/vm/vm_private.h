@@ -57,6 +57,7 @@ struct _SfVm {
     gboolean guest_hello_held; /* a shell's agent port is greeted when it is loaded */
     guint guest_timer;
     guint clean_timer;
+    guint log_timer;
 
     SfRamBase *base;
     SfSnapshot *snapshot; /* loaded from */

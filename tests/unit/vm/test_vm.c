@@ -609,6 +609,21 @@ static void test_reattach(Fixture *f, gconstpointer data)
     g_assert_cmpuint(broken, ==, 3);
 }
 
+/* A guest that prints without end does not fill the host's memory. */
+static void test_log(Fixture *f, gconstpointer data)
+{
+    g_autofree char *path = NULL;
+    GStatBuf st;
+
+    if (!f->parent) {
+        return;
+    }
+    path = g_build_filename(sf_vm_directory(f->parent), "console.log", NULL);
+    g_assert_cmpint(truncate(path, 100 << 20), ==, 0);
+    WAIT_UNTIL(g_stat(path, &st) == 0 && st.st_size < 1 << 20);
+    wait_beats(f->parent, 2);
+}
+
 static void on_exited(SfVm *vm, const char *reason, gpointer data)
 {
     g_assert_null(*(char **)data);
@@ -689,6 +704,7 @@ int main(int argc, char **argv)
     ADD("adopt", "tcg", test_adopt);
     ADD("adopt_half_loaded", "tcg", test_adopt_half_loaded);
     ADD("reattach", "tcg", test_reattach);
+    ADD("log", "tcg", test_log);
     ADD("failures", "tcg", test_failures);
     return g_test_run();
 }
