@@ -94,6 +94,7 @@ struct identity {
     struct sf_gp_error error;           /* of IDENTITY_FAILED */
     int rng_fd;
     pid_t hook_pid;
+    int hook_nice;                      /* priority of hooks: that of the agent at its start */
     uint64_t hook_deadline_ms;
     bool hook_timed_out;
     unsigned hooks, next_hook;          /* names in hook_names; the one that comes next */

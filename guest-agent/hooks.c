@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <syslog.h>
 #include <time.h>
@@ -179,6 +180,7 @@ static bool start(struct identity *identity, const char *name, struct sf_gp_erro
         return false;
     }
     identity->hook_pid = pid;
+    setpriority(PRIO_PROCESS, (id_t)pid, identity->hook_nice); /* before it starts anything that lives on */
     return true;
 }
 

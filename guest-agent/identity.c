@@ -27,7 +27,7 @@
 #define RANDOM_DEVICE   "/dev/urandom"
 #define CLONE_FILE      "clone"
 #define NS_PER_S        1000000000u
-#define CLONE_FILE_SIZE 512
+#define CLONE_FILE_SIZE 256 /* the longest names included */
 
 /* ---- the file run_dir/clone ---- */
 

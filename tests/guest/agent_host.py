@@ -13,6 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
+import tty
 import zlib
 
 BOUND = 60  # seconds that anything may take before a test gives up
@@ -186,19 +187,47 @@ class Host:
         return count
 
 
+class Pty:
+    """A serial port that is one: the agent opens the slave. Has what Host needs of a socket."""
+
+    def __init__(self):
+        self.master, self.slave = os.openpty()
+        tty.setraw(self.slave)  # as it is before the agent opens it; what is sent until then must not be echoed
+        self.path = os.ttyname(self.slave)
+
+    def recv(self, length):
+        if not select.select([self.master], [], [], BOUND)[0]:
+            raise TimeoutError('the agent is silent')
+        return os.read(self.master, length)
+
+    def sendall(self, data):
+        while data:
+            data = data[os.write(self.master, data):]
+
+    def fileno(self):
+        return self.master
+
+    def close(self):
+        os.close(self.master)
+        os.close(self.slave)
+
+
 class Guest:
     """A temporary directory with a host, an agent, and ways to run programs against it."""
 
-    def __init__(self, *options, skip='rng,clock,hostname', prefix=()):
+    def __init__(self, *options, skip='rng,clock,hostname', prefix=(), pty=False):
         self.directory = tempfile.mkdtemp(prefix='sf-guest-')
         self.socket = os.path.join(self.directory, 'agent.sock')
         self.hooks = os.path.join(self.directory, 'hooks')
         self.log = os.path.join(self.directory, 'log')
         self.host = Host(self.directory)
+        if pty:
+            self.host.connection = Pty()
+        port = self.host.connection.path if pty else self.host.path
         self.programs = []
         self.sockets = []
         self.command = [*prefix, os.path.join(os.environ['SF_BUILD'], 'guest-agent', 'sf-agent'), '--verbose',
-                        '--port', self.host.path, '--socket', self.socket, '--run-dir', self.directory,
+                        '--port', port, '--socket', self.socket, '--run-dir', self.directory,
                         '--hooks', self.hooks, '--mode', '0600', '--group', 'root', *options]
         if skip:
             self.command += ['--skip', skip]
@@ -208,7 +237,8 @@ class Guest:
     def start(self):
         with open(self.log, 'ab') as log:
             self.agent = subprocess.Popen(self.command, stderr=log, stdin=subprocess.DEVNULL)
-        self.host.accept()
+        if not isinstance(self.host.connection, Pty):
+            self.host.accept()
         self.host.greet()
 
     def stop_agent(self):

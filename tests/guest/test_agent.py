@@ -21,12 +21,12 @@ TICKET_ID = 0x1122334455667788
 
 
 class Base(unittest.TestCase):
-    options, skip, prefix = (), 'rng,clock,hostname', ()
+    options, skip, prefix, pty = (), 'rng,clock,hostname', (), False
 
     def setUp(self):
         if 'SF_BUILD' not in os.environ:
             self.skipTest('SF_BUILD is not set: run by tests/run.py')
-        self.guest = Guest(*self.options, skip=self.skip, prefix=self.prefix)
+        self.guest = Guest(*self.options, skip=self.skip, prefix=self.prefix, pty=self.pty)
         self.addCleanup(self.guest.close)
         self.host = self.guest.host
 
@@ -499,6 +499,28 @@ class Clones(Base):
         request, _ = self.host.expect(SYNC)
         self.host.reply(SYNC, request)
         self.assertEqual(answer_of(two)[0], SYNC | REPLY)
+
+
+class SerialLine(Base):
+    """A pty stands for the port: a character device that hangs up in its own way."""
+    pty = True
+
+    def test_all_bytes_pass(self):
+        self.guest.become_clone()
+        self.host.expect_hello()
+        self.host.expect(IDENTITY | REPLY)
+        data = bytes(range(256)) * 200
+        sync = self.guest.sf('sync', '-', stdin=subprocess.PIPE)
+        sync.stdin.buffer.write(data)
+        sync.stdin.close()
+        sync.stdin = None
+        got = b''
+        while len(got) < len(data):
+            request, payload = self.host.expect(SYNC)
+            got += payload[16:]
+            self.host.reply(SYNC, request)
+        self.assertEqual(got, data)
+        self.assert_finished(sync)
 
 
 class HookTimeout(Base):
