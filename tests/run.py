@@ -31,6 +31,7 @@ import time
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
+ASAN_BUILD = os.path.join(ROOT, "build-asan")
 RUN_BOUND = float(os.environ.get("SF_TEST_RUN_BOUND", 70 * 60))     # seconds; CI's own bound is 90 minutes, with set-up
 SCALE = float(os.environ.get("SF_TEST_TIMEOUT_SCALE", "1"))
 FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
@@ -237,7 +238,7 @@ class Executable:
         log = os.path.join(report.logs, self.name + ".log")
         begin = time.monotonic()
         process = Process(self.test["cmd"], log, env=dict(self.group.env, **self.test["env"]),
-                          cwd=self.test["workdir"] or ROOT)
+                          cwd=self.test["workdir"] or ASAN_BUILD)
         bound = (self.test["timeout"] or 30) * SCALE
         status = process.wait(min(bound, deadline - begin))
         process.end()
@@ -334,10 +335,9 @@ def python_modules(group):
 
 
 def meson_tests(group):
-    build = os.path.join(ROOT, "build-asan")
-    if not os.path.exists(os.path.join(build, "build.ninja")):
+    if not os.path.exists(os.path.join(ASAN_BUILD, "build.ninja")):
         return []
-    listed = subprocess.run(["meson", "introspect", "--tests", build], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["meson", "introspect", "--tests", ASAN_BUILD], capture_output=True, text=True, check=True)
     return [Executable(group, test) for test in json.loads(listed.stdout)]
 
 

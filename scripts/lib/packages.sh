@@ -10,7 +10,8 @@ packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev l
     liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev)
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring)
 packages_image=(mmdebstrap e2fsprogs uidmap zstd)
-packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux)
+packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
+    bowtie2 bowtie2-examples)
 packages_plot=(python3-matplotlib)
 
 packages_backports=(meson python3-pycotap)

@@ -109,6 +109,11 @@ qemu_prefix() {
     echo "$SF_CACHE/qemu/$key"
 }
 
+# True when the QEMU of this series is in the cache.
+qemu_is_ready() {
+    [ -e "$(qemu_source_dir)/current.sha256" ] && cache_is_complete "$(qemu_prefix)"
+}
+
 qemu_stamp() {
     [ -e "$1/work/$2.done" ]
 }
