@@ -316,6 +316,7 @@ class Daemon:
     def close(self):
         """Everything ends: VMs by the daemon, what is left by hand. Returns what had to be ended by hand."""
         left = []
+        self.keep_logs()
         try:
             if self.owner and self.control and self.process.poll() is None:
                 for vm in self.control.call("vm.list")["vms"]:
@@ -331,7 +332,6 @@ class Daemon:
             left.append(command_line(pid))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.keep_logs()
         shutil.rmtree(self.top, ignore_errors=True)
         return left
 

@@ -60,15 +60,14 @@ class ControlSocket(harness.Case):
         for data in (b"hello\n", b"{\n", b"[]\n", b"null\n", b"42\n", b"\"text\"\n", b"\xff\xfe\x00\n", b"{}{}\n",
                      b"{\"id\":1}\n", b"{\"id\":1,\"method\":7}\n", b"{\"id\":{},\"method\":\"vm.list\"}\n",
                      b"{\"id\":true,\"method\":\"vm.list\"}\n", b"{\"id\":1,\"method\":\"vm.list\",\"params\":[]}\n",
-                     b"{\"id\":1,\"method\":\"vm.list\",\"extra\":1}\n",
                      b"{\"id\":1,\"method\":\"vm.list\",\"params\":{\"\xc3\x28\":1}}\n"):
             with self.subTest(data):
                 control = self.daemon.client()
                 control.raw(data)
                 answer = control.line(harness.SHORT)
+                control.close()
                 if answer is not None:
                     self.assertIn(answer["error"]["code"], ("bad-request", "bad-params"), answer)
-                control.close()
         self.refused(b"[" * 100000 + b"\n")
         self.refused(b"{\"a\":" * 50000 + b"\n")
 
@@ -238,7 +237,7 @@ class Start(harness.Case):
         self.refuses(daemon, "no-such-option")
 
     def test_bad_qemu(self):
-        for path in ("/no/such/qemu", "/bin/true", "/etc/passwd"):
+        for path, word in (("/no/such/qemu", "/no/such/qemu"), ("/bin/true", "QEMU ended"), ("/etc/passwd", "/etc/passwd")):
             with self.subTest(path):
                 daemon = self.new()
                 daemon.qemu_path = path
@@ -249,7 +248,7 @@ class Start(harness.Case):
                     continue
                 with self.assertRaises(harness.ControlError) as caught:
                     tiny.start(daemon)
-                self.assertIn(path, str(caught.exception))
+                self.assertIn(word, str(caught.exception))
 
     def test_bad_run_directory(self):
         daemon = self.new()
