@@ -11,14 +11,15 @@ What is timed, and by whom:
                               <------------------'
                               '------------- LOAD ----------------------> running: 1st instruction
                               '------------- IDENTITY -----------------------------------> made unique
-                              answered <-------------------------------------------------'
-                              synced <---------------------------------- sf_clone() has returned: sf_sync(a byte)
+                            answered <---------------------------------------------------'
+                                                                        returned: sf_clone() is over, a byte on the console
 
-All are stamps of CLOCK_MONOTONIC of the host, by QEMU (at, pause, running) and sfvmmd (the others).
+All are stamps of the host's clock: by QEMU (at, pause, running), by sfvmmd (called, answered), and the time of the last
+change of the console's log (returned; coarse, the kernel may be a tick of 4 ms behind).
     fork.pause    pause, of a guest that has just written to every page of its RAM; the fork is undone in between (memory
                   folded and shared again), so that each is a first fork
     fork.first    at -> the last `running`
-    fork.return   called -> the last `synced`: the program in the last clone is known to run, because it has spoken
+    fork.return   called -> the last `returned`
     fork.answer   called -> the last `answered`
     fork.cpu_per_clone  CPU time, from the order until the last clone runs, of sfvmmd, of the parent's QEMU and of all
                   clones' QEMUs without their vCPU threads, over the number of clones. The first clones run meanwhile, and
@@ -48,7 +49,7 @@ MIB = harness.MIB
 GIB_MIB = 1024
 NS_PER_MS = 1e6
 COUNTS = (1, 8, 32)
-LOOK = 0.1                      # seconds between two looks at a fork: each costs sfvmmd CPU time that the fork needs
+LOOK = 0.05                     # seconds between two looks at a fork, which cost CPU time that the fork needs
 IDLE_SECONDS = 5                # a clone's idle time before its memory is looked at
 KVM_CLONES = 4
 BARS_SIZES = ("1g", "4g")       # of RAM, that have a bar
@@ -110,24 +111,31 @@ def stamps(ticket, name):
 
 
 def fork_inside(vm, count):
-    """A program of the guest forks it; returns the TICKET when sf_clone() has returned in every clone."""
+    """A program of the guest forks it. Returns the TICKET when sf_clone() has returned in every clone; its clones have
+    one stamp more, `returned`."""
     ready(vm)
     vm.begin("%s fork %d hold" % (FORKBENCH, count))
-
-    def synced():
-        for ticket in vm.daemon.call("ticket.list")["tickets"]:
-            if ticket["vm"] == vm.name and ticket["clones"]:
-                check(ticket)
-                return ticket if all(stamps(ticket, "synced")) else None
     end = time.monotonic() + harness.LONG
-    while True:
+    ticket, logs = None, {}
+    while len(logs) < count:
         time.sleep(LOOK)
-        ticket = synced()
-        if ticket:
-            break
+        if not ticket:
+            ticket = next((t for t in vm.daemon.call("ticket.list")["tickets"]
+                           if t["vm"] == vm.name and t["clones"]), None)
+        for clone in ticket["clones"] if ticket else []:
+            with contextlib.suppress(OSError):          # not placed yet
+                log = os.stat(os.path.join(vm.daemon.run, "vm", clone["vm"], "console.log"))
+                if log.st_size:
+                    logs[clone["id"]] = log.st_mtime_ns
         if time.monotonic() > end:
+            check(ticket or {"clones": []})
             raise AssertionError("sf_clone() has not returned in %d clones within %.0f s; the guest says: %r" %
                                  (count, harness.LONG, vm.console.text()[-500:]))
+    realtime = time.time_ns() - time.monotonic_ns()
+    ticket = vm.daemon.call("ticket.status", ticket=ticket["ticket"])["ticket"]
+    check(ticket)
+    for clone in ticket["clones"]:
+        clone["returned"] = logs[clone["id"]] - realtime
     if ticket["granted"] != count:
         raise RuntimeError("%d clones granted of %d" % (ticket["granted"], count))
     vm.daemon.call("kill", ticket=ticket["ticket"])
@@ -198,7 +206,7 @@ def measure_warm(figures, quick):
             if count in COUNTS:
                 figures.add("fork.first.%d" % count, "ms", [last(t, "running", "at") for t in tickets])
                 figures.add("fork.answer.%d.warm" % count, "ms", [last(t, "answered", "called") for t in tickets])
-            figures.add("fork.return.%d.warm" % count, "ms", [last(t, "synced", "called") for t in tickets])
+            figures.add("fork.return.%d.warm" % count, "ms", [last(t, "returned", "called") for t in tickets])
         figures.add("fork.cpu_per_clone", "ms",
                     run.repeat("cpu", 2 if quick else 10, lambda: cpu_per_clone(vm, max(COUNTS))))
         measure_idle(figures, vm, quick)
@@ -247,7 +255,7 @@ def measure_cold(figures, quick):
             if quick and count not in COUNTS:
                 continue
             tickets = run.repeat("cold %d" % count, 2 if quick else turns.get(count, 4), lambda: fork_inside(vm, count))
-            figures.add("fork.return.%d.cold" % count, "ms", [last(t, "synced", "called") for t in tickets])
+            figures.add("fork.return.%d.cold" % count, "ms", [last(t, "returned", "called") for t in tickets])
 
 
 def measure_kvm(figures, quick):
