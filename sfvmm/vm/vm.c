@@ -17,8 +17,8 @@
  *
  * vm.json holds what an adoption needs. It is written (tmp file, rename) whenever a step is complete: after start,
  * snapshot, load, commit. A process that sfvmmd left in the middle of a load is marked by the file "loading" and killed
- * at the adoption; the middle of a snapshot is harmless (an overlay that never got into the graph); of the middle of a
- * commit see vm_settle.c.
+ * at the adoption; after the middle of a snapshot QEMU is asked whether its overlays got into the graph; of the middle
+ * of a commit see vm_settle.c.
  *
  * Main thread only.
  */
@@ -43,7 +43,6 @@
 #define RETRY_MS_FIRST  50u
 #define RETRY_MS_MAX    5000u
 #define GUEST_RETRY_MS  500u
-#define GATE_MS         200u      /* a loaded clone waits no longer for the loads of others */
 #define CLEAN_MS        2000u     /* after a load: descriptors that it has left in QEMU go */
 #define LOG_BYTES_MAX   (8 << 20) /* a log that is longer begins anew */
 #define LOG_SECONDS     5         /* between two looks at the logs */
@@ -425,7 +424,11 @@ void sf_vm_keep_writes(SfVm *vm)
         const SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
         const SfDiskConfig *config = g_ptr_array_index(vm->config->disks, i);
         if (disk->chain && !config->ephemeral) {
-            sf_late_commits_add(vm->late_commits, vm->name, sf_disk_chain_copy(disk->chain));
+            SfDiskChain *chain = sf_disk_chain_copy(disk->chain);
+            if (disk->overlay) { /* of a snapshot that was perhaps made; if not, it is empty */
+                g_ptr_array_add(chain->layers, sf_disk_layer_ref(disk->overlay));
+            }
+            sf_late_commits_add(vm->late_commits, vm->name, chain);
         }
     }
 }
@@ -647,16 +650,91 @@ static void on_channel_event(SfQcMessage *message, gpointer owner)
         return;
     }
     vm->running = TRUE;
+    sf_vm_gate_running(vm);
     g_signal_emit(vm, signals[SIGNAL_RUNNING], 0, (guint64)running.at);
 }
 
 static const SfQemuChannelHandlers channel_handlers = { on_channel_event, on_connection_closed };
 
+/* ---- overlays in doubt: sfvmmd ended, or the channel was lost, while QEMU made a snapshot ---- */
+
+typedef struct {
+    SfVm *vm;
+    guint disk;
+} Doubt;
+
+static void on_doubt_cleared(const GError *error, gpointer data)
+{
+    g_autofree Doubt *doubt = data;
+    g_autoptr(SfVm) vm = doubt->vm;
+
+    if (--vm->doubts == 0) {
+        connect_end(vm, NULL);
+    }
+}
+
+/* QEMU deletes no node that is in use: a refusal says that the snapshot was made, and the overlay is the top. */
+static void on_doubted_deleted(JsonNode *result, const GError *error, gpointer data)
+{
+    Doubt *doubt = data;
+    SfVm *vm = doubt->vm;
+    SfVmDisk *disk = doubt->disk < vm->disks->len ? g_ptr_array_index(vm->disks, doubt->disk) : NULL;
+    gboolean lost = error && !g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED);
+    SfQmpBatch *batch;
+
+    if (!disk || !vm->qmp || lost) {
+        on_doubt_cleared(error, doubt); /* asked again when it is connected again */
+        return;
+    }
+    batch = sf_qmp_batch_new(vm->qmp);
+    if (error && !strstr(error->message, "Failed to find node")) {
+        g_message("VM %s: a snapshot was made that nobody has; its overlay of %s stays", vm->name, disk->chain->id);
+        sf_vm_disk_overlay_done(disk, batch);
+    } else {
+        sf_vm_disk_overlay_undo(disk, batch); /* deletes the node again, which fails and does no harm */
+    }
+    sf_vm_save(vm, NULL);
+    sf_qmp_batch_run(batch, on_doubt_cleared, doubt);
+}
+
+static gboolean any_in_doubt(SfVm *vm)
+{
+    for (guint i = 0; i < vm->disks->len; i++) {
+        const SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
+        if (disk->chain && disk->overlay) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/* TRUE if there are some; then connect_end() follows when they are sorted out. */
+static gboolean sort_out_overlays(SfVm *vm)
+{
+    gboolean ask = vm->doubts == 0 && !vm->snapshot_task;
+
+    for (guint i = 0; ask && i < vm->disks->len; i++) {
+        SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
+        if (disk->chain && disk->overlay) {
+            JsonObject *args = json_object_new();
+            Doubt *doubt = g_new0(Doubt, 1);
+            vm->doubts++;
+            doubt->vm = g_object_ref(vm);
+            doubt->disk = i;
+            json_object_set_string_member(args, "node-name", disk->overlay_node);
+            sf_qmp_execute(vm->qmp, "blockdev-del", args, -1, on_doubted_deleted, doubt);
+        }
+    }
+    return vm->doubts > 0;
+}
+
 static void connect_review(SfVm *vm)
 {
     if (vm->greeted && vm->attached) {
         vm->retry_ms = RETRY_MS_FIRST;
-        connect_end(vm, NULL);
+        if (!sort_out_overlays(vm)) {
+            connect_end(vm, NULL);
+        }
     }
 }
 
@@ -747,6 +825,7 @@ static void attach_channel(SfVm *vm, int pair[2])
     json_object_set_string_member(attach, "fd", "sf");
     sf_qmp_batch_add(batch, "sf-attach", attach, -1);
     sf_qmp_batch_run(batch, on_attached, g_object_ref(vm));
+    sf_vm_gate_learn(vm);
 
     vm->channel = sf_qemu_channel_new(pair[0], &channel_handlers, vm);
     sf_qemu_channel_request(vm->channel, SF_QC_HELLO, sf_qc_request_hello(sf_qemu_channel_serial(vm->channel)), NULL, 0,
@@ -988,9 +1067,14 @@ static void on_snapshot_reply(SfQcMessage *message, const GError *error, gpointe
     int fds[SF_QC_MAX_FDS];
     guint n;
 
-    if (error) {
-        snapshot_fail(vm, error,
-                      g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED) ? SF_VM_ERROR_REFUSED : SF_VM_ERROR_FAILED);
+    if (error && g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED)) {
+        snapshot_fail(vm, error, SF_VM_ERROR_REFUSED);
+        return;
+    }
+    if (error) { /* no reply: whether it was made is sorted out when QEMU is connected again */
+        op->error = g_error_new(SF_VM_ERROR, vm->gone ? SF_VM_ERROR_GONE : SF_VM_ERROR_FAILED, "VM %s: snapshot: %s",
+                                vm->name, error->message);
+        snapshot_end(vm);
         return;
     }
     n = sf_qc_message_steal_fds(message, fds);
@@ -1011,6 +1095,7 @@ static void on_overlays_added(const GError *error, gpointer data)
         snapshot_fail(vm, failure, SF_VM_ERROR_FAILED);
         return;
     }
+    sf_vm_save(vm, NULL); /* with the overlays: a killed sfvmmd does not learn whether QEMU has taken them */
     packet = sf_qc_request_snapshot(sf_qemu_channel_serial(vm->channel), flags, op->disks, op->n_disks);
     sf_qemu_channel_request(vm->channel, SF_QC_SNAPSHOT, packet, NULL, 0, on_snapshot_reply, g_object_ref(vm));
 }
@@ -1045,6 +1130,13 @@ void sf_vm_snapshot_begin(SfVm *vm)
         fail_gone(vm, vm->snapshot_task);
         g_clear_object(&vm->snapshot_task);
         snapshot_next(vm);
+        return;
+    }
+    if (any_in_doubt(vm)) { /* the reply to an earlier snapshot was lost; its overlays must not be undone here */
+        op->error = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                "VM %s: an earlier snapshot is being sorted out; try again", vm->name);
+        snapshot_end(vm);
+        sort_out_overlays(vm);
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);
@@ -1091,16 +1183,6 @@ SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **fr
 }
 
 /* ---- load ---- */
-
-/*
- * The gate. A clone that runs takes CPU time from the loads of its siblings: of 32 on two CPUs the last began to run
- * after 770 ms. So a clone that is loaded waits, paused, until no load is under way, at most GATE_MS.
- */
-static struct {
-    guint loading;  /* loads under way, of all VMs */
-    GQueue waiting; /* of SfVm, loaded and to be resumed */
-    guint timer;
-} gate = { .waiting = G_QUEUE_INIT };
 
 typedef struct {
     SfSnapshot *snapshot;
@@ -1174,31 +1256,10 @@ static void on_resumed(JsonNode *result, const GError *error, gpointer data)
     }
 }
 
-static void gate_open(void)
+void sf_vm_resume_loaded(SfVm *vm)
 {
-    SfVm *vm;
-
-    g_clear_handle_id(&gate.timer, g_source_remove);
-    while ((vm = g_queue_pop_head(&gate.waiting))) {
-        if (vm->qmp) {
-            sf_qmp_execute(vm->qmp, "cont", NULL, -1, on_resumed, g_object_ref(vm));
-        }
-        g_object_unref(vm);
-    }
-}
-
-static gboolean on_gate_time(gpointer data)
-{
-    gate.timer = 0;
-    gate_open();
-    return G_SOURCE_REMOVE;
-}
-
-static void gate_wait(SfVm *vm)
-{
-    g_queue_push_tail(&gate.waiting, g_object_ref(vm));
-    if (!gate.timer) {
-        gate.timer = g_timeout_add(GATE_MS, on_gate_time, NULL);
+    if (vm->qmp) {
+        sf_qmp_execute(vm->qmp, "cont", NULL, -1, on_resumed, g_object_ref(vm));
     }
 }
 
@@ -1206,9 +1267,7 @@ static void load_end(SfVm *vm, GError *error)
 {
     GTask *task = g_steal_pointer(&vm->load_task);
 
-    if (--gate.loading == 0) {
-        gate_open();
-    }
+    sf_vm_gate_leave();
     if (error) {
         g_prefix_error(&error, "VM %s: load: ", vm->name);
         g_task_return_error(task, error);
@@ -1243,7 +1302,7 @@ static void on_load_reply(SfQcMessage *message, const GError *error, gpointer da
     sf_vm_save(vm, NULL);
     vm->guest_hello_held = FALSE;
     if (op->gated) {
-        gate_wait(vm);
+        sf_vm_gate_wait(vm);
     } else {
         load_complete(vm);
     }
@@ -1254,7 +1313,7 @@ static void on_load_disks(const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
     LoadOp *op = g_task_get_task_data(vm->load_task);
-    gboolean at_once = op->resume && gate.loading == 1;
+    gboolean at_once = op->resume && sf_vm_gate_is_alone();
     int fds[SF_QC_MAX_FDS];
     guint n = 0;
     g_autoptr(GBytes) payload = NULL;
@@ -1324,7 +1383,7 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
         return;
     }
     vm->load_task = task;
-    gate.loading++;
+    sf_vm_gate_enter();
     mark_loading(vm, TRUE);
     batch = sf_qmp_batch_new(vm->qmp);
     for (guint i = 0; i < vm->disks->len && !error; i++) {
@@ -1419,6 +1478,7 @@ static void sf_vm_finalize(GObject *object)
     g_clear_pointer(&vm->base, sf_ram_base_unref);
     g_ptr_array_unref(vm->chains);
     g_ptr_array_unref(vm->disks);
+    g_array_unref(vm->vcpu_threads);
     g_clear_pointer(&vm->config, sf_vm_config_unref);
     g_free(vm->snapshot_id);
     g_free(vm->shutdown_reason);
@@ -1435,6 +1495,7 @@ static void sf_vm_init(SfVm *vm)
     vm->retry_ms = RETRY_MS_FIRST;
     vm->disks = g_ptr_array_new_with_free_func((GDestroyNotify)sf_vm_disk_free);
     vm->chains = g_ptr_array_new();
+    vm->vcpu_threads = g_array_new(FALSE, FALSE, sizeof(pid_t));
 }
 
 static void sf_vm_class_init(SfVmClass *class)

@@ -90,7 +90,7 @@ JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
     if (disk->commit_to != G_MAXUINT) {
         json_object_set_int_member(object, "commit_to", disk->commit_to);
     }
-    if (!disk->chain && disk->overlay) {
+    if (disk->overlay) {
         json_object_set_string_member(object, "overlay", disk->overlay->path);
         json_object_set_string_member(object, "overlay_node", disk->overlay_node);
     }

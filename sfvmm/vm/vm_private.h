@@ -66,6 +66,9 @@ struct _SfVm {
     GPtrArray *disks;  /* of SfVmDisk */
     GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
+    GArray *vcpu_threads; /* of pid_t, as QEMU says */
+    gboolean passed_gate; /* a loaded clone has executed its first instruction */
+    guint doubts; /* overlays that QEMU is being asked about */
     GTask *snapshot_task;
     GQueue snapshot_queue; /* of GTask: snapshots asked for while one is being made */
     GTask *load_task;
@@ -95,6 +98,15 @@ SfVm *sf_vm_restore(const SfLauncherOptions *options, const char *name, GError *
 
 /* A GTask's end for a VM that has gone, or whose channel is not there: TRUE if it has been ended so. */
 gboolean sf_vm_refuse(SfVm *vm, GTask *task);
+
+/* vm_gate.c: clones of one fork start together. enter() and leave() enclose a load; wait() before leave(). */
+void sf_vm_gate_learn(SfVm *vm); /* on each connection */
+void sf_vm_gate_enter(void);
+gboolean sf_vm_gate_is_alone(void);
+void sf_vm_gate_wait(SfVm *vm);
+void sf_vm_gate_leave(void);
+void sf_vm_gate_running(SfVm *vm);
+void sf_vm_resume_loaded(SfVm *vm); /* in vm.c */
 
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
