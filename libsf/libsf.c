@@ -430,22 +430,27 @@ static void flush_output(void)
     }
 }
 
-void sf_exit(int status)
+/* Returns only if the host cannot be told. */
+static void end_clone(int status)
 {
     uint8_t argument[SF_GP_EXIT_LENGTH], reply[SF_GP_ERROR_LENGTH];
-    struct sf_gp_self me;
-    bool is_clone;
 
-    is_clone = self(&me) == 0 && me.id > 0;
-    if (is_clone) {
-        flush_output();
-        sf_gp_exit_pack(argument, &(struct sf_gp_exit){ .status = status });
-        if (ask(SF_GP_EXIT, argument, sizeof(argument), reply, sizeof(reply)) == 0) {
-            for (;;) {
-                pause(); /* the host ends this VM */
-            }
+    flush_output();
+    sf_gp_exit_pack(argument, &(struct sf_gp_exit){ .status = status });
+    if (ask(SF_GP_EXIT, argument, sizeof(argument), reply, sizeof(reply)) == 0) {
+        for (;;) {
+            pause(); /* the host ends this VM */
         }
-        fprintf(stderr, "sf_exit: %s\n", sf_error());
+    }
+    fprintf(stderr, "sf_exit: %s\n", sf_error());
+}
+
+void sf_exit(int status)
+{
+    struct sf_gp_self me;
+
+    if (self(&me) == 0 && me.id > 0) {
+        end_clone(status);
     }
     exit(status);
 }
@@ -455,7 +460,8 @@ int sf_exit_with(int status, const void *data, size_t length)
     if (sf_sync(data, length) < 0) {
         return -1;
     }
-    sf_exit(status);
+    end_clone(status); /* only a clone's data is taken */
+    exit(status);
 }
 
 /* ---- the parent's side ---- */
