@@ -284,6 +284,7 @@ SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family)
     g_signal_connect(vm, "exited", G_CALLBACK(on_vm_exited), hvm);
     g_signal_connect(vm, "guest-message", G_CALLBACK(on_guest_message), hvm);
     g_signal_connect(vm, "guest-connected", G_CALLBACK(on_guest_connected), hvm);
+    sf_vm_guest_greet(vm);
     return hvm;
 }
 

@@ -916,6 +916,16 @@ static void connect_guest(SfVm *vm)
     }
 }
 
+void sf_vm_guest_greet(SfVm *vm)
+{
+    if (vm->guest_hello_held && vm->role != SF_VM_SHELL) {
+        vm->guest_hello_held = FALSE;
+        if (vm->guest) {
+            sf_guest_channel_hello(vm->guest);
+        }
+    }
+}
+
 gboolean sf_vm_guest_send(SfVm *vm, guint8 type, guint32 request, const void *payload, gsize length, GError **error)
 {
     if (vm->gone || !vm->guest) {
@@ -942,7 +952,7 @@ void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data)
 {
     vm->connect_task = g_task_new(vm, NULL, callback, data);
     vm->connect_timer = g_timeout_add_seconds(CONNECT_SECONDS, on_connect_timeout, vm);
-    vm->guest_hello_held = vm->role == SF_VM_SHELL;
+    vm->guest_hello_held = TRUE;
     connect_guest(vm);
     vm_connect(vm);
 }

@@ -99,6 +99,12 @@ gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error);
 void sf_vm_check_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 char *sf_vm_check_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
+/*
+ * Begin to talk to the guest's agent. Not done by itself: an agent answers with the requests that wait, and after an
+ * adoption these must find somebody who listens to "guest-message".
+ */
+void sf_vm_guest_greet(SfVm *vm);
+
 /* To the guest's agent. Queued (bounded) until the port is connected; lost when the VM ends. payload may be NULL. */
 gboolean sf_vm_guest_send(SfVm *vm, guint8 type, guint32 request, const void *payload, gsize length, GError **error);
 

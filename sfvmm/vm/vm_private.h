@@ -54,7 +54,7 @@ struct _SfVm {
     guint retry_ms;
 
     SfGuestChannel *guest;
-    gboolean guest_hello_held; /* a shell's agent port is greeted when it is loaded */
+    gboolean guest_hello_held; /* until sf_vm_guest_greet(); a shell's agent port is greeted when it is loaded */
     guint guest_timer;
     guint clean_timer;
     guint log_timer;
