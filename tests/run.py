@@ -17,6 +17,7 @@ a CI run always ends with a report. Exit status: 0 only if something passed and 
 """
 import argparse
 import concurrent.futures
+import fcntl
 import glob
 import json
 import os
@@ -26,8 +27,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
@@ -378,9 +381,30 @@ def chosen_groups(fast, patterns):
 
 
 def run_group(group, report, patterns, deadline):
+    def run_job(job):
+        try:
+            job.run(report, patterns, deadline)
+        except Exception:
+            report.add(job.name, "fail", traceback.format_exc())
+
     with concurrent.futures.ThreadPoolExecutor(group.jobs) as pool:
-        for future in [pool.submit(job.run, report, patterns, deadline) for job in group.all_jobs()]:
-            future.result()
+        list(pool.map(run_job, group.all_jobs()))
+
+
+def log_folder():
+    """An empty folder for the logs: SF_TEST_LOGS, or one beside it while another run writes there. Returns it and what
+    keeps it ours."""
+    logs = os.environ.get("SF_TEST_LOGS") or os.path.join(ROOT, "build", "test-logs")
+    os.makedirs(os.path.dirname(logs), exist_ok=True)
+    lock = open(logs + ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logs = tempfile.mkdtemp(prefix="test-logs-", dir=os.path.dirname(logs))
+        print("another run writes the usual logs; these go to " + logs, flush=True)
+    shutil.rmtree(logs, ignore_errors=True)
+    os.environ["SF_TEST_LOGS"] = logs
+    return logs, lock
 
 
 def main():
@@ -402,12 +426,12 @@ def main():
                     print(name)
         return 0
 
-    logs = os.environ.setdefault("SF_TEST_LOGS", os.path.join(ROOT, "build", "test-logs"))
-    shutil.rmtree(logs, ignore_errors=True)
+    logs, lock = log_folder()
     report = Report(logs)
     deadline = time.monotonic() + RUN_BOUND
     for group in groups:
         run_group(group, report, options.patterns, deadline)
+    lock.close()
     return report.summary()
 
 
