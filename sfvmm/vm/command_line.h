@@ -22,8 +22,8 @@ typedef struct {
 
 /*
  * argv, ends in NULL. blockdevs: JSON texts for -blockdev; top_nodes: names of the node of each disk (vm_disk.h).
- * disk_fds: of int, in the order of fdsets from SF_FDSET_DISK_FIRST. config is resolved: cpu is set, accel is "kvm" or "tcg", disks
- * have sizes.
+ * disk_fds: of int, in the order of fdsets from SF_FDSET_DISK_FIRST. config is resolved: cpu is set, accel is "kvm" or
+ * "tcg", disks have sizes.
  */
 GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *name, SfVmRole role,
                                const SfVmConfig *config, const SfCommandLineFds *fds, const GPtrArray *blockdevs,

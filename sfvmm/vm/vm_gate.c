@@ -32,6 +32,18 @@ static struct {
 
 /* ---- priorities ---- */
 
+/* What QEMU says are its threads is believed only if the kernel says so too. */
+static void set_priority(SfVm *vm, int nice_value)
+{
+    for (guint i = 0; i < vm->vcpu_threads->len && !vm->gone; i++) {
+        pid_t thread = g_array_index(vm->vcpu_threads, pid_t, i);
+        g_autofree char *path = g_strdup_printf("/proc/%d/task/%d", vm->pid, thread);
+        if (thread > 0 && access(path, F_OK) == 0) {
+            setpriority(PRIO_PROCESS, thread, nice_value);
+        }
+    }
+}
+
 static void on_vcpus(JsonNode *result, const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
@@ -45,24 +57,15 @@ static void on_vcpus(JsonNode *result, const GError *error, gpointer data)
         pid_t thread = id && json_node_get_value_type(id) == G_TYPE_INT64 ? json_node_get_int(id) : 0;
         g_array_append_val(vm->vcpu_threads, thread);
     }
+    if (!g_queue_find(&gate.low, vm)) {
+        set_priority(vm, 0); /* an sfvmmd that was killed may have left it low */
+    }
 }
 
 void sf_vm_gate_learn(SfVm *vm)
 {
     if (geteuid() == 0) {
         sf_qmp_execute(vm->qmp, "query-cpus-fast", NULL, -1, on_vcpus, g_object_ref(vm));
-    }
-}
-
-/* What QEMU says are its threads is believed only if the kernel says so too. */
-static void set_priority(SfVm *vm, int nice_value)
-{
-    for (guint i = 0; i < vm->vcpu_threads->len && !vm->gone; i++) {
-        pid_t thread = g_array_index(vm->vcpu_threads, pid_t, i);
-        g_autofree char *path = g_strdup_printf("/proc/%d/task/%d", vm->pid, thread);
-        if (thread > 0 && access(path, F_OK) == 0) {
-            setpriority(PRIO_PROCESS, thread, nice_value);
-        }
     }
 }
 
