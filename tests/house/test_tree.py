@@ -17,7 +17,9 @@ LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b")
 
 
 def tracked():
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
+    # The checkout may belong to another user than the one that tests it.
+    listed = subprocess.run(["git", "-c", "safe.directory=" + ROOT, "-C", ROOT, "ls-files"], capture_output=True,
+                            text=True)
     if listed.returncode != 0:
         raise unittest.SkipTest("no git checkout: " + listed.stderr.strip())
     return [name for name in listed.stdout.splitlines() if os.path.isfile(os.path.join(ROOT, name))]
