@@ -325,6 +325,16 @@ static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, G
            (!config->initrd || open_boot_file(op, config->initrd, &fds->initrd, error));
 }
 
+/* On record before the program runs: a sfvmmd that is killed now finds the process again. */
+static void on_forked(pid_t pid, gpointer data)
+{
+    SfVm *vm = data;
+
+    vm->pid = pid;
+    vm->start_time = sf_process_start_time(pid);
+    sf_vm_save(vm, NULL);
+}
+
 static gboolean start_process(StartOp *op, int directory, GError **error)
 {
     const SfLauncherOptions *options = &op->launcher->options;
@@ -332,7 +342,8 @@ static gboolean start_process(StartOp *op, int directory, GError **error)
     g_autoptr(GPtrArray) top_nodes = g_ptr_array_new();
     g_autoptr(GPtrArray) argv = NULL;
     SfCommandLineFds fds;
-    SfProcessOptions process = { .program = options->qemu, .fds = op->fds, .uid = options->uid, .gid = options->gid };
+    SfProcessOptions process = { .program = options->qemu, .fds = op->fds, .uid = options->uid, .gid = options->gid,
+                                 .forked = on_forked, .data = op->vm };
     pid_t pid;
     int pidfd;
     gboolean ok;
@@ -346,8 +357,7 @@ static gboolean start_process(StartOp *op, int directory, GError **error)
     ok = sf_process_start(&process, &pid, &pidfd, error);
     close(process.log);
     if (ok) {
-        sf_vm_set_process(op->vm, pid, sf_process_start_time(pid), pidfd);
-        sf_vm_save(op->vm, NULL);
+        sf_vm_set_process(op->vm, pid, op->vm->start_time, pidfd);
     }
     return ok;
 }

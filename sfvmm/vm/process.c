@@ -6,6 +6,9 @@
  * failure through a pipe that closes at the exec. It execs an open descriptor: a QEMU built in a place that the
  * unprivileged user can't reach (a home directory's cache) runs all the same.
  *
+ * The child waits at a gate, a pipe, until its pid is on record: killed in between, sfvmmd leaves no QEMU that nobody
+ * knows of.
+ *
  * A child of ours must be reaped; a QEMU that we found again after a restart is nobody's child any more (or init's).
  * Both are watched through a pidfd, which is readable once the process has ended.
  */
@@ -99,10 +102,26 @@ static int child_drop_privileges(uid_t uid, gid_t gid)
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-G_NORETURN static void child_run(const SfProcessOptions *options, int program, int report)
+/* End of file: sfvmmd has died. */
+static void child_wait(const int *gate)
+{
+    char byte;
+    ssize_t n;
+
+    close(gate[1]);
+    do {
+        n = read(gate[0], &byte, sizeof(byte));
+    } while (n < 0 && errno == EINTR);
+    if (n != sizeof(byte)) {
+        _exit(127);
+    }
+}
+
+G_NORETURN static void child_run(const SfProcessOptions *options, int program, int report, const int *gate)
 {
     sigset_t none;
 
+    child_wait(gate);
     sigemptyset(&none);
     for (int i = 1; i < NSIG; i++) {
         signal(i, SIG_DFL);
@@ -132,7 +151,7 @@ G_NORETURN static void child_run(const SfProcessOptions *options, int program, i
 gboolean sf_process_start(const SfProcessOptions *options, pid_t *pid, int *pidfd, GError **error)
 {
     struct failure failure;
-    int report[2];
+    int report[2], gate[2];
     int program = open(options->program, O_PATH | O_CLOEXEC);
     ssize_t n;
 
@@ -144,13 +163,27 @@ gboolean sf_process_start(const SfProcessOptions *options, pid_t *pid, int *pidf
         }
         return FALSE;
     }
+    if (pipe2(gate, O_CLOEXEC) < 0) {
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "%s: no pipe: %s", options->program,
+                    g_strerror(errno));
+        close(program);
+        close(report[0]);
+        close(report[1]);
+        return FALSE;
+    }
     *pid = fork();
     if (*pid == 0) {
-        child_run(options, program, report[1]);
+        child_run(options, program, report[1], gate);
     }
     failure.error = errno;
     close(program);
     close(report[1]);
+    close(gate[0]);
+    if (*pid > 0 && options->forked) {
+        options->forked(*pid, options->data);
+    }
+    n = *pid > 0 ? write(gate[1], "", 1) : 0; /* a child that has been killed meanwhile shows below */
+    close(gate[1]);
     if (*pid < 0) {
         close(report[0]);
         g_set_error(error, G_IO_ERROR, g_io_error_from_errno(failure.error), "no new process: %s",

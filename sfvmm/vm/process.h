@@ -15,6 +15,9 @@ typedef struct {
     int log;             /* becomes stdout and stderr */
     uid_t uid;
     gid_t gid; /* uid and gid are changed only when we are root */
+    /* Called when the pid is known; the program runs only after it has returned, never if we die before. May be NULL. */
+    void (*forked)(pid_t pid, gpointer data);
+    gpointer data;
 } SfProcessOptions;
 
 #define SF_PROCESS_FIRST_FD 3
