@@ -24,12 +24,15 @@
 
 #define STALL_MS       3000
 #define PIECE          4096
+#define HELLO_WAITS    10               /* times STALL_MS */
 #define SYNC_DATA      8                /* bytes of a result */
 #define UNKNOWN_TICKET 0x0123456789abcdefull
 
 static int port;
 static uint64_t written, answers, errors, state;
-static int stalled;
+static int stalled, greeted;
+static uint32_t hello_request;
+static uint8_t hello[SF_GP_HELLO_LENGTH];
 static struct sf_frame_decoder decoder;
 
 static uint32_t next_random(void)
@@ -49,8 +52,14 @@ static void take_answers(void)
         struct sf_gp_header header;
 
         while (sf_frame_decoder_next(&decoder, &data, &length, &header, &payload)) {
-            answers++;
-            errors += header.type == SF_GP_ERROR;
+            if (header.type == SF_GP_HELLO && header.length == SF_GP_HELLO_LENGTH) {
+                hello_request = header.request;
+                memcpy(hello, payload, sizeof(hello));
+                greeted = 1;
+            } else {
+                answers++;
+                errors += header.type == SF_GP_ERROR;
+            }
         }
     }
 }
@@ -83,6 +92,18 @@ static void frame(uint8_t type, uint32_t request, const void *payload, size_t le
     static uint8_t buffer[SF_FRAME_MAX_ENCODED];
 
     put(buffer, sf_frame_encode(buffer, sizeof(buffer), type, request, payload, length), read_answers);
+}
+
+/* Be taken for an agent: the host speaks first, and hears nobody who has not answered. */
+static void greet(void)
+{
+    for (int waits = 0; !greeted && waits < HELLO_WAITS; waits++) {
+        struct pollfd wait = { .fd = port, .events = POLLIN };
+
+        poll(&wait, 1, STALL_MS);
+        take_answers();
+    }
+    frame(SF_GP_HELLO | SF_GP_REPLY, hello_request, hello, sizeof(hello), 1);
 }
 
 static void noise(uint64_t bytes)
@@ -179,10 +200,13 @@ int main(int argc, char **argv)
     if (strcmp(mode, "noise") == 0) {
         noise(amount);
     } else if (strcmp(mode, "frames") == 0) {
+        greet();
         frames(amount);
     } else if (strcmp(mode, "absurd") == 0) {
+        greet();
         absurd();
     } else if (strcmp(mode, "flood") == 0) {
+        greet();
         flood(amount);
     } else if (strcmp(mode, "huge") == 0) {
         huge(amount);
