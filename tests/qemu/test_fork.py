@@ -5,7 +5,7 @@ import struct
 import unittest
 
 import sfqemu
-from sfqemu import FROZEN, LAYERED, MIB, SHARED, SHARED_BASE
+from sfqemu import FROZEN, LAYERED, MIB, PAGE, SHARED, SHARED_BASE
 
 CLONES = 4
 
@@ -245,6 +245,39 @@ class Memory(sfqemu.TestCase):
             shell.channel.running()
             shell.lines()
             self.assertContinues((snapshot, delta)[i % 2], shell)
+
+    def test_scattered_delta(self):
+        """More extents than the kernel has mappings for one process."""
+        parent = self.vm(memory=768)
+        parent.lines()
+        parent.qmp.call("stop")
+        first = self.take(parent)
+        block = first.block("pc.ram")
+        delta = os.memfd_create("delta")
+        table = os.memfd_create("extents")
+        first.fds += [delta, table]
+        expected = bytearray(first.content("pc.ram"))
+        os.ftruncate(delta, block.length)
+        extents = []
+        for at in range(32 * MIB, block.length, 2 * PAGE):
+            # Some extents are longer, and worth a mapping.
+            length = 9 * PAGE if at % (64 * PAGE) == 0 else PAGE
+            if extents and at < sum(extents[-1]):
+                continue
+            data = struct.pack("<Q", at) * (length // 8)
+            os.pwrite(delta, data, at)
+            expected[at:at + length] = data
+            extents.append((at, length))
+        self.assertGreater(len(extents), 66000)
+        os.pwrite(table, b"".join(sfqemu.EXTENT.pack(*extent) for extent in extents), 0)
+        layer = sfqemu.Layer(delta, table, len(extents))
+        first.blocks[0] = block._replace(layers=[layer])
+        clone = self.vm(memory=768, paused=True)
+        clone.load(first, flags=0)
+        self.assertTrue(clone.memory() == bytes(expected), "memory of the clone")
+        # What was copied is private, and so part of the clone's own delta.
+        second = self.take(clone, below=first)
+        self.assertTrue(second.content("pc.ram") == bytes(expected), "memory of the clone's snapshot")
 
     def memfds(self, vm, name):
         directory = "/proc/%d/fd" % vm.process.pid
