@@ -478,15 +478,11 @@ def command_line(pid):
         return ""
 
 
-def resident(pid):
-    """{"private": bytes, "shared": bytes} of a process."""
-    total = collections.Counter()
+def anonymous(pid):
+    """Bytes of a process's own memory: heap, translated code, pages written in private mappings; not what lies in memfds,
+    of which only as much is resident as has been touched since it was mapped."""
     with open("/proc/%d/smaps_rollup" % pid) as file:
-        for line in file:
-            match = re.match(r"(Private|Shared)_\w+:\s+(\d+) kB", line)
-            if match:
-                total[match.group(1).lower()] += int(match.group(2)) * 1024
-    return total
+        return int(re.search(r"^Anonymous:\s+(\d+) kB", file.read(), re.M).group(1)) * 1024
 
 
 # ---------------------------------------------------------------- guests

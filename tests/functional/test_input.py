@@ -189,7 +189,7 @@ class ControlSocket(harness.Case):
         deaf = socket.socket(socket.AF_UNIX)
         deaf.connect(self.daemon.socket_path)
         deaf.settimeout(1)
-        before = sum(harness.resident(self.daemon.process.pid).values())
+        before = harness.anonymous(self.daemon.process.pid)
         sent = 0
         line = b"{\"id\":1,\"method\":\"daemon.status\"}\n" * 100
         try:
@@ -198,7 +198,7 @@ class ControlSocket(harness.Case):
         except (socket.timeout, BrokenPipeError, ConnectionResetError):
             pass
         self.assertTrue(self.daemon.call("vm.list")["vms"])
-        grown = sum(harness.resident(self.daemon.process.pid).values()) - before
+        grown = harness.anonymous(self.daemon.process.pid) - before
         deaf.close()
         self.assertLess(grown, 64 * harness.MIB, "memory kept for answers that nobody reads, %d bytes sent" % sent)
 
@@ -376,9 +376,9 @@ class HostileGuest(harness.Case):
         self.check()
 
     def test_flood(self):
-        before = sum(harness.resident(self.daemon.process.pid).values())
+        before = harness.anonymous(self.daemon.process.pid)
         self.garbage("flood", str(FLOOD))
-        grown = sum(harness.resident(self.daemon.process.pid).values()) - before
+        grown = harness.anonymous(self.daemon.process.pid) - before
         self.assertLess(grown, 64 * harness.MIB)
         self.check()
 
