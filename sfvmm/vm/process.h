@@ -15,7 +15,7 @@ typedef struct {
     int log;             /* becomes stdout and stderr */
     uid_t uid;
     gid_t gid; /* uid and gid are changed only when we are root */
-    /* Called when the pid is known; the program runs only after it has returned, never if we die before. May be NULL. */
+    /* Called when the pid is known; the program runs after it has returned, and never if we die before. Or NULL. */
     void (*forked)(pid_t pid, gpointer data);
     gpointer data;
 } SfProcessOptions;

@@ -479,8 +479,9 @@ def command_line(pid):
 
 
 def anonymous(pid):
-    """Bytes of a process's own memory: heap, translated code, pages written in private mappings; not what lies in memfds,
-    of which only as much is resident as has been touched since it was mapped."""
+    """Bytes of a process's own memory: heap, translated code, pages written in private mappings; not what lies in
+    memfds, of which only as much is resident as has been touched since it was mapped.
+    """
     with open("/proc/%d/smaps_rollup" % pid) as file:
         return int(re.search(r"^Anonymous:\s+(\d+) kB", file.read(), re.M).group(1)) * 1024
 
@@ -488,8 +489,8 @@ def anonymous(pid):
 # ---------------------------------------------------------------- guests
 
 class Console:
-    """A serial console. Up to the first send() it is read from its log; then through its socket, because QEMU logs a byte
-    twice that a full socket did not take. At its first send() the guest must be waiting for input.
+    """A serial console. Up to the first send() it is read from its log; then through its socket, because QEMU logs a
+    byte twice that a full socket did not take. At its first send() the guest must be waiting for input.
     """
 
     def __init__(self, vm):

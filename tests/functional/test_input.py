@@ -185,7 +185,7 @@ class ControlSocket(harness.Case):
                 peer.close()
 
     def test_subscriber_that_does_not_read(self):
-        """Requests without end and no answer read: the daemon takes no more, or hangs up; it does not grow endlessly."""
+        """Requests without end and no answer read: the daemon takes no more, or hangs up, but does not grow."""
         deaf = socket.socket(socket.AF_UNIX)
         deaf.connect(self.daemon.socket_path)
         deaf.settimeout(1)
@@ -237,7 +237,8 @@ class Start(harness.Case):
         self.refuses(daemon, "no-such-option")
 
     def test_bad_qemu(self):
-        for path, word in (("/no/such/qemu", "/no/such/qemu"), ("/bin/true", "QEMU ended"), ("/etc/passwd", "/etc/passwd")):
+        cases = (("/no/such/qemu", "/no/such/qemu"), ("/bin/true", "QEMU ended"), ("/etc/passwd", "/etc/passwd"))
+        for path, word in cases:
             with self.subTest(path):
                 daemon = self.new()
                 daemon.qemu_path = path
