@@ -673,7 +673,7 @@ SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket)
         .count = ticket->grant->granted,
         .parent = parent ? parent->vm : NULL,
         .pool = ticket->family->pool,
-        .with_agent = parent && sf_vm_has_agent(parent->vm),
+        .with_agent = parent && sf_vm_expects_agent(parent->vm),
         .directory = ticket->directory,
         .identify_seconds = host->config->identify_seconds,
     };

@@ -107,6 +107,11 @@ gboolean sf_vm_has_agent(SfVm *vm)
     return vm->guest && sf_guest_channel_is_connected(vm->guest);
 }
 
+gboolean sf_vm_expects_agent(SfVm *vm)
+{
+    return vm->agent_seen;
+}
+
 SfRamBase *sf_vm_ram_base(SfVm *vm)
 {
     if (!vm->base && vm->role != SF_VM_SHELL) {
@@ -210,6 +215,7 @@ static JsonObject *vm_to_json(SfVm *vm)
     json_object_set_string_member(object, "role", role_names[vm->role]);
     json_object_set_int_member(object, "pid", vm->pid);
     json_object_set_int_member(object, "start_time", vm->start_time);
+    json_object_set_boolean_member(object, "agent", vm->agent_seen);
     json_object_set_object_member(object, "config", sf_vm_config_to_json(vm->config));
     if (vm->snapshot_id) {
         json_object_set_string_member(object, "snapshot", vm->snapshot_id);
@@ -278,6 +284,7 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
     vm->snapshot_id = g_strdup(snapshot);
     vm->pid = json_object_get_int_member_with_default(object, "pid", 0);
     vm->start_time = json_object_get_int_member_with_default(object, "start_time", 0);
+    vm->agent_seen = json_object_get_boolean_member_with_default(object, "agent", FALSE);
     return restore_disks(vm, object, error) ? g_steal_pointer(&vm) : NULL;
 }
 
@@ -861,6 +868,12 @@ static void connect_guest(SfVm *vm);
 
 static void on_guest_connected(gpointer owner)
 {
+    SfVm *vm = owner;
+
+    if (!vm->agent_seen) {
+        vm->agent_seen = TRUE;
+        sf_vm_save(vm, NULL);
+    }
     g_signal_emit(owner, signals[SIGNAL_GUEST_CONNECTED], 0);
 }
 

@@ -52,6 +52,7 @@ const char *sf_vm_directory(SfVm *vm);
 gboolean sf_vm_is_running(SfVm *vm);
 gboolean sf_vm_is_gone(SfVm *vm);
 gboolean sf_vm_has_agent(SfVm *vm);  /* the agent has answered on this connection */
+gboolean sf_vm_expects_agent(SfVm *vm);           /* it has answered once, before a restart of sfvmmd counts too */
 SfRamBase *sf_vm_ram_base(SfVm *vm); /* of its family; for a clone that of its snapshot */
 /* What a clone was loaded from. NULL for a parent, and after adoption until it is set. */
 SfSnapshot *sf_vm_loaded_snapshot(SfVm *vm);

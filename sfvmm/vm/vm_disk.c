@@ -357,6 +357,12 @@ gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, 
         sf_disk_chain_free(chain);
         return TRUE;
     }
+    if (!disk->overlay) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED,
+                    "disk %s: the shell has no overlay for it; an sfvmmd of another version started it", chain->id);
+        sf_disk_chain_free(chain);
+        return FALSE;
+    }
     disk->chain = chain;
     disk->writable = n;
     for (guint i = 0; i < n; i++) {

@@ -42,6 +42,7 @@ struct _SfVm {
     gboolean gone;
     gboolean killed; /* by us: then the object holds itself until the end is told */
     gboolean running;
+    gboolean agent_seen; /* its agent has answered once, before a restart of sfvmmd counts too */
     char *shutdown_reason; /* of QEMU's SHUTDOWN event, or ours */
 
     SfQmp *qmp;
