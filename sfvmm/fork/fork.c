@@ -806,6 +806,18 @@ static void resume_clone(SfClone *clone, const char *why_not_placed)
     }
 }
 
+/*
+ * Loaded when sfvmmd ended, gone now, and never out in the open: its sf_clone() has not returned, or it has not run. It is
+ * placed again, and nobody can tell.
+ */
+static void forget_unseen(SfClone *clone)
+{
+    if (clone_is_alive(clone) && !clone->vm && !(clone->fork->with_agent ? clone->answered : clone->running)) {
+        clone->state = SF_GP_STATE_STARTING;
+        clone->loaded = clone->running = 0;
+    }
+}
+
 /* Nothing of the fork is left that its parent could not do again: to its guest, sf_clone() only takes longer. */
 static void fork_begin_again(SfFork *fork)
 {
@@ -826,6 +838,9 @@ void sf_fork_resume(SfFork *fork, SfRamBase *base)
 
     if (sf_fork_is_done(fork)) {
         return;
+    }
+    for (guint i = 0; i < fork->clones->len; i++) {
+        forget_unseen(g_ptr_array_index(fork->clones, i));
     }
     if (!taken || (!fork_restore_snapshot(fork, base, &error) && !fork_any_loaded(fork))) {
         fork_begin_again(fork);
