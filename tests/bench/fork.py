@@ -171,7 +171,7 @@ def touch(vm):
 
 def measure_pause(figures, quick):
     sizes = {"256m": 256, "512m": 512, "1g": GIB_MIB, "2g": 2 * GIB_MIB, "4g": 4 * GIB_MIB}
-    turns = {"1g": 15, "4g": 12}
+    turns = {"1g": 12, "4g": 10}
     for name, mib in sizes.items():
         if quick and name not in BARS_SIZES:
             continue
@@ -186,7 +186,7 @@ def measure_pause(figures, quick):
                 with forked(vm, 1, wait="resumed") as ticket:
                     descriptors.append(vm.daemon.call("descriptor", ticket=ticket["ticket"])["size"])
                     return ticket["fork"]
-            forks = run.repeat("pause " + name, 3 if quick else turns.get(name, 6), pause)
+            forks = run.repeat("pause " + name, 3 if quick else turns.get(name, 4), pause)
         figures.add("fork.pause." + name, "ms", [fork["pause_ns"] / NS_PER_MS for fork in forks])
         if name in BARS_SIZES:
             for part in ("stop", "device", "ram", "disk", "start"):
@@ -197,18 +197,18 @@ def measure_pause(figures, quick):
 
 
 def measure_warm(figures, quick):
-    turns = {1: 12, 8: 10, 32: 10}
+    turns = {1: 10, 8: 8, 32: 8}
     with daemon() as server, linux(server, memory=GIB_MIB * MIB, pool=max(COUNTS)) as vm:
         for count in (1, 2, 4, 8, 16, 32):
             if quick and count not in COUNTS:
                 continue
-            tickets = run.repeat("warm %d" % count, 2 if quick else turns.get(count, 4), lambda: fork_inside(vm, count))
+            tickets = run.repeat("warm %d" % count, 2 if quick else turns.get(count, 3), lambda: fork_inside(vm, count))
             if count in COUNTS:
                 figures.add("fork.first.%d" % count, "ms", [last(t, "running", "at") for t in tickets])
                 figures.add("fork.answer.%d.warm" % count, "ms", [last(t, "answered", "called") for t in tickets])
             figures.add("fork.return.%d.warm" % count, "ms", [last(t, "returned", "called") for t in tickets])
         figures.add("fork.cpu_per_clone", "ms",
-                    run.repeat("cpu", 2 if quick else 10, lambda: cpu_per_clone(vm, max(COUNTS))))
+                    run.repeat("cpu", 2 if quick else 6, lambda: cpu_per_clone(vm, max(COUNTS))))
         measure_idle(figures, vm, quick)
 
 
@@ -254,7 +254,7 @@ def measure_cold(figures, quick):
         for count in (1, 2, 4, 8, 16, 32):
             if quick and count not in COUNTS:
                 continue
-            tickets = run.repeat("cold %d" % count, 2 if quick else turns.get(count, 4), lambda: fork_inside(vm, count))
+            tickets = run.repeat("cold %d" % count, 2 if quick else turns.get(count, 3), lambda: fork_inside(vm, count))
             figures.add("fork.return.%d.cold" % count, "ms", [last(t, "returned", "called") for t in tickets])
 
 
@@ -271,7 +271,7 @@ def measure_kvm(figures, quick):
                 ticket = server.call("ticket.status", ticket=ticket["ticket"])["ticket"]     # now with all stamps
                 return ([process.private_bytes(clone.pid) / MIB for clone in server.clones(ticket)],
                         ticket["fork"]["pause_ns"] / NS_PER_MS, last(ticket, "running", "at"))
-        forks = run.repeat("kvm", 1 if quick else 4, idle)
+        forks = run.repeat("kvm", 1 if quick else 3, idle)
         vm.stop()
     figures.add("fork.private.kvm", "MiB", [one for private, _, _ in forks for one in private])
     figures.add("fork.pause.kvm", "ms", [pause for _, pause, _ in forks])
@@ -301,7 +301,7 @@ def measure_overhead(figures, quick):
             def run_clone():
                 ready(parent)
                 return rounds(parent.shell("%s fork 1 %s" % (FORKBENCH, command)), "clone 1 ")
-            pairs = run.repeat("overhead " + name, 2 if quick else 7, lambda: (run_plain(), run_clone(), run_plain()))
+            pairs = run.repeat("overhead " + name, 2 if quick else 5, lambda: (run_plain(), run_clone(), run_plain()))
             figures.add("fork.overhead." + name, "ratio",
                         [clone / statistics.mean((before, after)) for before, clone, after in pairs])
             figures.add("fork.overhead.%s.clone" % name, "ms", [clone for _, clone, _ in pairs])
@@ -311,7 +311,7 @@ def measure_overhead(figures, quick):
 def measure_stock(figures, quick):
     template = stock.Stock(GIB_MIB)
     with contextlib.closing(template):
-        figures.add("fork.stock.boot", "ms", [s * 1e3 for s in run.repeat("boot", 1 if quick else 3, template.boot)])
+        figures.add("fork.stock.boot", "ms", [s * 1e3 for s in run.repeat("boot", 1 if quick else 2, template.boot)])
         for name, copy, turns in (("pause", False, 10), ("pause.copy", True, 4)):
             figures.add("fork.stock." + name, "ms", [
                 s * 1e3 for s in run.repeat(name, 2 if quick else turns, lambda: template.pause(copy))])

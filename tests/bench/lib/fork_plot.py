@@ -19,7 +19,7 @@ def time_text(ms):
 def pause(axes, figures):
     axes.set_title("How long the parent stands still")
     plot.line(axes, figures, [(mib, "fork.pause." + name) for mib, name in SIZES], "fork", plot.BLUE)
-    plot.line(axes, figures, [(GIB_MIB, "fork.stock.pause")], "stock QEMU: template", plot.GREY, offset=(-9, 7))
+    plot.line(axes, figures, [(GIB_MIB, "fork.stock.pause")], "stock QEMU: template", plot.GREY, offset=(6, -16))
     plot.plain_log(axes.xaxis, [mib for mib, _ in SIZES], size_text)
     bar = (figures.get("fork.pause.4g") or {}).get("bar") or 10
     plot.bar_line(axes, bar, "bar of the median: %g ms" % bar)
@@ -36,10 +36,11 @@ def returned(axes, figures):
 
     def points(form, counts=COUNTS):
         return [(count, form % count) for count in counts]
-    plot.line(axes, figures, points("fork.return.%d.cold"), "sf_clone(), no pool", plot.ORANGE, offset=(8, 5))
-    plot.line(axes, figures, points("fork.return.%d.warm"), "sf_clone(), pool", plot.BLUE, offset=(8, -5))
+    plot.line(axes, figures, points("fork.return.%d.cold"), "sf_clone(), no pool", plot.ORANGE, offset=(8, 6))
+    plot.line(axes, figures, points("fork.return.%d.warm"), "sf_clone(), pool", plot.BLUE, offset=(8, 3))
     plot.line(axes, figures, points("fork.first.%d"), "first instruction", plot.GREEN)
-    plot.line(axes, figures, points("fork.stock.restore.%d"), "stock QEMU:\nstart, restore", plot.GREY, linestyle="--")
+    plot.line(axes, figures, points("fork.stock.restore.%d"), "stock QEMU: start,\nrestore, not unique", plot.GREY,
+              offset=(8, -12), linestyle="--")
     boot = figures.get("fork.stock.boot")
     if boot:
         axes.axhline(boot["median"], color=plot.GREY, linewidth=1, linestyle=":")
@@ -47,7 +48,7 @@ def returned(axes, figures):
                       fontsize=9, fontweight="bold")
     plot.plain_log(axes.xaxis, COUNTS, str)
     plot.plain_log(axes.yaxis, [10, 30, 100, 300, 1000, 3000, 10000], time_text)
-    axes.set_xlim(0.85, 32 * 4.2)
+    axes.set_xlim(0.85, 32 * 5)
     axes.set_ylim(8, 20000)
     axes.set_xlabel("clones of a Linux guest of 1 GiB")
 

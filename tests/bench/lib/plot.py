@@ -66,6 +66,6 @@ def save(figure, figures, title, path):
     """title on top, the machine at the foot."""
     figure.text(0.012, 0.975, title, fontsize=14, fontweight="bold", va="top")
     figure.text(0.012, 0.012, figures.about().replace("\n", "; "), fontsize=7.5, color=GREY, va="bottom")
-    figure.tight_layout(rect=(0, 0.04, 1, 0.93), w_pad=2.5)
+    figure.tight_layout(rect=(0, 0.04, 1, 0.91), w_pad=2.5)
     metadata = {"Date": None} if path.endswith(".svg") else None
     figure.savefig(path, dpi=110, metadata=metadata)

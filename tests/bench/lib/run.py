@@ -101,5 +101,9 @@ def main(bench):
         sys.exit(MISSING)
     print(result.json() if options.json else result.markdown() if options.markdown else result.table())
     if options.plot:
-        bench.plot(result, options.plot)
+        try:
+            bench.plot(result, options.plot)
+        except unittest.SkipTest as reason:
+            say("no plot: %s" % reason)
+            whole = False
     sys.exit(0 if whole else FAILED)
