@@ -40,6 +40,7 @@ class Confinement(harness.Case):
         self.ticket = self.parent.clone(CLONES)
         self.clones = tiny.clones(self.daemon, self.ticket)
         self.assertEqual(len(self.clones), CLONES)
+        harness.wait(self.daemon.pools_full, what="a full pool")      # a shell that is just starting is not confined yet
 
     def expected_uid(self):
         return pwd.getpwnam(self.daemon.config["user"]).pw_uid if os.geteuid() == 0 and not self.user \
