@@ -276,6 +276,14 @@ def numbers(output):
     return found
 
 
+# What the tiny guest says of a vCPU's memory: the sum that it kept, and that of what it reads now.
+MEMORY_LINE = re.compile(r"^mem(\d+) .* sum (\w+) read (\w+) .*\n", re.M)
+
+
+def damaged(output):
+    return [found for found in MEMORY_LINE.findall(output) if found[1] != found[2]]
+
+
 def consecutive(output):
     return all(values == list(range(len(values))) for values in numbers(output).values())
 
@@ -486,11 +494,12 @@ class TestCase(unittest.TestCase):
 
     def assertContinues(self, snapshot, vm):
         """vm goes on with the very character that the snapshot's guest would have printed next. That is known as
-        somewhere between what was printed before the snapshot was ordered and when it was there."""
+        somewhere between what was printed before the snapshot was ordered and when it was there: a wrong place shows as
+        a line that lost characters or has some twice."""
         output = vm.read()
         for cut in range(snapshot.printed_before, len(snapshot.printed) + 1):
             vm.history = snapshot.printed[:cut]
-            if consecutive(vm.history + output):
+            if consecutive(vm.history + output) and not damaged(vm.history + output):
                 break
         else:
             self.fail("%r does not go on with %r" % (snapshot.printed[snapshot.printed_before - 100:], output))
@@ -500,7 +509,5 @@ class TestCase(unittest.TestCase):
         """The guest never missed a number, and never read from its memory what it had not written."""
         output = vm.history + vm.read()
         self.assertTrue(consecutive(output), output[-1000:])
-        found = re.findall(r"^mem(\d+) .* sum (\w+) read (\w+) .*\n", output, re.M)
-        self.assertTrue(found)
-        for cpu, kept, read in found:
-            self.assertEqual(kept, read, "memory of vCPU %s" % cpu)
+        self.assertTrue(MEMORY_LINE.search(output))
+        self.assertEqual(damaged(output), [], "(vCPU, sum kept, sum read from memory)")
