@@ -26,7 +26,7 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options);
 void sf_launcher_free(SfLauncher *launcher);
 const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher);
 
-/* Start a VM that boots (role PARENT, disks opened) or a paused SHELL (placeholder disks). Finishes when QMP and the sf
+/* Start a VM that boots (role PARENT, disks opened) or a paused SHELL (an empty overlay for each disk). Finishes when QMP and the sf
  * channel answer. */
 void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
                              GAsyncReadyCallback callback, gpointer data);
