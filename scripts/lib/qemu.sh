@@ -20,7 +20,7 @@ qemu_options=(
     --python=/usr/bin/python3 --disable-download
     --target-list=x86_64-softmmu --without-default-features
     --enable-system --enable-tools --enable-kvm --enable-tcg --enable-slirp --enable-linux-io-uring
-    --enable-fdt=system --enable-seccomp --enable-cap-ng --enable-pixman --enable-zstd --enable-numa
+    --enable-fdt=system --enable-seccomp --enable-cap-ng --enable-pixman --enable-zstd --enable-numa --enable-gnutls
     --disable-docs --disable-install-blobs --disable-debug-info
     --firmwarepath=$qemu_firmware
 )
