@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * SfResourceManager: decides how many clones a VM gets. One interface; `local` (this host's capacity) is the default,
- * others (static, slurm) give slots on several hosts. It only counts: starting and ending clones is fork/'s work.
+ * `static` gives slots on a list of hosts. It only counts: starting and ending clones is fork/'s work.
+ *
+ *     request() -> ticket with places     on this host and on others
+ *     lend()    -> ticket of another host's VM, all of its places here
+ *     reassign()                          a host refused its part: places elsewhere
+ *     release()                           all of the ticket's slots are free again
  *
  * Main thread only. A grant is booked until sf_resource_manager_release().
  */
@@ -14,7 +19,8 @@
 GQuark sf_cluster_error_quark(void);
 typedef enum {
     SF_CLUSTER_ERROR_QUOTA,    /* the VM or the user has all that it may have; asking again helps only after a join */
-    SF_CLUSTER_ERROR_CAPACITY, /* the host is full now; asking later may help */
+    SF_CLUSTER_ERROR_CAPACITY, /* the hosts are full now; asking later may help */
+    SF_CLUSTER_ERROR_HOST,     /* no such host, or it exists, or this manager has no list of hosts */
 } SfClusterError;
 
 /* Quotas: upper bounds, each of them counts. */
@@ -25,10 +31,34 @@ typedef struct {
     guint64 memory;      /* bytes that all clones of this host together may be expected to use privately */
 } SfLimits;
 
+/* How `static` chooses among hosts that have room. */
+typedef enum {
+    SF_POLICY_SPREAD, /* the host of which the smallest part is used */
+    SF_POLICY_PACK,   /* fill this host, then the others by name */
+} SfPolicy;
+
+/* A host that a manager knows. */
+typedef struct {
+    char *name;         /* never "": this host has its own name here */
+    char *address;      /* ADDRESS:PORT as it was added, NULL: this host */
+    guint slots;        /* clones that it takes; 0: what it says itself when it is up */
+    guint64 memory;     /* bytes for clones; 0: likewise */
+    guint told_slots;   /* what it says itself; 0: has not said yet */
+    guint64 told_memory;
+    gboolean draining;  /* gets nothing new, by our operator's will */
+    gboolean told_draining; /* by its own's */
+    gboolean up;        /* can be reached; this host always is */
+    guint booked;       /* clones of our tickets there */
+    guint64 booked_memory;
+} SfClusterHost;
+
 typedef struct SfResourceManager SfResourceManager;
 
 /* The resource manager of this host alone. */
 SfResourceManager *sf_resource_manager_local_new(const SfLimits *limits);
+
+/* This host, called `name`, and those that are added. limits->clones and ->memory are this host's, the quotas all's. */
+SfResourceManager *sf_resource_manager_static_new(const SfLimits *limits, const char *name, SfPolicy policy);
 void sf_resource_manager_free(SfResourceManager *manager);
 const char *sf_resource_manager_name(SfResourceManager *manager);
 
@@ -38,6 +68,39 @@ const char *sf_resource_manager_name(SfResourceManager *manager);
  */
 SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
                                       gboolean all, guint32 request, GError **error);
+
+/*
+ * `count` of the ticket's clones were refused by `host`, before or after it was asked to load them: they get other places,
+ * never again with that host. Returns the new places (of SfPlace, "" is this host; counts add up to `count`; caller
+ * unrefs), which are in ticket->places already. NULL + error: nobody else has room; then nothing has changed but that the
+ * host is not offered again: the caller fails these clones.
+ */
+GPtrArray *sf_resource_manager_reassign(SfResourceManager *manager, SfTicket *ticket, const char *host, guint count,
+                                        GError **error);
+
+/*
+ * Places on this host for clones of the VM of another host, `origin`, under that host's ticket id: up to count (with
+ * `all`: exactly). The quotas per ticket and VM are the origin's matter; clones and memory of this host count, and a
+ * host that drains lends nothing. Release as any ticket.
+ */
+SfTicket *sf_resource_manager_lend(SfResourceManager *manager, const char *origin, guint64 id, const char *vm,
+                                   guint64 vm_memory, guint count, gboolean all, GError **error);
+
+/*
+ * Hosts. `local` knows this one only: adding is SF_CLUSTER_ERROR_HOST. Removing one that has clones of ours is refused;
+ * drain it first. Draining this host (by its own name or "") works with each manager.
+ */
+gboolean sf_resource_manager_add_host(SfResourceManager *manager, const char *name, const char *address, guint slots,
+                                      guint64 memory, GError **error);
+gboolean sf_resource_manager_remove_host(SfResourceManager *manager, const char *name, GError **error);
+gboolean sf_resource_manager_drain_host(SfResourceManager *manager, const char *name, gboolean drain, GError **error);
+/* It is up, and says so much of itself (draining: it takes nothing new); or it is not up any more. */
+void sf_resource_manager_host_up(SfResourceManager *manager, const char *name, guint slots, guint64 memory,
+                                 gboolean draining);
+void sf_resource_manager_host_down(SfResourceManager *manager, const char *name);
+/* SfClusterHost, this host first, then by name; borrowed, valid until hosts change. Caller frees the list. */
+GList *sf_resource_manager_hosts(SfResourceManager *manager);
+const SfClusterHost *sf_resource_manager_host(SfResourceManager *manager, const char *name); /* NULL: not known */
 
 /* Book a ticket that was granted before a restart of sfvmmd. */
 void sf_resource_manager_restore(SfResourceManager *manager, const SfTicket *ticket);

@@ -6,6 +6,28 @@
 #include <string.h>
 #include <sys/random.h>
 
+SfPlace *sf_place_new(const char *host, guint count)
+{
+    SfPlace *place = g_new0(SfPlace, 1);
+
+    place->host = g_strdup(host);
+    place->count = count;
+    return place;
+}
+
+void sf_place_free(SfPlace *place)
+{
+    if (place) {
+        g_free(place->host);
+        g_free(place);
+    }
+}
+
+gboolean sf_place_is_local(const SfPlace *place)
+{
+    return !*place->host;
+}
+
 SfTicket *sf_ticket_new(guint64 id, const char *vm, guint granted, guint32 request)
 {
     SfTicket *ticket = g_new0(SfTicket, 1);
@@ -15,6 +37,8 @@ SfTicket *sf_ticket_new(guint64 id, const char *vm, guint granted, guint32 reque
     ticket->granted = granted;
     ticket->request = request;
     ticket->created = g_get_monotonic_time();
+    ticket->places = g_ptr_array_new_with_free_func((GDestroyNotify)sf_place_free);
+    ticket->refused_by = g_ptr_array_new_with_free_func(g_free);
     return ticket;
 }
 
@@ -23,8 +47,46 @@ void sf_ticket_free(SfTicket *ticket)
     if (!ticket) {
         return;
     }
+    g_ptr_array_unref(ticket->places);
+    g_ptr_array_unref(ticket->refused_by);
+    g_free(ticket->origin);
     g_free(ticket->vm);
     g_free(ticket);
+}
+
+void sf_ticket_add_place(SfTicket *ticket, const char *host, gint count)
+{
+    for (guint i = 0; i < ticket->places->len; i++) {
+        SfPlace *place = g_ptr_array_index(ticket->places, i);
+        if (strcmp(place->host, host) != 0) {
+            continue;
+        }
+        if (count < 0 && (guint)-count >= place->count) {
+            g_ptr_array_remove_index(ticket->places, i);
+        } else {
+            place->count += (guint)count;
+        }
+        return;
+    }
+    if (count > 0) {
+        g_ptr_array_insert(ticket->places, *host ? -1 : 0, sf_place_new(host, (guint)count));
+    }
+}
+
+guint sf_ticket_count_at(const SfTicket *ticket, const char *host)
+{
+    for (guint i = 0; i < ticket->places->len; i++) {
+        const SfPlace *place = g_ptr_array_index(ticket->places, i);
+        if (strcmp(place->host, host) == 0) {
+            return place->count;
+        }
+    }
+    return 0;
+}
+
+gboolean sf_ticket_is_local(const SfTicket *ticket)
+{
+    return sf_ticket_count_at(ticket, "") == ticket->granted;
 }
 
 guint64 sf_ticket_random_id(void)
@@ -59,6 +121,20 @@ gboolean sf_ticket_id_from_text(const char *text, guint64 *id)
     return *id != 0;
 }
 
+static JsonArray *places_to_json(const SfTicket *ticket)
+{
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; i < ticket->places->len; i++) {
+        const SfPlace *place = g_ptr_array_index(ticket->places, i);
+        JsonObject *object = json_object_new();
+        json_object_set_string_member(object, "host", place->host);
+        json_object_set_int_member(object, "count", place->count);
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
 JsonObject *sf_ticket_to_json(const SfTicket *ticket)
 {
     JsonObject *object = json_object_new();
@@ -71,7 +147,58 @@ JsonObject *sf_ticket_to_json(const SfTicket *ticket)
     json_object_set_int_member(object, "reserved", (gint64)ticket->reserved);
     json_object_set_int_member(object, "created", ticket->created);
     json_object_set_boolean_member(object, "used", ticket->used);
+    json_object_set_array_member(object, "places", places_to_json(ticket));
+    if (ticket->refused_by->len > 0) {
+        JsonArray *hosts = json_array_new();
+        for (guint i = 0; i < ticket->refused_by->len; i++) {
+            json_array_add_string_element(hosts, g_ptr_array_index(ticket->refused_by, i));
+        }
+        json_object_set_array_member(object, "refused_by", hosts);
+    }
+    if (ticket->origin) {
+        json_object_set_string_member(object, "origin", ticket->origin);
+    }
     return object;
+}
+
+/* What a record says of a ticket's places; one without them (of an earlier version) is of this host. */
+static gboolean places_from_json(SfTicket *ticket, JsonObject *object)
+{
+    JsonNode *node = json_object_get_member(object, "places");
+    guint sum = 0;
+
+    if (!node) {
+        sf_ticket_add_place(ticket, "", (gint)ticket->granted);
+        return TRUE;
+    }
+    if (!JSON_NODE_HOLDS_ARRAY(node)) {
+        return FALSE;
+    }
+    for (guint i = 0; i < json_array_get_length(json_node_get_array(node)); i++) {
+        JsonNode *item = json_array_get_element(json_node_get_array(node), i);
+        JsonObject *place = JSON_NODE_HOLDS_OBJECT(item) ? json_node_get_object(item) : NULL;
+        const char *host = place ? json_object_get_string_member_with_default(place, "host", NULL) : NULL;
+        gint64 count = place ? json_object_get_int_member_with_default(place, "count", 0) : 0;
+        if (!host || count < 1 || count > (gint64)(ticket->granted - sum) || sf_ticket_count_at(ticket, host) > 0) {
+            return FALSE;
+        }
+        sf_ticket_add_place(ticket, host, (gint)count);
+        sum += (guint)count;
+    }
+    return sum == ticket->granted;
+}
+
+static void refused_from_json(SfTicket *ticket, JsonObject *object)
+{
+    JsonNode *node = json_object_get_member(object, "refused_by");
+    JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+
+    for (guint i = 0; array && i < json_array_get_length(array); i++) {
+        const char *host = json_node_get_string(json_array_get_element(array, i));
+        if (host) {
+            g_ptr_array_add(ticket->refused_by, g_strdup(host));
+        }
+    }
 }
 
 SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
@@ -80,7 +207,7 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
     const char *vm = json_object_get_string_member_with_default(object, "vm", "");
     gint64 granted = json_object_get_int_member_with_default(object, "granted", 0);
     gint64 reserved = json_object_get_int_member_with_default(object, "reserved", 0);
-    SfTicket *ticket;
+    g_autoptr(SfTicket) ticket = NULL;
     guint64 id;
 
     if (!sf_ticket_id_from_text(id_text, &id) || !*vm || granted < 1 || granted > G_MAXUINT16 || reserved < 0) {
@@ -92,5 +219,11 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
     ticket->reserved = (guint64)reserved;
     ticket->created = json_object_get_int_member_with_default(object, "created", ticket->created);
     ticket->used = json_object_get_boolean_member_with_default(object, "used", FALSE);
-    return ticket;
+    ticket->origin = g_strdup(json_object_get_string_member_with_default(object, "origin", NULL));
+    refused_from_json(ticket, object);
+    if (!places_from_json(ticket, object)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged", id_text);
+        return NULL;
+    }
+    return g_steal_pointer(&ticket);
 }
