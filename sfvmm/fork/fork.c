@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "libsf/wire/message.h"
+#include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/result.h"
 
@@ -24,6 +25,11 @@ struct _SfFork {
     SfVm *parent; /* NULL when it has ended */
     SfShellPool *pool;
     gboolean pool_held;
+    gboolean elsewhere; /* its snapshot was taken on another host; only the clones here are in it */
+    guint total;        /* clones of all hosts */
+    const SfForkRemote *remote;
+    SfPager *pager;
+    gulong lost_handler;
     gboolean with_agent;
     guint32 clone_request;
     guint identify_seconds;
@@ -31,7 +37,7 @@ struct _SfFork {
     SfForkTiming timing;
     SfSnapshot *snapshot;
     GPtrArray *frozen_disks;
-    GPtrArray *clones; /* of SfClone, index id - 1 */
+    GPtrArray *clones; /* of SfClone, in the order of their ids */
     gboolean placed_told;
 };
 
@@ -41,14 +47,14 @@ enum { SIGNAL_CHANGED, SIGNAL_PLACED, SIGNAL_DONE, N_SIGNALS };
 static guint signals[N_SIGNALS];
 
 static void clone_place(SfClone *clone);
-static void fork_review(SfFork *fork);
+static void fork_hold_pool(SfFork *fork, gboolean hold);
 
 static gint64 now_ns(void)
 {
     return g_get_monotonic_time() * NS_PER_US;
 }
 
-static void fork_changed(SfFork *fork, SfClone *clone)
+void sf_fork_changed(SfFork *fork, SfClone *clone)
 {
     g_autoptr(GError) error = NULL;
 
@@ -61,7 +67,7 @@ static void fork_changed(SfFork *fork, SfClone *clone)
 
 /* ---- one clone ---- */
 
-static gboolean clone_is_alive(const SfClone *clone)
+gboolean sf_clone_is_alive(const SfClone *clone)
 {
     return clone->state == SF_GP_STATE_STARTING || clone->state == SF_GP_STATE_RUNNING;
 }
@@ -87,12 +93,11 @@ static void clone_drop_vm(SfClone *clone, gboolean kill)
     }
 }
 
-/* The end of a clone, whichever way. Its QEMU is killed if it lives. */
-static void clone_end(SfClone *clone, guint32 state, const char *reason)
+void sf_clone_end(SfClone *clone, guint32 state, const char *reason)
 {
     SfFork *fork = clone->fork;
 
-    if (!clone_is_alive(clone)) {
+    if (!sf_clone_is_alive(clone)) {
         return;
     }
     clone->state = state;
@@ -106,8 +111,17 @@ static void clone_end(SfClone *clone, guint32 state, const char *reason)
     } else {
         g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s", fork->ticket, clone->id, reason);
     }
-    fork_changed(fork, clone);
-    fork_review(fork);
+    sf_fork_changed(fork, clone);
+    sf_fork_review(fork);
+}
+
+/* As sf_clone_end(), and its host is told, which does not know it yet. */
+static void clone_end(SfClone *clone, guint32 state, const char *reason)
+{
+    if (clone->host && sf_clone_is_alive(clone)) {
+        clone->fork->remote->kill(clone->fork->remote->owner, clone, reason);
+    }
+    sf_clone_end(clone, state, reason);
 }
 
 static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
@@ -123,7 +137,7 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
 static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
 {
     clone->running = (gint64)at;
-    fork_changed(clone->fork, clone);
+    sf_fork_changed(clone->fork, clone);
 }
 
 static gboolean on_identify_timeout(gpointer data)
@@ -144,7 +158,7 @@ static gboolean send_identity(SfClone *clone, GError **error)
     struct sf_gp_identity identity = {
         .ticket = fork->ticket,
         .id = clone->id,
-        .count = fork->clones->len,
+        .count = fork->total,
         .clone_request = fork->clone_request,
         .realtime = (guint64)g_get_real_time() * NS_PER_US,
     };
@@ -192,8 +206,8 @@ static void clone_loaded(SfClone *clone)
     } else {
         clone->state = SF_GP_STATE_RUNNING;
     }
-    fork_changed(clone->fork, clone);
-    fork_review(clone->fork);
+    sf_fork_changed(clone->fork, clone);
+    sf_fork_review(clone->fork);
 }
 
 /* A step of placing failed: another shell, or the end of the clone. */
@@ -218,7 +232,7 @@ static void on_load(GObject *source, GAsyncResult *result, gpointer data)
     g_autoptr(GError) error = NULL;
     gboolean loaded = sf_vm_load_finish(SF_VM(source), result, &error);
 
-    if (!clone_is_alive(clone)) {
+    if (!sf_clone_is_alive(clone)) {
         return; /* killed meanwhile */
     }
     if (!loaded) {
@@ -228,6 +242,11 @@ static void on_load(GObject *source, GAsyncResult *result, gpointer data)
     clone_loaded(clone);
 }
 
+static const SfFaultHandler *fault_handler(SfFork *fork)
+{
+    return fork->pager ? sf_pager_fault_handler(fork->pager) : NULL;
+}
+
 static void on_shell(GObject *source, GAsyncResult *result, gpointer data)
 {
     SfClone *clone = data;
@@ -235,7 +254,7 @@ static void on_shell(GObject *source, GAsyncResult *result, gpointer data)
     g_autoptr(GError) error = NULL;
     g_autoptr(SfVm) vm = sf_shell_pool_take_finish(fork->pool, result, &error);
 
-    if (!clone_is_alive(clone)) {
+    if (!sf_clone_is_alive(clone)) {
         if (vm) {
             sf_vm_kill(vm);
         }
@@ -250,7 +269,7 @@ static void on_shell(GObject *source, GAsyncResult *result, gpointer data)
         clone_place_failed(clone, "naming the clone", error);
         return;
     }
-    sf_vm_load_async(vm, fork->snapshot, fork->frozen_disks, TRUE, on_load, clone);
+    sf_vm_load_async(vm, fork->snapshot, fork->frozen_disks, TRUE, fault_handler(fork), on_load, clone);
     g_object_ref(fork);
 }
 
@@ -276,9 +295,27 @@ static void fork_hold_pool(SfFork *fork, gboolean hold)
     }
 }
 
-/* The clones hold what they need of it themselves. Its record stays while one of them may have to be adopted. */
+/* Other hosts may still fetch pages of the snapshot. */
+static gboolean fork_alive_elsewhere(SfFork *fork)
+{
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->host && sf_clone_is_alive(clone)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/*
+ * Clones here hold what they need of it themselves, those elsewhere don't. Its record stays while one of them may have
+ * to be adopted.
+ */
 static void fork_drop_snapshot(SfFork *fork)
 {
+    if (fork_alive_elsewhere(fork)) {
+        return;
+    }
     g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
     g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
     if (sf_fork_alive(fork) == 0) {
@@ -318,7 +355,7 @@ static gboolean fork_none_ran(SfFork *fork)
 }
 
 /* Called after every change of a clone: moves the fork's own state on. */
-static void fork_review(SfFork *fork)
+void sf_fork_review(SfFork *fork)
 {
     g_autoptr(SfFork) keep = g_object_ref(fork);
     guint placing = 0, alive = 0;
@@ -329,7 +366,7 @@ static void fork_review(SfFork *fork)
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
         placing += clone_is_being_placed(clone);
-        alive += clone_is_alive(clone);
+        alive += sf_clone_is_alive(clone);
     }
     if (placing == 0 && fork->state == SF_FORK_PLACING) {
         fork->state = SF_FORK_RUNNING;
@@ -337,7 +374,7 @@ static void fork_review(SfFork *fork)
         if (fork_none_ran(fork)) {
             fork_fail(fork, first_reason(fork));
         }
-        fork_changed(fork, NULL);
+        sf_fork_changed(fork, NULL);
     }
     if (placing == 0 && !fork->placed_told) {
         fork->placed_told = TRUE;
@@ -350,7 +387,7 @@ static void fork_review(SfFork *fork)
         fork_drop_snapshot(fork);
         if (fork->state == SF_FORK_RUNNING) {
             fork->state = SF_FORK_DONE;
-            fork_changed(fork, NULL);
+            sf_fork_changed(fork, NULL);
         }
         g_signal_emit(fork, signals[SIGNAL_DONE], 0);
     }
@@ -362,13 +399,16 @@ static void fork_fail_early(SfFork *fork, const char *reason)
     fork_fail(fork, reason);
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->host) {
+            fork->remote->kill(fork->remote->owner, clone, reason);
+        }
         clone->state = SF_GP_STATE_FAILED;
         clone->exited = now_ns();
         clone->reason = g_strdup(reason);
     }
     fork_drop_snapshot(fork);
     fork_hold_pool(fork, FALSE);
-    fork_changed(fork, NULL);
+    sf_fork_changed(fork, NULL);
     fork->placed_told = TRUE;
     g_signal_emit(fork, signals[SIGNAL_PLACED], 0);
     g_signal_emit(fork, signals[SIGNAL_DONE], 0);
@@ -379,10 +419,34 @@ static void fork_place(SfFork *fork)
     fork->state = SF_FORK_PLACING;
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (clone_is_being_placed(clone) && !clone->vm) {
+        if (clone_is_being_placed(clone) && !clone->vm && !clone->host) {
             clone_place(clone);
         }
     }
+}
+
+/* One order for each host that clones wait for. */
+static void fork_place_elsewhere(SfFork *fork)
+{
+    g_autoptr(GHashTable) hosts = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    GHashTableIter iter;
+    const char *host;
+
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone_is_being_placed(clone) && clone->host) {
+            g_hash_table_add(hosts, g_strdup(clone->host));
+        }
+    }
+    g_hash_table_iter_init(&iter, hosts);
+    while (g_hash_table_iter_next(&iter, (gpointer *)&host, NULL)) {
+        fork->remote->place(fork->remote->owner, fork, host);
+    }
+}
+
+void sf_clone_place_here(SfClone *clone)
+{
+    clone_place(clone);
 }
 
 static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
@@ -406,16 +470,22 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
                   error->message);
     }
     fork_place(fork);
-    fork_changed(fork, NULL);
+    sf_fork_changed(fork, NULL);
+    fork_place_elsewhere(fork); /* it is on record: after a restart we know that others may have been ordered */
 }
 
 void sf_fork_start(SfFork *fork)
 {
     g_return_if_fail(fork->state == SF_FORK_NEW);
-    fork->state = SF_FORK_SNAPSHOT;
     fork->called = now_ns();
     fork_hold_pool(fork, TRUE);
-    fork_changed(fork, NULL);
+    if (fork->elsewhere) {
+        fork_place(fork);
+        sf_fork_changed(fork, NULL);
+        return;
+    }
+    fork->state = SF_FORK_SNAPSHOT;
+    sf_fork_changed(fork, NULL);
     {
         g_autofree char *id = g_strdup_printf("s-%016" G_GINT64_MODIFIER "x", fork->ticket);
         sf_vm_snapshot_async(fork->parent, id, on_snapshot, g_object_ref(fork));
@@ -437,8 +507,8 @@ void sf_fork_clone_identified(SfClone *clone, const char *error_text)
     }
     clone->state = SF_GP_STATE_RUNNING;
     clone->answered = now_ns();
-    fork_changed(clone->fork, clone);
-    fork_review(clone->fork);
+    sf_fork_changed(clone->fork, clone);
+    sf_fork_review(clone->fork);
 }
 
 gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
@@ -453,7 +523,7 @@ gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const
     if (whole) {
         clone->result_length = total;
         clone->synced = now_ns();
-        fork_changed(clone->fork, clone);
+        sf_fork_changed(clone->fork, clone);
     }
     return TRUE;
 }
@@ -514,6 +584,21 @@ guint sf_fork_count(SfFork *fork)
     return fork->clones->len;
 }
 
+guint sf_fork_total(SfFork *fork)
+{
+    return fork->total;
+}
+
+SfClone *sf_fork_nth(SfFork *fork, guint index)
+{
+    return g_ptr_array_index(fork->clones, index);
+}
+
+gboolean sf_fork_is_elsewhere(SfFork *fork)
+{
+    return fork->elsewhere;
+}
+
 const char *sf_fork_parent_name(SfFork *fork)
 {
     return fork->parent_name;
@@ -568,7 +653,7 @@ guint sf_fork_alive(SfFork *fork)
     guint alive = 0;
 
     for (guint i = 0; i < fork->clones->len; i++) {
-        alive += clone_is_alive(g_ptr_array_index(fork->clones, i));
+        alive += sf_clone_is_alive(g_ptr_array_index(fork->clones, i));
     }
     return alive;
 }
@@ -586,14 +671,20 @@ guint sf_fork_placed_count(SfFork *fork)
 
 SfClone *sf_fork_clone(SfFork *fork, guint id)
 {
-    return id >= 1 && id <= fork->clones->len ? g_ptr_array_index(fork->clones, id - 1) : NULL;
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->id == id) {
+            return clone;
+        }
+    }
+    return NULL;
 }
 
 SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm)
 {
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (clone->vm == vm) {
+        if (vm && clone->vm == vm) {
             return clone;
         }
     }
@@ -624,10 +715,37 @@ static void clone_free(gpointer data)
 
     clone_drop_vm(clone, FALSE);
     g_free(clone->name);
+    g_free(clone->host);
     g_free(clone->reason);
     g_free(clone);
 }
 
+/* The memory that clones here still lack can't be had any more. */
+static void on_pager_lost(SfPager *pager, const char *reason, SfFork *fork)
+{
+    g_autoptr(SfFork) keep = g_object_ref(fork);
+
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (!clone->host) {
+            clone_end(clone, SF_GP_STATE_LOST, reason);
+        }
+    }
+}
+
+static void add_clone(SfFork *fork, guint id, const char *host)
+{
+    SfClone *clone = g_new0(SfClone, 1);
+
+    clone->fork = fork;
+    clone->id = id;
+    clone->name = clone_name(fork, id);
+    clone->host = g_strdup(host);
+    clone->state = SF_GP_STATE_STARTING;
+    g_ptr_array_add(fork->clones, clone);
+}
+
+/* Without clones. */
 static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
 {
     SfFork *fork = g_object_new(SF_TYPE_FORK, NULL);
@@ -640,20 +758,43 @@ static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
     fork->with_agent = options->with_agent;
     fork->clone_request = options->clone_request;
     fork->identify_seconds = options->identify_seconds;
-    for (guint id = 1; id <= options->count; id++) {
-        SfClone *clone = g_new0(SfClone, 1);
-        clone->fork = fork;
-        clone->id = id;
-        clone->name = clone_name(fork, id);
-        clone->state = SF_GP_STATE_STARTING;
-        g_ptr_array_add(fork->clones, clone);
+    fork->total = options->count;
+    fork->remote = options->remote;
+    if (options->pager) {
+        fork->pager = g_object_ref(options->pager);
+        fork->lost_handler = g_signal_connect(fork->pager, "lost", G_CALLBACK(on_pager_lost), fork);
     }
     return fork;
 }
 
 SfFork *sf_fork_new(const SfForkOptions *options)
 {
-    return fork_new(options, sf_vm_name(options->parent));
+    const SfForkPlace here = { NULL, options->count };
+    const SfForkPlace *places = options->places ? options->places : &here;
+    guint n_places = options->places ? options->n_places : 1, id = 1;
+    SfFork *fork = fork_new(options, sf_vm_name(options->parent));
+
+    for (guint i = 0; i < n_places; i++) {
+        for (guint n = 0; n < places[i].count; n++) {
+            add_clone(fork, id++, places[i].host);
+        }
+    }
+    return fork;
+}
+
+SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *placed)
+{
+    SfFork *fork = fork_new(options, placed->parent_name);
+
+    fork->elsewhere = TRUE;
+    fork->total = placed->total;
+    fork->snapshot = sf_snapshot_ref(placed->snapshot);
+    fork->frozen_disks = g_ptr_array_ref(placed->frozen_disks);
+    g_strlcpy(fork->timing.snapshot, placed->snapshot->id, sizeof(fork->timing.snapshot));
+    for (guint i = 0; i < options->count; i++) {
+        add_clone(fork, placed->ids[i], NULL);
+    }
+    return fork;
 }
 
 static void sf_fork_init(SfFork *fork)
@@ -669,6 +810,10 @@ static void sf_fork_finalize(GObject *object)
         sf_shell_pool_release(fork->pool);
     }
     sf_shell_pool_unref(fork->pool);
+    if (fork->pager) {
+        g_clear_signal_handler(&fork->lost_handler, fork->pager);
+        g_clear_object(&fork->pager);
+    }
     g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
     g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
     g_ptr_array_unref(fork->clones);
@@ -705,12 +850,16 @@ SfFork *sf_fork_restore(const SfForkOptions *options, GError **error)
     recorded.with_agent = record->with_agent;
     recorded.clone_request = record->clone_request;
     fork = fork_new(&recorded, record->parent_name);
+    fork->elsewhere = record->elsewhere;
+    fork->total = record->total;
     fork->state = record->state;
     fork->reason = g_strdup(record->reason);
     fork->called = record->called;
     fork->timing = record->timing;
-    for (guint i = 0; i < fork->clones->len; i++) {
-        SfClone *clone = g_ptr_array_index(fork->clones, i);
+    for (guint i = 0; i < record->clones->len; i++) {
+        SfClone *clone;
+        add_clone(fork, sf_fork_record_clone_id(record, i), NULL);
+        clone = g_ptr_array_index(fork->clones, i);
         sf_fork_record_clone(record, i, clone);
         clone->result_length = sf_result_length(fork->directory, clone->id);
         clone->received = sf_result_pending(fork->directory, clone->id);
@@ -723,7 +872,8 @@ gboolean sf_fork_adopt(SfFork *fork, SfVm *vm)
 {
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (strcmp(clone->name, sf_vm_name(vm)) == 0 && clone_is_alive(clone) && sf_vm_loaded_snapshot_id(vm)) {
+        if (strcmp(clone->name, sf_vm_name(vm)) == 0 && !clone->host && sf_clone_is_alive(clone) &&
+            sf_vm_loaded_snapshot_id(vm)) {
             clone_take_vm(clone, vm);
             if (!clone->loaded) {
                 clone->loaded = clone->running = now_ns();
@@ -762,8 +912,12 @@ static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GErr
     g_autoptr(GArray) pids = fork_pids(fork);
     g_autoptr(SfRamBase) base = family_base ? sf_ram_base_ref(family_base) : sf_ram_base_new();
 
-    fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
-                                                     &fork->frozen_disks, error);
+    if (!fork->elsewhere) {
+        fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
+                                                         &fork->frozen_disks, error);
+    } else if (!fork->snapshot) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "its memory on this host is gone");
+    }
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
         if (clone->vm && fork->snapshot) {
@@ -790,8 +944,8 @@ static gboolean fork_any_loaded(SfFork *fork)
 
 static void resume_clone(SfClone *clone, const char *why_not_placed)
 {
-    if (!clone_is_alive(clone)) {
-        return;
+    if (!sf_clone_is_alive(clone) || clone->host) {
+        return; /* its host tells what has become of it */
     }
     if (clone->vm) {
         if (clone->state == SF_GP_STATE_STARTING && clone->fork->with_agent) {
@@ -812,7 +966,7 @@ static void resume_clone(SfClone *clone, const char *why_not_placed)
  */
 static void forget_unseen(SfClone *clone)
 {
-    if (clone_is_alive(clone) && !clone->vm && !(clone->fork->with_agent ? clone->answered : clone->running)) {
+    if (sf_clone_is_alive(clone) && !clone->vm && !clone->host && !(clone->fork->with_agent ? clone->answered : clone->running)) {
         clone->state = SF_GP_STATE_STARTING;
         clone->loaded = clone->running = 0;
     }
@@ -821,7 +975,11 @@ static void forget_unseen(SfClone *clone)
 /* Nothing of the fork is left that its parent could not do again: to its guest, sf_clone() only takes longer. */
 static void fork_begin_again(SfFork *fork)
 {
-    if (fork->parent) {
+    gboolean ordered = fork->state == SF_FORK_PLACING && fork_alive_elsewhere(fork);
+
+    if (fork->elsewhere || ordered) {
+        fork_fail_early(fork, "sfvmmd was restarted before the first clone ran, and the snapshot could not be found");
+    } else if (fork->parent) {
         fork->state = SF_FORK_NEW;
         sf_fork_start(fork);
     } else {
@@ -850,7 +1008,7 @@ void sf_fork_resume(SfFork *fork, SfRamBase *base)
         why = g_strdup_printf("sfvmmd was restarted during the fork: %s", error->message);
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s", fork->ticket, error->message);
     }
-    fork->state = SF_FORK_PLACING; /* fork_review() finds out */
+    fork->state = SF_FORK_PLACING; /* sf_fork_review() finds out */
     for (guint i = 0; i < fork->clones->len; i++) {
         resume_clone(g_ptr_array_index(fork->clones, i), why);
     }
@@ -858,6 +1016,6 @@ void sf_fork_resume(SfFork *fork, SfRamBase *base)
         fork_hold_pool(fork, TRUE);
         fork_place(fork);
     }
-    fork_changed(fork, NULL);
-    fork_review(fork);
+    sf_fork_changed(fork, NULL);
+    sf_fork_review(fork);
 }

@@ -28,7 +28,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "sfvmm/vm/command_line.h"
-#include "sfvmm/vm/process.h"
+#include "sfvmm/process/process.h"
 #include "sfvmm/vm/vm_private.h"
 #include "sfvmm/wire/state_file.h"
 

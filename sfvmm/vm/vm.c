@@ -36,7 +36,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "sfvmm/vm/command_line.h"
-#include "sfvmm/vm/process.h"
+#include "sfvmm/process/process.h"
 #include "sfvmm/wire/state_file.h"
 
 #define CONNECT_SECONDS 60 /* a start or an adoption; 32 shells that start at once are slow */
@@ -386,7 +386,7 @@ static char *last_log_message(SfVm *vm)
 
 static char *exit_reason(SfVm *vm)
 {
-    g_autofree char *status = vm->pidfd >= 0 ? sf_process_reap(vm->pidfd) : NULL;
+    g_autofree char *status = vm->pidfd >= 0 ? sf_process_reap(vm->pidfd, "QEMU") : NULL;
     g_autofree char *line = NULL;
 
     if (vm->shutdown_reason) {
@@ -1386,7 +1386,7 @@ static void on_load_disks_failed(const GError *error, gpointer data)
 }
 
 void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
-                      GAsyncReadyCallback callback, gpointer data)
+                      const SfFaultHandler *handler, GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(vm, NULL, callback, data);
     LoadOp *op = g_new0(LoadOp, 1);

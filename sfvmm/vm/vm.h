@@ -22,6 +22,7 @@
 #include <gio/gio.h>
 #include <json-glib/json-glib.h>
 #include "sfvmm/disk/disk.h"
+#include "sfvmm/memory/fault_handler.h"
 #include "sfvmm/memory/snapshot.h"
 #include "sfvmm/vm/vm_config.h"
 #include "sfvmm/wire/qemu_channel.h"
@@ -84,10 +85,21 @@ SfSnapshot *sf_vm_snapshot_finish(SfVm *vm, GAsyncResult *result, GPtrArray **fr
  * Load a snapshot into a shell: the frozen disks go below the shell's own overlays, then SF_QC_LOAD. Finishes when it
  * is loaded; with `resume` the vCPUs are ordered to run then, or, while other VMs are being loaded, a little later, so
  * that siblings start together ("running" tells when). The VM's role becomes SF_VM_CLONE. After an error: kill it.
+ *
+ * handler: for a lazy snapshot who fills its pages (a reference to its owner is taken; NULL for others): MAP, attach()
+ * with the VM's name, LOAD. It is detached when the VM ends.
  */
 void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, gboolean resume,
-                      GAsyncReadyCallback callback, gpointer data);
+                      const SfFaultHandler *handler, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
+/*
+ * After adoption of a clone of a lazy snapshot: who fills its pages now. attached: the handler has its userfaultfd (an
+ * adopted pager knows the VM's name); else it is taken from the QEMU process (pidfd_getfd; its number stands in
+ * vm.json) and attached anew. FALSE + error: that failed, the VM's next missing page would wait for ever: kill it.
+ */
+gboolean sf_vm_set_fault_handler(SfVm *vm, const SfFaultHandler *handler, gboolean attached, GError **error);
+gboolean sf_vm_is_lazy(SfVm *vm); /* it was loaded by MAP, with a userfaultfd */
 
 /*
  * Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit

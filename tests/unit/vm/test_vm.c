@@ -152,7 +152,7 @@ static void load_clones(SfShellPool *pool, SfSnapshot *snapshot, GPtrArray *disk
         g_assert_cmpstr(sf_vm_name(clones[i]), ==, name);
     }
     for (guint i = 0; i < n; i++) {
-        sf_vm_load_async(clones[i], snapshot, disks, TRUE, on_result, &results[i]);
+        sf_vm_load_async(clones[i], snapshot, disks, TRUE, NULL, on_result, &results[i]);
     }
     for (guint i = 0; i < n; i++) {
         g_autoptr(GError) error = NULL;
@@ -665,7 +665,7 @@ static void test_failures(Fixture *f, gconstpointer data)
     g_assert_null(snapshot_of(shell, "x", NULL, &error)); /* it is empty */
     g_clear_error(&error);
     g_signal_connect(shell, "exited", G_CALLBACK(on_exited), &reason);
-    sf_vm_load_async(shell, snapshot, disks, TRUE, on_result, &loaded);
+    sf_vm_load_async(shell, snapshot, disks, TRUE, NULL, on_result, &loaded);
     kill(sf_vm_pid(shell), SIGKILL);
     WAIT_UNTIL(loaded && reason);
     g_assert_false(sf_vm_load_finish(shell, loaded, &error));

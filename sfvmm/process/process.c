@@ -12,7 +12,7 @@
  * A child of ours must be reaped; a QEMU that we found again after a restart is nobody's child any more (or init's).
  * Both are watched through a pidfd, which is readable once the process has ended.
  */
-#include "sfvmm/vm/process.h"
+#include "sfvmm/process/process.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -247,7 +247,7 @@ int sf_process_open(pid_t pid, guint64 start_time)
     return pidfd;
 }
 
-char *sf_process_reap(int pidfd)
+char *sf_process_reap(int pidfd, const char *program)
 {
     siginfo_t info = { 0 };
 
@@ -255,7 +255,7 @@ char *sf_process_reap(int pidfd)
         return NULL;
     }
     if (info.si_code == CLD_EXITED) {
-        return g_strdup_printf("QEMU ended with status %d", info.si_status);
+        return g_strdup_printf("%s ended with status %d", program, info.si_status);
     }
-    return g_strdup_printf("QEMU was ended by signal %d (%s)", info.si_status, g_strsignal(info.si_status));
+    return g_strdup_printf("%s was ended by signal %d (%s)", program, info.si_status, g_strsignal(info.si_status));
 }

@@ -32,7 +32,8 @@ guint64 sf_process_start_time(pid_t pid);
 /* A pidfd, if the process of that pid and start time still lives; else -1. */
 int sf_process_open(pid_t pid, guint64 start_time);
 
-/* How it ended, if it was our child: reaps it. NULL: not our child, or not ended. Caller owns the text. */
-char *sf_process_reap(int pidfd);
+/* How it ended ("PROGRAM ended with status 1"), if it was our child: reaps it. NULL: not our child, or not ended. Caller
+ * owns the text. */
+char *sf_process_reap(int pidfd, const char *program);
 
 #endif
