@@ -25,11 +25,12 @@
 #include <stdint.h>
 
 #define SF_QC_MAGIC         0x31514653u   /* "SFQ1" */
-#define SF_QC_VERSION       1
+#define SF_QC_VERSION       2
 #define SF_QC_MAX_MESSAGE   65536         /* header included; fits the default SO_SNDBUF */
 #define SF_QC_MAX_FDS       64            /* in one message; the kernel's limit is 253 */
 #define SF_QC_MAX_BLOCKS    16            /* RAM blocks with a descriptor */
 #define SF_QC_MAX_LAYERS    24            /* delta layers of one block above its base */
+#define SF_QC_MAX_PRESENT   4096          /* present extents of one block in MAP; each costs two VMAs */
 #define SF_QC_MAX_DISKS     32
 #define SF_QC_NAME_LEN      64            /* block id, node name */
 #define SF_QC_TEXT_LEN      1024
@@ -41,6 +42,7 @@
 #define SF_QC_LOAD          0x0004
 #define SF_QC_FOLD          0x0005
 #define SF_QC_THAW          0x0006
+#define SF_QC_MAP           0x0007        /* memory on demand: the first half of a LOAD */
 #define SF_QC_REPLY         0x8000        /* or-ed to the request's type */
 #define SF_QC_ERROR         0xffff        /* payload: sf_qc_error */
 
@@ -64,12 +66,15 @@ struct sf_qc_error {
 #define SF_QC_RAM_FROZEN    1             /* MAP_PRIVATE of its own memfd: a parent with a snapshot */
 #define SF_QC_RAM_LAYERED   2             /* MAP_PRIVATE of somebody's read-only memfd and deltas: a clone */
 
+/* What else is true of a block. */
+#define SF_QC_BLOCK_LAZY    1u            /* its base is a page cache that is filled on demand; see MAP */
+
 /* One RAM block that has a memfd (pc.ram). Offsets and lengths in bytes, multiples of the page size. */
 struct sf_qc_block {
     char id[SF_QC_NAME_LEN];
     uint64_t length;
     uint32_t mode;                        /* SF_QC_RAM_* */
-    uint32_t zero;
+    uint32_t flags;                       /* SF_QC_BLOCK_LAZY or 0 */
 };
 
 struct sf_qc_hello {
@@ -98,7 +103,9 @@ struct sf_qc_hello_reply {
  * RAM: a SHARED block is frozen (mremap aside, MAP_PRIVATE in place). A FROZEN block's private pages are folded into
  * its memfd when SHARED_BASE is not set, else copied into a new delta. A LAYERED block always gets a delta.
  * A delta holds all private pages of the block, at the block's own offsets, and an array of sf_qc_extent, sorted
- * and disjoint, that says where; small gaps are filled from the layers below so that extents stay few.
+ * and disjoint, that says where; small gaps are filled from the layers below so that extents stay few. Of a LAZY
+ * block no page is fetched for that: gaps are filled with what is there, and pages that were only read as zero are
+ * not in the delta.
  */
 #define SF_QC_SNAPSHOT_SHARED_BASE  1u    /* somebody else uses the base memfd: leave it as it is */
 
@@ -141,30 +148,63 @@ struct sf_qc_extent {
 };
 
 /*
- * LOAD into a paused QEMU of the same configuration that has not been loaded yet. Followed by n_blocks sf_qc_load_block.
- * fds: state; then for each block its base memfd and for each of its layers, lowest first, delta and extents.
+ * LOAD into a paused QEMU of the same configuration that has not been loaded yet. Followed by n_blocks
+ * sf_qc_load_block. fds: state; then for each block its base memfd and for each of its layers, lowest first, delta and extents.
  * With RESUME the vCPUs start at the end, and EVENT_RUNNING follows.
+ * With MAPPED the memory is that of a MAP before: n_blocks is 0, the only descriptor is the state.
  * After an error the process is of no further use: kill it.
  */
 #define SF_QC_LOAD_RESUME   1u
+#define SF_QC_LOAD_MAPPED   2u
 
 struct sf_qc_load {
     uint32_t flags;
     uint32_t n_blocks;
-    uint64_t state_length;
+    uint64_t state_length;                /* bytes; 0 in MAP */
 };
 
 struct sf_qc_load_block {
     char id[SF_QC_NAME_LEN];
     uint64_t length;
     uint32_t n_layers;                    /* deltas above the base */
+    uint32_t flags;                       /* SF_QC_BLOCK_LAZY in MAP, or 0 */
+    uint32_t n_present;                   /* of a LAZY block: its present extents; else 0 */
     uint32_t zero;
-    uint32_t n_extents[SF_QC_MAX_LAYERS]; /* of each */
+    uint32_t n_extents[SF_QC_MAX_LAYERS]; /* of each layer */
 };
 
 struct sf_qc_load_reply {
     uint64_t total;                       /* ns */
     uint64_t map, device, blocks;         /* its parts, ns */
+};
+
+/*
+ * MAP: the first half of a LOAD whose memory comes on demand. Payload as that of LOAD (sf_qc_load with flags and
+ * state_length 0, then n_blocks sf_qc_load_block). fds: the userfaultfd device (/dev/userfaultfd, opened read-write);
+ * then for each block its base memfd, if it is LAZY its present extents (memfd of n_present sf_qc_extent, sorted,
+ * disjoint), and for each of its layers, lowest first, delta and extents.
+ *
+ * The base of a LAZY block is a page cache: a sparse memfd into which somebody else writes pages as they are wanted
+ * (pwrite, then UFFDIO_WAKE; or UFFDIO_ZEROPAGE for what is zero). Its present extents say where the snapshot has pages
+ * at all. Only they are mapped from it, registered for MISSING. All else is anonymous memory, zero, and asks nobody.
+ *
+ * fds of the reply: the userfaultfd, after UFFDIO_API, O_NONBLOCK; none if no block is LAZY (the device is not used
+ * then). QEMU keeps it open for ever: were all its descriptors closed, missing pages would read as zero. Whoever serves
+ * it must do so from the reply on and must not need this QEMU for it: LOAD reads some pages, with the main loop waiting
+ * for them. Then LOAD with MAPPED. After an error the process is of no further use: kill it.
+ */
+
+/* Followed by n_blocks sf_qc_mapped_block: the LAZY ones, in the order of the request. */
+struct sf_qc_map_reply {
+    uint32_t n_blocks;
+    int32_t uffd;                         /* the number of the userfaultfd in QEMU; -1: none */
+    uint64_t total;                       /* ns */
+};
+
+struct sf_qc_mapped_block {
+    char id[SF_QC_NAME_LEN];
+    uint64_t address;                     /* in QEMU's address space: where offset 0 of the block is */
+    uint64_t length;
 };
 
 struct sf_qc_running {

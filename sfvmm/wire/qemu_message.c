@@ -26,9 +26,12 @@ G_STATIC_ASSERT(sizeof(struct sf_qc_block) == SF_QC_NAME_LEN + 16);
 G_STATIC_ASSERT(sizeof(struct sf_qc_hello_reply) == 24 + 4 * SF_QC_NAME_LEN);
 G_STATIC_ASSERT(sizeof(struct sf_qc_snapshot_reply) == 80);
 G_STATIC_ASSERT(sizeof(struct sf_qc_snapshot_block) == SF_QC_NAME_LEN + 24);
-G_STATIC_ASSERT(sizeof(struct sf_qc_load_block) == SF_QC_NAME_LEN + 16 + 4 * SF_QC_MAX_LAYERS);
+G_STATIC_ASSERT(sizeof(struct sf_qc_load_block) == SF_QC_NAME_LEN + 24 + 4 * SF_QC_MAX_LAYERS);
+G_STATIC_ASSERT(sizeof(struct sf_qc_map_reply) == 16);
+G_STATIC_ASSERT(sizeof(struct sf_qc_mapped_block) == SF_QC_NAME_LEN + 16);
 
-#define VCPUS_MAX 4096u /* far above any machine type: only sanity */
+#define VCPUS_MAX   4096u        /* far above any machine type: only sanity */
+#define ADDRESS_MAX (1ull << 56) /* the end of a process's addresses on x86-64 with five page table levels */
 
 G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, ...)
 {
@@ -78,7 +81,7 @@ static gboolean is_reply(guint16 type)
 {
     guint16 request = type & ~SF_QC_REPLY;
 
-    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_THAW);
+    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_MAP);
 }
 
 static gboolean check_header(const struct sf_qc_header *header, gsize packet_length, GError **error)
@@ -267,6 +270,21 @@ GBytes *sf_qc_request_load(guint32 serial, GBytes *payload)
     return build(SF_QC_LOAD, serial, bytes, length, NULL, 0);
 }
 
+GBytes *sf_qc_request_map(guint32 serial, GBytes *payload)
+{
+    gsize length;
+    const void *bytes = g_bytes_get_data(payload, &length);
+
+    return build(SF_QC_MAP, serial, bytes, length, NULL, 0);
+}
+
+GBytes *sf_qc_request_load_mapped(guint32 serial, guint32 flags, guint64 state_length)
+{
+    struct sf_qc_load load = { .flags = flags | SF_QC_LOAD_MAPPED, .state_length = state_length };
+
+    return build(SF_QC_LOAD, serial, &load, sizeof(load), NULL, 0);
+}
+
 GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes)
 {
     struct sf_qc_fold fold = { .max_bytes = max_bytes };
@@ -395,9 +413,9 @@ gboolean sf_qc_parse_hello(GBytes *payload, guint n_fds, struct sf_qc_hello_repl
         if (!check_name(blocks[i].id, "a block's id", error) || !check_length(blocks[i].length, blocks[i].id, error)) {
             return FALSE;
         }
-        if (blocks[i].mode > SF_QC_RAM_LAYERED || blocks[i].zero) {
-            return invalid(error, "block %s with mode %u, reserved field %u", blocks[i].id, blocks[i].mode,
-                           blocks[i].zero);
+        if (blocks[i].mode > SF_QC_RAM_LAYERED ||
+            (blocks[i].flags && (blocks[i].flags != SF_QC_BLOCK_LAZY || blocks[i].mode != SF_QC_RAM_LAYERED))) {
+            return invalid(error, "block %s with mode %u, flags 0x%x", blocks[i].id, blocks[i].mode, blocks[i].flags);
         }
         for (guint j = 0; j < i; j++) {
             if (strcmp(blocks[i].id, blocks[j].id) == 0) {
@@ -470,6 +488,51 @@ gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapsho
     }
     if (n_fds != expected_fds) {
         return invalid(error, "SNAPSHOT with %u descriptors, %u expected", n_fds, expected_fds);
+    }
+    return TRUE;
+}
+
+/* Is it a block at a plausible place, another one than the first n, and apart from them? */
+static gboolean check_mapped_block(const struct sf_qc_mapped_block *blocks, guint n, GError **error)
+{
+    const struct sf_qc_mapped_block *block = &blocks[n];
+
+    if (!check_name(block->id, "a block's id", error) || !check_length(block->length, block->id, error)) {
+        return FALSE;
+    }
+    if (block->address == 0 || block->address % SF_PAGE_SIZE || block->address > ADDRESS_MAX ||
+        block->length > ADDRESS_MAX - block->address) {
+        return invalid(error, "block %s at address 0x%" G_GINT64_MODIFIER "x", block->id, block->address);
+    }
+    for (guint i = 0; i < n; i++) {
+        if (strcmp(block->id, blocks[i].id) == 0) {
+            return invalid(error, "block %s twice", block->id);
+        }
+        if (block->address < blocks[i].address + blocks[i].length &&
+            blocks[i].address < block->address + block->length) {
+            return invalid(error, "blocks %s and %s at the same address", blocks[i].id, block->id);
+        }
+    }
+    return TRUE;
+}
+
+gboolean sf_qc_parse_map(GBytes *payload, guint n_fds, struct sf_qc_map_reply *reply,
+                         struct sf_qc_mapped_block blocks[SF_QC_MAX_BLOCKS], GError **error)
+{
+    if (!take(payload, "MAP", reply, sizeof(*reply), error) ||
+        !take_array(payload, "MAP", sizeof(*reply), blocks, reply->n_blocks, SF_QC_MAX_BLOCKS, sizeof(*blocks),
+                    error)) {
+        return FALSE;
+    }
+    /* Exactly one userfaultfd if a block is lazy, else none. */
+    if (n_fds != (reply->n_blocks > 0) || (reply->n_blocks > 0 ? reply->uffd < 0 : reply->uffd != -1)) {
+        return invalid(error, "MAP with %u descriptors and userfaultfd %d for %u lazy blocks", n_fds, reply->uffd,
+                       reply->n_blocks);
+    }
+    for (guint i = 0; i < reply->n_blocks; i++) {
+        if (!check_mapped_block(blocks, i, error)) {
+            return FALSE;
+        }
     }
     return TRUE;
 }

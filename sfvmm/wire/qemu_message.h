@@ -54,6 +54,8 @@ GBytes *sf_qc_request_hello(guint32 serial);
 GBytes *sf_qc_request_check(guint32 serial);
 GBytes *sf_qc_request_snapshot(guint32 serial, guint32 flags, const struct sf_qc_disk *disks, guint n_disks);
 GBytes *sf_qc_request_load(guint32 serial, GBytes *payload); /* payload: sf_snapshot_load_request() */
+GBytes *sf_qc_request_map(guint32 serial, GBytes *payload);  /* payload: as that of LOAD; see qemu_channel.h */
+GBytes *sf_qc_request_load_mapped(guint32 serial, guint32 flags, guint64 state_length); /* after MAP; flags: RESUME */
 GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes);
 GBytes *sf_qc_request_thaw(guint32 serial);
 
@@ -69,12 +71,14 @@ gboolean sf_qc_parse_hello(GBytes *payload, guint n_fds, struct sf_qc_hello_repl
 gboolean sf_qc_parse_check(GBytes *payload, guint n_fds, char **text, GError **error); /* "": forkable */
 gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapshot_reply *reply,
                               struct sf_qc_snapshot_block blocks[SF_QC_MAX_BLOCKS], GError **error);
+gboolean sf_qc_parse_map(GBytes *payload, guint n_fds, struct sf_qc_map_reply *reply,
+                         struct sf_qc_mapped_block blocks[SF_QC_MAX_BLOCKS], GError **error);
 gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply *reply, GError **error);
 gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error); /* and thaw */
 gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error); /* made printable */
 gboolean sf_qc_parse_running(GBytes *payload, guint n_fds, struct sf_qc_running *event, GError **error);
 
-/* Are the extents of a delta non-empty, page-aligned, sorted, disjoint and within a block of length bytes? */
+/* Are the extents of a delta, or present ones, non-empty, page-aligned, sorted, disjoint and within a block of length bytes? */
 gboolean sf_qc_check_extents(const struct sf_qc_extent *extents, guint n, guint64 length, GError **error);
 
 #endif

@@ -19,6 +19,8 @@ static gboolean parse(const SfQcMessage *message, GError **error)
     struct sf_qc_block blocks[SF_QC_MAX_BLOCKS];
     struct sf_qc_snapshot_reply snapshot;
     struct sf_qc_snapshot_block snapshot_blocks[SF_QC_MAX_BLOCKS];
+    struct sf_qc_map_reply map;
+    struct sf_qc_mapped_block mapped_blocks[SF_QC_MAX_BLOCKS];
     struct sf_qc_load_reply load;
     struct sf_qc_fold_reply fold;
     struct sf_qc_running running;
@@ -31,6 +33,8 @@ static gboolean parse(const SfQcMessage *message, GError **error)
         return sf_qc_parse_check(message->payload, message->n_fds, &text, error);
     case SF_QC_SNAPSHOT | SF_QC_REPLY:
         return sf_qc_parse_snapshot(message->payload, message->n_fds, &snapshot, snapshot_blocks, error);
+    case SF_QC_MAP | SF_QC_REPLY:
+        return sf_qc_parse_map(message->payload, message->n_fds, &map, mapped_blocks, error);
     case SF_QC_LOAD | SF_QC_REPLY:
         return sf_qc_parse_load(message->payload, message->n_fds, &load, error);
     case SF_QC_FOLD | SF_QC_REPLY:

@@ -70,6 +70,20 @@ static GBytes *snapshot_payload(guint n_blocks, guint has_delta)
     return g_byte_array_free_to_bytes(bytes);
 }
 
+static GBytes *map_payload(guint n_blocks)
+{
+    struct sf_qc_map_reply reply = { .n_blocks = n_blocks, .uffd = n_blocks ? 17 : -1, .total = 1000 };
+    GByteArray *bytes = g_byte_array_new();
+
+    g_byte_array_append(bytes, (guint8 *)&reply, sizeof(reply));
+    for (guint i = 0; i < n_blocks; i++) {
+        struct sf_qc_mapped_block block = { .address = (guint64)(i + 1) << 32, .length = 1u << 30 };
+        g_snprintf(block.id, sizeof(block.id), "block%u", i);
+        g_byte_array_append(bytes, (guint8 *)&block, sizeof(block));
+    }
+    return g_byte_array_free_to_bytes(bytes);
+}
+
 static void test_requests(void)
 {
     struct sf_qc_disk disks[2] = { { .node = "a", .overlay = "b" }, { .node = "c", .overlay = "d" } };
@@ -98,6 +112,21 @@ static void test_requests(void)
     g_assert_cmpuint(g_bytes_get_size(hello), ==, sizeof(header) + sizeof(struct sf_qc_hello));
     g_autoptr(GBytes) load = sf_qc_request_load(SERIAL, check);
     g_assert_cmpuint(g_bytes_get_size(load), ==, 2 * sizeof(header));
+    g_autoptr(GBytes) map = sf_qc_request_map(SERIAL, check);
+    memcpy(&header, g_bytes_get_data(map, NULL), sizeof(header));
+    g_assert_cmpuint(header.type, ==, SF_QC_MAP);
+    g_assert_cmpuint(g_bytes_get_size(map), ==, 2 * sizeof(header));
+
+    struct sf_qc_load mapped_body;
+    g_autoptr(GBytes) mapped = sf_qc_request_load_mapped(SERIAL, SF_QC_LOAD_RESUME, 5);
+    bytes = g_bytes_get_data(mapped, NULL);
+    memcpy(&header, bytes, sizeof(header));
+    g_assert_cmpuint(header.type, ==, SF_QC_LOAD);
+    g_assert_cmpuint(g_bytes_get_size(mapped), ==, sizeof(header) + sizeof(mapped_body));
+    memcpy(&mapped_body, bytes + sizeof(header), sizeof(mapped_body));
+    g_assert_cmpuint(mapped_body.flags, ==, SF_QC_LOAD_RESUME | SF_QC_LOAD_MAPPED);
+    g_assert_cmpuint(mapped_body.n_blocks, ==, 0);
+    g_assert_cmpuint(mapped_body.state_length, ==, 5);
 }
 
 static void assert_header_refused(const void *bytes, gsize length)
@@ -168,9 +197,13 @@ static gboolean parse_any(guint16 type, GBytes *payload, guint n_fds)
     struct sf_qc_block blocks[SF_QC_MAX_BLOCKS];
     struct sf_qc_snapshot_reply snapshot;
     struct sf_qc_snapshot_block snapshot_blocks[SF_QC_MAX_BLOCKS];
+    struct sf_qc_map_reply map;
+    struct sf_qc_mapped_block mapped_blocks[SF_QC_MAX_BLOCKS];
     g_autoptr(GError) error = NULL;
     gboolean ok = type == SF_QC_HELLO ? sf_qc_parse_hello(payload, n_fds, &hello, blocks, &error)
-                                      : sf_qc_parse_snapshot(payload, n_fds, &snapshot, snapshot_blocks, &error);
+                  : type == SF_QC_MAP
+                      ? sf_qc_parse_map(payload, n_fds, &map, mapped_blocks, &error)
+                      : sf_qc_parse_snapshot(payload, n_fds, &snapshot, snapshot_blocks, &error);
 
     g_assert_true(ok == (error == NULL));
     return ok;
@@ -205,10 +238,67 @@ static void test_payloads(void)
     g_autoptr(GBytes) hello = hello_payload(2);
     g_autoptr(GBytes) plain = snapshot_payload(1, 0);
     g_autoptr(GBytes) layered = snapshot_payload(3, 1);
+    g_autoptr(GBytes) map = map_payload(2);
 
     check_payload(SF_QC_HELLO, hello, 2);
     check_payload(SF_QC_SNAPSHOT, plain, 2);
     check_payload(SF_QC_SNAPSHOT, layered, 1 + 3 * 3);
+    check_payload(SF_QC_MAP, map, 1);
+}
+
+/* The reply to MAP with one field changed must be refused. */
+static void assert_map_refused(guint n_blocks, guint n_fds, gsize offset, guint64 value, gsize size)
+{
+    g_autoptr(GBytes) payload = map_payload(n_blocks);
+    g_autofree guint8 *bytes = g_memdup2(g_bytes_get_data(payload, NULL), g_bytes_get_size(payload));
+
+    memcpy(bytes + offset, &value, size);
+    g_autoptr(GBytes) changed = g_bytes_new_static(bytes, g_bytes_get_size(payload));
+    g_assert_false(parse_any(SF_QC_MAP, changed, n_fds));
+}
+
+static void test_map(void)
+{
+    const gsize second = sizeof(struct sf_qc_map_reply) + sizeof(struct sf_qc_mapped_block);
+    const gsize address = second + G_STRUCT_OFFSET(struct sf_qc_mapped_block, address);
+    const gsize length = second + G_STRUCT_OFFSET(struct sf_qc_mapped_block, length);
+    const gsize uffd = G_STRUCT_OFFSET(struct sf_qc_map_reply, uffd);
+    g_autoptr(GBytes) none = map_payload(0);
+    g_autoptr(GBytes) most = map_payload(SF_QC_MAX_BLOCKS), too_many = map_payload(SF_QC_MAX_BLOCKS + 1);
+
+    g_assert_true(parse_any(SF_QC_MAP, none, 0));
+    g_assert_false(parse_any(SF_QC_MAP, none, 1));
+    g_assert_true(parse_any(SF_QC_MAP, most, 1));
+    g_assert_false(parse_any(SF_QC_MAP, too_many, 1));
+    assert_map_refused(0, 0, uffd, 3, sizeof(gint32));
+    assert_map_refused(2, 1, uffd, G_MAXUINT32, sizeof(gint32)); /* -1 */
+    assert_map_refused(2, 1, address, 0, sizeof(guint64));
+    assert_map_refused(2, 1, address, (2ull << 32) + 1, sizeof(guint64));
+    assert_map_refused(2, 1, address, (1ull << 32) + SF_PAGE_SIZE, sizeof(guint64)); /* within the first block */
+    assert_map_refused(2, 1, address, (1ull << 32) - SF_PAGE_SIZE, sizeof(guint64)); /* reaches into it */
+    assert_map_refused(2, 1, address, G_MAXUINT64 - SF_PAGE_SIZE + 1, sizeof(guint64));
+    assert_map_refused(2, 1, length, 0, sizeof(guint64));
+    assert_map_refused(2, 1, second + 5, '0', sizeof(guint8)); /* "block0" once more */
+}
+
+/* Only a clone's memory can be lazy. */
+static void test_lazy_block(void)
+{
+    const gsize at = sizeof(struct sf_qc_hello_reply) + G_STRUCT_OFFSET(struct sf_qc_block, mode);
+    g_autoptr(GBytes) payload = hello_payload(1);
+    gsize size;
+    const guint8 *good = g_bytes_get_data(payload, &size);
+
+    for (guint32 mode = SF_QC_RAM_SHARED; mode <= SF_QC_RAM_LAYERED; mode++) {
+        for (guint32 flags = 0; flags <= SF_QC_BLOCK_LAZY << 1; flags++) {
+            g_autofree guint8 *bytes = g_memdup2(good, size);
+            memcpy(bytes + at, &mode, sizeof(mode));
+            memcpy(bytes + at + sizeof(mode), &flags, sizeof(flags));
+            g_autoptr(GBytes) changed = g_bytes_new_static(bytes, size);
+            gboolean right = flags == 0 || (flags == SF_QC_BLOCK_LAZY && mode == SF_QC_RAM_LAYERED);
+            g_assert_true(parse_any(SF_QC_HELLO, changed, 1) == right);
+        }
+    }
 }
 
 static void test_bounds(void)
@@ -404,6 +494,8 @@ int main(int argc, char **argv)
     g_test_add_func("/qemu-message/check-reply", test_check_reply);
     g_test_add_func("/qemu-message/payloads", test_payloads);
     g_test_add_func("/qemu-message/bounds", test_bounds);
+    g_test_add_func("/qemu-message/map", test_map);
+    g_test_add_func("/qemu-message/lazy-block", test_lazy_block);
     g_test_add_func("/qemu-message/extents", test_extents);
     g_test_add("/qemu-message/receive", Channel, NULL, channel_open, test_receive, channel_close);
     g_test_add("/qemu-message/receive-bad", Channel, NULL, channel_open, test_receive_bad, channel_close);
