@@ -35,10 +35,18 @@ typedef struct {
 
 typedef struct SfDiskServer SfDiskServer;
 
-/* Finishes when clients can connect. Everything pointed to is copied. */
+/*
+ * Starts it, with these exports or none yet. Finishes when clients can connect. Everything pointed to is copied. A start
+ * takes some 50 ms: begin when the ticket is granted.
+ */
 void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions *options, const SfDiskExport *exports,
                                 guint n_exports, GAsyncReadyCallback callback, gpointer data);
 SfDiskServer *sf_disk_server_start_finish(GAsyncResult *result, GError **error);
+
+/* More exports, some ms each: when the snapshot has been taken, or the host that it was taken on serves it. */
+void sf_disk_server_add_async(SfDiskServer *server, const SfDiskExport *exports, guint n_exports,
+                              GAsyncReadyCallback callback, gpointer data);
+gboolean sf_disk_server_add_finish(SfDiskServer *server, GAsyncResult *result, GError **error);
 
 SfDiskServer *sf_disk_server_ref(SfDiskServer *server);
 void sf_disk_server_unref(SfDiskServer *server); /* the last one ends the process */
