@@ -47,7 +47,7 @@ G_DEFINE_QUARK(sf - peer - error - quark, sf_peer_error)
 
 struct SfPeers {
     guint refs; /* sf_peers_new()'s, and each request's */
-    gboolean gone;
+    gboolean started, gone;
     SfPeersHandlers handlers;
     gpointer owner;
     char *name, *version, *instance;
@@ -729,11 +729,18 @@ static void peer_dial_later(SfPeer *peer)
 {
     guint wait = peer->backoff / 2 + (guint)g_random_int_range(0, (gint32)peer->backoff);
 
-    if (!peer->added || peer->link || peer->timer || peer->connecting || peer->dialled) {
+    if (!peer->peers->started || !peer->added || peer->link || peer->timer || peer->connecting || peer->dialled) {
         return;
     }
     peer->timer = g_timeout_add(wait, peer_dial, peer);
     peer->backoff = MIN(peer->backoff * 2, BACKOFF_MAX);
+}
+
+static void peer_dial_now(SfPeer *peer)
+{
+    if (peer->peers->started && !peer->link && !peer->timer && !peer->connecting && !peer->dialled) {
+        peer->timer = g_timeout_add(0, peer_dial, peer);
+    }
 }
 
 static gboolean address_is_valid(const char *address, GError **error)
@@ -781,10 +788,23 @@ gboolean sf_peers_add(SfPeers *peers, const char *name, const char *address, GEr
         peer_cancel_dial(peer);
         peer->backoff = BACKOFF_FIRST;
     }
-    if (!peer->link && !peer->timer && !peer->connecting && !peer->dialled) {
-        peer->timer = g_timeout_add(0, peer_dial, peer);
-    }
+    peer_dial_now(peer);
     return TRUE;
+}
+
+void sf_peers_start(SfPeers *peers)
+{
+    GHashTableIter iter;
+    gpointer value;
+
+    peers->started = TRUE;
+    if (peers->service) {
+        g_socket_service_start(peers->service);
+    }
+    g_hash_table_iter_init(&iter, peers->table);
+    while (g_hash_table_iter_next(&iter, NULL, &value)) {
+        peer_dial_now(value);
+    }
 }
 
 void sf_peers_remove(SfPeers *peers, const char *name)
@@ -875,7 +895,7 @@ static gboolean peers_listen(SfPeers *peers, const char *text, GError **error)
     }
     peers->port = g_inet_socket_address_get_port(G_INET_SOCKET_ADDRESS(bound));
     g_signal_connect(peers->service, "incoming", G_CALLBACK(on_incoming), peers);
-    g_socket_service_start(peers->service);
+    g_socket_service_stop(peers->service); /* until sf_peers_start() */
     return TRUE;
 }
 

@@ -68,12 +68,15 @@ typedef struct {
 } SfPeersOptions;
 
 /*
- * Checks the certificates (they must be readable, valid now, of this name) and listens. owner is given to the handlers
- * and must outlive the SfPeers. NULL + error that names the file or address.
+ * Checks the certificates (they must be readable, valid now, of this name) and takes the port. owner is given to the
+ * handlers and must outlive the SfPeers. NULL + error that names the file or address.
  */
 SfPeers *sf_peers_new(const SfPeersOptions *options, const SfPeersHandlers *handlers, gpointer owner, GError **error);
 
-/* All connections end at once, without down() calls; pending calls fail with SF_PEER_ERROR_LOST. */
+/* Only from now on are connections made and accepted. */
+void sf_peers_start(SfPeers *peers);
+
+/* All connections end at once, without down() calls; pending calls fail with SF_PEER_ERROR_LOST. Not from a handler. */
 void sf_peers_free(SfPeers *peers);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfPeers, sf_peers_free)
 

@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include "libsf/wire/guest_protocol.h"
+#include "sfvmm/cluster/peer.h"
 
 #define GROUP        "sfvmmd"
+#define CLUSTER      "cluster"
 #define DEFAULT_USER "snowflock-qemu"
 #define DEFAULT_POOL 8u
 #define MAX_POOL     256u
@@ -21,13 +23,13 @@
 #define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
 
 typedef struct {
-    const char *key;
+    const char *group, *key;
     guint *value;
     guint min, max;
 } UintKey;
 
 typedef struct {
-    const char *key;
+    const char *group, *key;
     char **value;
 } TextKey;
 
@@ -36,30 +38,59 @@ static guint64 host_memory(void)
     return (guint64)sysconf(_SC_PHYS_PAGES) * (guint64)sysconf(_SC_PAGESIZE);
 }
 
+/* Keys that need more than a text or a number. */
+static const struct {
+    const char *group, *key;
+} special_keys[] = {
+    { GROUP, "memory" },
+    { GROUP, "user" },
+    { CLUSTER, "resource-manager" },
+    { CLUSTER, "policy" },
+    { CLUSTER, "page-ports" },
+};
+
+static gboolean is_same(const char *group, const char *key, const char *known_group, const char *known_key)
+{
+    return strcmp(group, known_group) == 0 && strcmp(key, known_key) == 0;
+}
+
+static gboolean check_group(GKeyFile *file, const char *path, const char *group, const TextKey *texts, guint n_texts,
+                            const UintKey *uints, guint n_uints, GError **error)
+{
+    g_auto(GStrv) keys = g_key_file_get_keys(file, group, NULL, NULL);
+
+    for (char **key = keys; key && *key; key++) {
+        gboolean known = FALSE;
+        for (guint i = 0; i < G_N_ELEMENTS(special_keys); i++) {
+            known |= is_same(group, *key, special_keys[i].group, special_keys[i].key);
+        }
+        for (guint i = 0; i < n_texts; i++) {
+            known |= is_same(group, *key, texts[i].group, texts[i].key);
+        }
+        for (guint i = 0; i < n_uints; i++) {
+            known |= is_same(group, *key, uints[i].group, uints[i].key);
+        }
+        if (!known) {
+            g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                        "\"%s\": key \"%s\" is not known in group [%s]; see sfvmmd.conf(5)", path, *key, group);
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
 static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *texts, guint n_texts, const UintKey *uints,
                            guint n_uints, GError **error)
 {
     g_auto(GStrv) groups = g_key_file_get_groups(file, NULL);
-    g_auto(GStrv) keys = g_key_file_get_keys(file, GROUP, NULL, NULL);
 
     for (char **group = groups; *group; group++) {
-        if (strcmp(*group, GROUP) != 0) {
+        if (strcmp(*group, GROUP) != 0 && strcmp(*group, CLUSTER) != 0) {
             g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                        "\"%s\": group [%s] is not known; [%s] is", path, *group, GROUP);
+                        "\"%s\": group [%s] is not known; [%s] and [%s] are", path, *group, GROUP, CLUSTER);
             return FALSE;
         }
-    }
-    for (char **key = keys; key && *key; key++) {
-        gboolean known = strcmp(*key, "memory") == 0 || strcmp(*key, "user") == 0;
-        for (guint i = 0; i < n_texts; i++) {
-            known |= strcmp(*key, texts[i].key) == 0;
-        }
-        for (guint i = 0; i < n_uints; i++) {
-            known |= strcmp(*key, uints[i].key) == 0;
-        }
-        if (!known) {
-            g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                        "\"%s\": key \"%s\" is not known; see sfvmmd.conf(5)", path, *key);
+        if (!check_group(file, path, *group, texts, n_texts, uints, n_uints, error)) {
             return FALSE;
         }
     }
@@ -68,7 +99,7 @@ static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *text
 
 static gboolean read_uint(GKeyFile *file, const char *path, const UintKey *key, GError **error)
 {
-    g_autofree char *text = g_key_file_get_string(file, GROUP, key->key, NULL);
+    g_autofree char *text = g_key_file_get_string(file, key->group, key->key, NULL);
     guint64 value;
 
     if (!text) {
@@ -112,6 +143,27 @@ static char *default_run_directory(void)
     return geteuid() == 0 ? g_strdup("/run/snowflock") : g_build_filename(g_get_user_runtime_dir(), "snowflock", NULL);
 }
 
+static char *default_state_directory(void)
+{
+    g_autofree char *home = NULL;
+
+    if (geteuid() == 0) {
+        return g_strdup("/var/lib/snowflock");
+    }
+    home = g_strdup(g_getenv("XDG_STATE_HOME"));
+    return home && *home ? g_build_filename(home, "snowflock", NULL)
+                         : g_build_filename(g_get_home_dir(), ".local", "state", "snowflock", NULL);
+}
+
+/* The machine's name up to its first dot, as far as it can be a host's. */
+static char *default_name(void)
+{
+    g_autofree char *name = g_ascii_strdown(g_get_host_name(), -1);
+
+    *strchrnul(name, '.') = '\0';
+    return sf_peer_name_is_valid(name) ? g_steal_pointer(&name) : g_strdup("host");
+}
+
 static SfDaemonConfig *config_defaults(void)
 {
     SfDaemonConfig *config = g_new0(SfDaemonConfig, 1);
@@ -134,27 +186,83 @@ static SfDaemonConfig *config_defaults(void)
     return config;
 }
 
+static gboolean set_value_error(const char *path, const char *key, const char *value, const char *needed, GError **error)
+{
+    g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE, "\"%s\": %s=%s: %s is needed", path, key, value,
+                needed);
+    return FALSE;
+}
+
+/* "A-B", ports from A to B. */
+static gboolean read_ports(SfDaemonConfig *config, const char *text)
+{
+    g_auto(GStrv) parts = g_strsplit(text, "-", 2);
+    guint64 first, last;
+
+    if (g_strv_length(parts) != 2 || !g_ascii_string_to_unsigned(parts[0], 10, 1, G_MAXUINT16, &first, NULL) ||
+        !g_ascii_string_to_unsigned(parts[1], 10, first, G_MAXUINT16, &last, NULL)) {
+        return FALSE;
+    }
+    config->cluster.page_port_first = (guint)first;
+    config->cluster.page_port_last = (guint)last;
+    return TRUE;
+}
+
+/* The keys of [cluster] that are no plain texts, and what its keys ask of each other. */
+static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
+{
+    g_autofree char *manager = g_key_file_get_string(file, CLUSTER, "resource-manager", NULL);
+    g_autofree char *policy = g_key_file_get_string(file, CLUSTER, "policy", NULL);
+    g_autofree char *ports = g_key_file_get_string(file, CLUSTER, "page-ports", NULL);
+
+    if (manager && strcmp(manager, "local") != 0 && strcmp(manager, "static") != 0) {
+        return set_value_error(path, "resource-manager", manager, "local or static", error);
+    }
+    if (policy && strcmp(policy, "spread") != 0 && strcmp(policy, "pack") != 0) {
+        return set_value_error(path, "policy", policy, "spread or pack", error);
+    }
+    if (ports && !read_ports(config, ports)) {
+        return set_value_error(path, "page-ports", ports, "a range of ports like 7420-7519", error);
+    }
+    if (config->cluster.name && !sf_peer_name_is_valid(config->cluster.name)) {
+        return set_value_error(path, "name", config->cluster.name,
+                               "a name of a-z, 0-9, dots and hyphens, at most 40 of them,", error);
+    }
+    config->cluster.many_hosts = manager ? strcmp(manager, "static") == 0 : config->cluster.pki_directory != NULL;
+    config->cluster.policy = policy && strcmp(policy, "pack") == 0 ? SF_POLICY_PACK : SF_POLICY_SPREAD;
+    if (!config->cluster.pki_directory && (config->cluster.listen || config->cluster.many_hosts)) {
+        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                    "\"%s\": other hosts need pki-directory= in group [%s]; `sfctl pki host NAME` makes one", path, CLUSTER);
+        return FALSE;
+    }
+    return TRUE;
+}
+
 static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
 {
     const TextKey texts[] = {
-        { "socket", &config->socket },
-        { "group", &config->group },
-        { "run-directory", &config->launcher.run_directory },
-        { "overlay-directory", &config->launcher.overlay_directory },
-        { "qemu", &config->launcher.qemu },
-        { "qemu-img", &config->launcher.qemu_img },
-        { "firmware", &config->launcher.firmware },
+        { GROUP, "socket", &config->socket },
+        { GROUP, "group", &config->group },
+        { GROUP, "run-directory", &config->launcher.run_directory },
+        { GROUP, "overlay-directory", &config->launcher.overlay_directory },
+        { GROUP, "qemu", &config->launcher.qemu },
+        { GROUP, "qemu-img", &config->launcher.qemu_img },
+        { GROUP, "firmware", &config->launcher.firmware },
+        { GROUP, "state-directory", &config->state_directory },
+        { CLUSTER, "name", &config->cluster.name },
+        { CLUSTER, "listen", &config->cluster.listen },
+        { CLUSTER, "pki-directory", &config->cluster.pki_directory },
     };
     const UintKey uints[] = {
-        { "clones-per-ticket", &config->limits.clones_per_ticket, 1, SF_GP_MAX_CLONES },
-        { "clones-per-vm", &config->limits.clones_per_vm, 1, G_MAXUINT16 },
-        { "clones", &config->limits.clones, 1, G_MAXUINT16 },
-        { "vms", &config->vms, 1, MAX_VMS },
-        { "pool", &config->pool, 0, MAX_POOL },
-        { "pool-max", &config->pool_max, 0, SF_GP_MAX_CLONES },
-        { "identify-seconds", &config->identify_seconds, 1, MAX_SECONDS },
-        { "ticket-seconds", &config->ticket_seconds, 1, MAX_SECONDS },
-        { "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
+        { GROUP, "clones-per-ticket", &config->limits.clones_per_ticket, 1, SF_GP_MAX_CLONES },
+        { GROUP, "clones-per-vm", &config->limits.clones_per_vm, 1, G_MAXUINT16 },
+        { GROUP, "clones", &config->limits.clones, 1, G_MAXUINT16 },
+        { GROUP, "vms", &config->vms, 1, MAX_VMS },
+        { GROUP, "pool", &config->pool, 0, MAX_POOL },
+        { GROUP, "pool-max", &config->pool_max, 0, SF_GP_MAX_CLONES },
+        { GROUP, "identify-seconds", &config->identify_seconds, 1, MAX_SECONDS },
+        { GROUP, "ticket-seconds", &config->ticket_seconds, 1, MAX_SECONDS },
+        { GROUP, "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
     };
     g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
 
@@ -162,7 +270,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         return FALSE;
     }
     for (guint i = 0; i < G_N_ELEMENTS(texts); i++) {
-        char *value = g_key_file_get_string(file, GROUP, texts[i].key, NULL);
+        char *value = g_key_file_get_string(file, texts[i].group, texts[i].key, NULL);
         if (value) {
             g_free(*texts[i].value);
             *texts[i].value = value;
@@ -182,7 +290,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     if (memory) {
         config->limits.memory <<= 20;
     }
-    return TRUE;
+    return read_cluster(config, file, path, error);
 }
 
 SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const char *run_directory, GError **error)
@@ -213,6 +321,12 @@ SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const
     if (!config->socket) {
         config->socket = g_build_filename(config->launcher.run_directory, "control.sock", NULL);
     }
+    if (!config->state_directory) {
+        config->state_directory = default_state_directory();
+    }
+    if (!config->cluster.name) {
+        config->cluster.name = default_name();
+    }
     return g_steal_pointer(&config);
 }
 
@@ -228,5 +342,9 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->launcher.firmware);
     g_free(config->launcher.run_directory);
     g_free(config->launcher.overlay_directory);
+    g_free(config->state_directory);
+    g_free(config->cluster.name);
+    g_free(config->cluster.listen);
+    g_free(config->cluster.pki_directory);
     g_free(config);
 }

@@ -19,6 +19,15 @@ typedef struct {
     guint identify_seconds; /* for a clone to become unique */
     guint ticket_seconds;   /* an unused ticket lives */
     guint settle_ms;        /* after the last clone, before memory and disks are made one again */
+    char *state_directory;  /* what outlives a reboot */
+    struct {
+        char *name;          /* of this host among others */
+        char *listen;        /* for other hosts, or NULL: none can connect */
+        char *pki_directory; /* of this host, with host/ and pages/ in it; NULL: there are no other hosts */
+        gboolean many_hosts; /* resource manager `static`, else `local` */
+        SfPolicy policy;
+        guint page_port_first, page_port_last; /* for page sources; 0: any port */
+    } cluster;
 } SfDaemonConfig;
 
 /*
