@@ -6,6 +6,8 @@ SF_TINY is the tiny guest's disk, else SF_BUILD/tests/tiny/tiny.img. What is mis
 """
 import array
 import collections
+import ctypes
+import fcntl
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -25,12 +28,17 @@ PAGE = 4096
 PATIENCE = 60
 
 MAGIC = 0x31514653
-HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW = range(1, 7)
+VERSION = 2
+HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW, MAP = range(1, 8)
 REPLY, ERROR, RUNNING = 0x8000, 0xffff, 0x4001
 SHARED, FROZEN, LAYERED = range(3)
 SHARED_BASE = 1
-RESUME = 1
-MAX_MESSAGE, MAX_FDS, MAX_BLOCKS, MAX_LAYERS, MAX_DISKS = 65536, 64, 16, 24, 32
+RESUME, MAPPED = 1, 2
+LAZY = 1
+MAX_MESSAGE, MAX_FDS, MAX_BLOCKS, MAX_LAYERS, MAX_PRESENT, MAX_DISKS = 65536, 64, 16, 24, 4096, 32
+
+UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE = 0x8010aa02, 0xc028aa03, 0xc020aa04
+PIDFD_GETFD = 438
 
 HEADER = struct.Struct("<IHHII")
 HELLO_REPLY = struct.Struct("<6I64s64s64s64s")
@@ -41,8 +49,10 @@ SNAPSHOT_REPLY = struct.Struct("<9QII")
 SNAPSHOT_BLOCK = struct.Struct("<64sQQII")
 EXTENT = struct.Struct("<QQ")
 LOAD_REQUEST = struct.Struct("<IIQ")
-LOAD_BLOCK = struct.Struct("<64sQII%dI" % MAX_LAYERS)
+LOAD_BLOCK = struct.Struct("<64sQIIII%dI" % MAX_LAYERS)
 LOAD_REPLY = struct.Struct("<4Q")
+MAP_REPLY = struct.Struct("<IiQ")
+MAPPED_BLOCK = struct.Struct("<64sQQ")
 FOLD_REPLY = struct.Struct("<3Q")
 
 
@@ -79,6 +89,32 @@ def tiny_image():
 def need_kvm():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise unittest.SkipTest("/dev/kvm: not there, or not for this user")
+
+
+def userfaultfd():
+    """A new open file of the device."""
+    try:
+        return os.open("/dev/userfaultfd", os.O_RDWR)
+    except OSError as error:
+        raise unittest.SkipTest("/dev/userfaultfd: %s" % error) from None
+
+
+def uffd_copy(uffd, address, page):
+    """Gives a process a page of its own, with that content."""
+    data = ctypes.create_string_buffer(page, PAGE)
+    fcntl.ioctl(uffd, UFFDIO_COPY, bytearray(struct.pack("<QQQQq", address, ctypes.addressof(data), PAGE, 0, 0)))
+
+
+def descriptor_of(pid, number):
+    """A duplicate of another process's descriptor."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, number, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        return fd
+    finally:
+        os.close(pidfd)
 
 
 def wait(condition, what, timeout=PATIENCE):
@@ -199,10 +235,13 @@ class Qmp:
             else:
                 return reply["return"]
 
-    def call(self, command, fds=(), **arguments):
+    def send(self, command, fds=(), **arguments):
         request = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.sock.sendmsg([json.dumps(request).encode() + b"\n"], control)
+
+    def call(self, command, fds=(), **arguments):
+        self.send(command, fds, **arguments)
         return self.answer()
 
 
@@ -241,7 +280,7 @@ class Snapshot:
         fds = [self.state]
         for b in self.blocks:
             counts = [layer.count for layer in b.layers]
-            payload += LOAD_BLOCK.pack(b.id.encode(), b.length, len(b.layers), 0,
+            payload += LOAD_BLOCK.pack(b.id.encode(), b.length, len(b.layers), 0, 0, 0,
                                        *(counts + [0] * (MAX_LAYERS - len(counts))))
             fds.append(b.base)
             for layer in b.layers:
@@ -266,6 +305,146 @@ class Snapshot:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+
+class PageCache:
+    """
+    The memory of a snapshot on a host where it was not taken: a sparse memfd for each block, filled on demand. source is
+    the snapshot where it was taken; only content and extents of the cache's own blocks are ever mapped.
+    """
+
+    Block = collections.namedtuple("Block", "id length cache present table content zero")
+    MERGED = 64 * 1024          # zeros shorter than this do not make two extents of one
+
+    def __init__(self, source, merged=MERGED):
+        self.blocks = []
+        self.fds = []
+        for b in source.blocks:
+            content = source.content(b.id)
+            zero = [content.count(0, at, at + PAGE) == PAGE for at in range(0, b.length, PAGE)]
+            present = []
+            for at in (i * PAGE for i, is_zero in enumerate(zero) if not is_zero):
+                if present and at - sum(present[-1]) < merged:
+                    present[-1] = (present[-1][0], at + PAGE - present[-1][0])
+                else:
+                    present.append((at, PAGE))
+            cache = os.memfd_create("cache")
+            os.ftruncate(cache, b.length)
+            table = os.memfd_create("present")
+            os.write(table, b"".join(EXTENT.pack(*extent) for extent in present))
+            self.fds += [cache, table]
+            self.blocks.append(self.Block(b.id, b.length, cache, present, table, content, zero))
+
+    def block(self, name):
+        return next(b for b in self.blocks if b.id == name)
+
+    def map_request(self, layers=None):
+        """For MAP; layers: those of a snapshot that was taken of a VM over this cache."""
+        payload = LOAD_REQUEST.pack(0, len(self.blocks), 0)
+        fds = [userfaultfd()]
+        for b in self.blocks:
+            above = layers.block(b.id).layers if layers else []
+            counts = [layer.count for layer in above]
+            payload += LOAD_BLOCK.pack(b.id.encode(), b.length, len(above), LAZY, len(b.present), 0,
+                                       *(counts + [0] * (MAX_LAYERS - len(counts))))
+            # As others get it: nobody but who fills the cache can write to it.
+            base = os.open("/proc/self/fd/%d" % b.cache, os.O_RDONLY)
+            self.fds.append(base)
+            fds += [base, b.table]
+            for layer in above:
+                fds += [layer.delta, layer.extents]
+        return payload, fds
+
+    def resident(self, name):
+        """Bytes that were fetched."""
+        return os.fstat(self.block(name).cache).st_blocks * 512
+
+    def close(self):
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+class Memtap:
+    """Answers the page faults of all VMs over one page cache, in a thread of its own."""
+
+    MESSAGE = struct.Struct("<BxHIQQIxxxx")
+    PAGEFAULT = 0x12
+
+    def __init__(self, cache):
+        self.cache = cache
+        self.faults = []            # (block id, offset) in order
+        self.times = []             # of each answer, ns
+        self.allowed = threading.Event()
+        self.allowed.set()
+        self.uffds = {}             # uffd: [(address, length, block)]
+        self.mapped = None          # what attach() was told last
+        self.wake, other = socket.socketpair()
+        self.failure = None
+        self.thread = threading.Thread(target=self.run, args=(other,), daemon=True)
+        self.thread.start()
+
+    def attach(self, uffd, mapped):
+        """Takes uffd; mapped: {block id: (address, length)}."""
+        self.mapped = mapped
+        self.uffds[uffd] = [(address, length, self.cache.block(name)) for name, (address, length) in mapped.items()]
+        self.wake.send(b"x")
+
+    def run(self, told):
+        try:
+            while True:
+                ready, _, _ = select.select([told, *self.uffds], [], [])
+                if told in ready and not told.recv(1):
+                    break
+                for uffd in ready:
+                    if uffd is not told:
+                        self.serve(uffd)
+        except Exception as error:          # pylint: disable=broad-except
+            self.failure = error
+            raise
+        finally:
+            told.close()
+            for uffd in self.uffds:
+                os.close(uffd)
+
+    def serve(self, uffd):
+        try:
+            data = os.read(uffd, 64 * self.MESSAGE.size)
+        except BlockingIOError:
+            return
+        for i in range(0, len(data), self.MESSAGE.size):
+            event, _, _, _, address, _ = self.MESSAGE.unpack_from(data, i)
+            assert event == self.PAGEFAULT, event
+            self.allowed.wait()
+            start = time.monotonic_ns()
+            self.answer(uffd, address & ~(PAGE - 1))
+            self.times.append(time.monotonic_ns() - start)
+
+    def answer(self, uffd, address):
+        start, _, block = next(m for m in self.uffds[uffd] if m[0] <= address < m[0] + m[1])
+        offset = address - start
+        self.faults.append((block.id, offset))
+        assert any(at <= offset < at + length for at, length in block.present), "fault at %#x, not present" % offset
+        if block.zero[offset // PAGE]:
+            try:
+                fcntl.ioctl(uffd, UFFDIO_ZEROPAGE, bytearray(struct.pack("<QQQq", address, PAGE, 0, 0)))
+                return
+            except FileExistsError:
+                pass
+        else:
+            os.pwrite(block.cache, block.content[offset:offset + PAGE], offset)
+        fcntl.ioctl(uffd, UFFDIO_WAKE, struct.pack("<QQ", address, PAGE))
+
+    def fill(self, name):
+        """All of a block, unasked."""
+        block = self.cache.block(name)
+        for i, is_zero in enumerate(block.zero):
+            if not is_zero:
+                os.pwrite(block.cache, block.content[i * PAGE:(i + 1) * PAGE], i * PAGE)
+
+    def close(self):
+        self.wake.close()
+        self.thread.join(PATIENCE)
 
 
 def numbers(output):
@@ -362,17 +541,20 @@ class Vm:
         return self.channel
 
     def hello(self):
-        """(fields, {id: (length, mode)}), with the descriptors closed."""
-        payload, fds = self.channel.call(HELLO, struct.pack("<II", 1, 0))
+        """(fields, {id: (length, mode, flags)}), with the descriptors closed."""
+        payload, fds = self.channel.call(HELLO, struct.pack("<II", VERSION, 0))
         for fd in fds:
             os.close(fd)
         fields = HELLO_REPLY.unpack_from(payload)
         blocks = [BLOCK.unpack_from(payload, HELLO_REPLY.size + i * BLOCK.size) for i in range(fields[1])]
         assert len(payload) == HELLO_REPLY.size + len(blocks) * BLOCK.size and len(fds) == len(blocks)
-        return fields, {text(b[0]): (b[1], b[2]) for b in blocks}
+        return fields, {text(b[0]): b[1:] for b in blocks}
 
     def mode(self):
         return self.hello()[1]["pc.ram"][1]
+
+    def lazy(self):
+        return self.hello()[1]["pc.ram"][2] == LAZY
 
     def check(self):
         payload, fds = self.channel.call(CHECK)
@@ -388,6 +570,23 @@ class Vm:
     def load(self, snapshot, flags=RESUME):
         payload, fds = snapshot.load_request(flags)
         return LOAD_REPLY.unpack(self.channel.call(LOAD, payload, fds)[0])
+
+    def map(self, memtap, layers=None):
+        """Memory on demand: MAP, and memtap serves it; the number of the userfaultfd in QEMU, and ns."""
+        request, sent = memtap.cache.map_request(layers)
+        try:
+            payload, fds = self.channel.call(MAP, request, sent)
+        finally:
+            os.close(sent[0])
+        count, number, total = MAP_REPLY.unpack_from(payload)
+        blocks = [MAPPED_BLOCK.unpack_from(payload, MAP_REPLY.size + i * MAPPED_BLOCK.size) for i in range(count)]
+        assert len(payload) == MAP_REPLY.size + count * MAPPED_BLOCK.size and len(fds) == 1
+        memtap.attach(fds[0], {text(name): (address, length) for name, address, length in blocks})
+        return number, total
+
+    def load_mapped(self, snapshot, flags=RESUME):
+        payload = LOAD_REQUEST.pack(flags | MAPPED, 0, snapshot.state_length)
+        return LOAD_REPLY.unpack(self.channel.call(LOAD, payload, [snapshot.state])[0])
 
     def fold(self, limit):
         return FOLD_REPLY.unpack(self.channel.call(FOLD, struct.pack("<Q", limit))[0])

@@ -7,7 +7,8 @@ import unittest
 
 import sfqemu
 from sfqemu import (CHECK, DISK, FOLD, HELLO, LOAD, LOAD_BLOCK, LOAD_REQUEST, MAX_DISKS, MAX_FDS, MAX_LAYERS,
-                    MAX_MESSAGE, SNAPSHOT, SNAPSHOT_REQUEST, THAW, ChannelError, Gone)
+                    MAX_MESSAGE, SNAPSHOT, SNAPSHOT_REQUEST, THAW, VERSION, ChannelError,
+                    Gone)
 
 
 class Malformed(sfqemu.TestCase):
@@ -30,7 +31,7 @@ class Malformed(sfqemu.TestCase):
 
     def test_no_message(self):
         """What is no message drops the channel."""
-        hello = struct.pack("<II", 1, 0)
+        hello = struct.pack("<II", VERSION, 0)
         cases = {
             "magic": {"magic": 0x12345678}, "zero": {"zero": 1}, "short length": {"length": 4},
             "long length": {"length": 1 << 30}, "reply": {"kind": HELLO | 0x8000}, "error": {"kind": 0xffff},
@@ -63,8 +64,8 @@ class Malformed(sfqemu.TestCase):
         """A message with a wrong content is answered by an error."""
         disk = DISK.pack(b"a", b"b")
         cases = [
-            (0x42, b"", 0), (HELLO, b"", 0), (HELLO, struct.pack("<II", 2, 0), 0), (HELLO, bytes(4000), 0),
-            (HELLO, struct.pack("<II", 1, 0), 1), (CHECK, b"x", 0), (CHECK, b"", 3),
+            (0x42, b"", 0), (HELLO, b"", 0), (HELLO, struct.pack("<II", 1, 0), 0), (HELLO, bytes(4000), 0),
+            (HELLO, struct.pack("<II", VERSION, 0), 1), (CHECK, b"x", 0), (CHECK, b"", 3),
             (SNAPSHOT, b"", 0), (SNAPSHOT, SNAPSHOT_REQUEST.pack(2, 0), 0), (SNAPSHOT, SNAPSHOT_REQUEST.pack(0, 1), 0),
             (SNAPSHOT, SNAPSHOT_REQUEST.pack(0, 0xffffffff), 0), (SNAPSHOT, SNAPSHOT_REQUEST.pack(0, 0) + b"x", 0),
             (SNAPSHOT, SNAPSHOT_REQUEST.pack(0, MAX_DISKS + 1) + disk * (MAX_DISKS + 1), 0),
@@ -104,7 +105,7 @@ class Malformed(sfqemu.TestCase):
 
         def load(flags=1, count=1, length=size, name=block.id.encode(), bytes_=block.length, layers=0, extents=()):
             return LOAD_REQUEST.pack(flags, count, length) + LOAD_BLOCK.pack(
-                name, bytes_, layers, 0, *(list(extents) + [0] * (MAX_LAYERS - len(extents)))) * min(count, 2)
+                name, bytes_, layers, 0, 0, 0, *(list(extents) + [0] * (MAX_LAYERS - len(extents)))) * min(count, 2)
 
         def extents(*pairs):
             fd = os.memfd_create("extents")
@@ -169,7 +170,7 @@ class Malformed(sfqemu.TestCase):
     def test_hang_up(self):
         """The daemon dies at any moment."""
         descriptors = self.parent.descriptors()
-        for kind, payload in ((HELLO, struct.pack("<II", 1, 0)), (CHECK, b""),
+        for kind, payload in ((HELLO, struct.pack("<II", VERSION, 0)), (CHECK, b""),
                               (SNAPSHOT, SNAPSHOT_REQUEST.pack(0, 0)), (THAW, b"")):
             channel = self.parent.attach()
             channel.send(kind, payload)
@@ -185,7 +186,7 @@ class Malformed(sfqemu.TestCase):
         channel.sock.setblocking(False)
         with self.assertRaises(BlockingIOError):
             while True:
-                channel.send(HELLO, struct.pack("<II", 1, 0))
+                channel.send(HELLO, struct.pack("<II", VERSION, 0))
                 self.parent.status()
         self.parent.lines(more=1)
         channel.sock.setblocking(True)
