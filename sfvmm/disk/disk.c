@@ -77,10 +77,43 @@ void sf_disk_layer_unref(SfDiskLayer *layer)
     }
     G_UNLOCK(layers);
     if (last) {
+        if (layer->kept) {
+            layer->kept_free(layer->kept);
+        }
         g_free(layer->path);
         g_free(layer->format);
         g_free(layer);
     }
+}
+
+SfDiskLayer *sf_disk_layer_find(const char *path)
+{
+    SfDiskLayer *layer;
+
+    G_LOCK(layers);
+    layer = layers ? g_hash_table_lookup(layers, path) : NULL;
+    if (layer) {
+        layer->refs++;
+    }
+    G_UNLOCK(layers);
+    return layer;
+}
+
+void sf_disk_layer_keep(SfDiskLayer *layer, gpointer kept, GDestroyNotify kept_free)
+{
+    g_assert(!layer->kept);
+    layer->kept = kept;
+    layer->kept_free = kept_free;
+}
+
+gboolean sf_disk_layer_keeps(const SfDiskLayer *layer)
+{
+    return layer->kept != NULL;
+}
+
+gboolean sf_disk_layer_is_nbd(const SfDiskLayer *layer)
+{
+    return strcmp(layer->format, SF_DISK_FORMAT_NBD) == 0;
 }
 
 static gboolean is_shared(SfDiskLayer *layer)
@@ -184,7 +217,10 @@ static gboolean check_layer(JsonNode *node, GError **error)
     if (!format || !get_member(object, "owned", G_TYPE_BOOLEAN, error)) {
         return FALSE;
     }
-    if (!g_path_is_absolute(json_node_get_string(path)) || !is_format(json_node_get_string(format))) {
+    gboolean known = g_str_equal(json_node_get_string(format), SF_DISK_FORMAT_NBD)
+                         ? g_str_has_prefix(json_node_get_string(path), "nbd")
+                         : g_path_is_absolute(json_node_get_string(path)) && is_format(json_node_get_string(format));
+    if (!known) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "disk chain: layer %s of format %s",
                     json_node_get_string(path), json_node_get_string(format));
         return FALSE;
@@ -432,6 +468,14 @@ SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path,
         return NULL;
     }
     return sf_disk_layer_new(path, "qcow2", TRUE);
+}
+
+gboolean sf_disk_convert(const char *qemu_img, const char *uri, const char *path, GError **error)
+{
+    const char *args[] = { "convert", "-q", "-f", "raw", "-O", "qcow2", uri, path, NULL };
+    g_autofree char *what = g_strdup_printf("image %s", path);
+
+    return run_qemu_img(qemu_img, args, what, NULL, error);
 }
 
 /* ---- Commit ---- */

@@ -21,11 +21,16 @@
 #define SF_DISK_LAYERS_MAX 256u         /* of one chain, as read back from JSON */
 #define SF_DISK_SIZE_MAX   (1ull << 50) /* virtual, bytes */
 
+/* Format of a layer that is no file but an NBD export; always the lowest of its chain, and read-only. */
+#define SF_DISK_FORMAT_NBD "nbd"
+
 typedef struct {
     int refs;       /* under disk.c's lock */
-    char *path;     /* absolute */
-    char *format;   /* "raw" or "qcow2" */
+    char *path;     /* absolute; of format nbd: a URI */
+    char *format;   /* "raw", "qcow2" or SF_DISK_FORMAT_NBD */
     gboolean owned; /* an overlay of ours: unlink with the last reference */
+    gpointer kept;  /* what must live as long as the layer is used, or NULL: main thread */
+    GDestroyNotify kept_free;
 } SfDiskLayer;
 
 /*
@@ -36,6 +41,12 @@ typedef struct {
 SfDiskLayer *sf_disk_layer_new(const char *path, const char *format, gboolean owned);
 SfDiskLayer *sf_disk_layer_ref(SfDiskLayer *layer);
 void sf_disk_layer_unref(SfDiskLayer *layer);
+/* The layer of that path if somebody has it (a reference), or NULL. */
+SfDiskLayer *sf_disk_layer_find(const char *path);
+/* Gives it something to hold until its end, once. The last reference to such a layer must be dropped in the main thread. */
+void sf_disk_layer_keep(SfDiskLayer *layer, gpointer kept, GDestroyNotify kept_free);
+gboolean sf_disk_layer_keeps(const SfDiskLayer *layer);
+gboolean sf_disk_layer_is_nbd(const SfDiskLayer *layer);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDiskLayer, sf_disk_layer_unref)
 
 typedef struct {
@@ -82,5 +93,11 @@ SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path,
  * a layer. After an error everything is kept, and it may be tried again.
  */
 gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError **error);
+
+/*
+ * All that a URI serves (NBD), as a new qcow2 image without backing file. Blocks for long: for a worker thread. After an
+ * error what was written is the caller's to remove.
+ */
+gboolean sf_disk_convert(const char *qemu_img, const char *uri, const char *path, GError **error);
 
 #endif

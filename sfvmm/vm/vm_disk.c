@@ -36,6 +36,8 @@
 
 #define FDSET_LOAD_FIRST 1000u /* ids of fdsets that live for one batch only */
 #define FDSETS_PER_DISK  1000u /* above SF_DISK_LAYERS_MAX: ids never clash within a batch */
+#define NBD_SECONDS      300   /* a lost connection is tried again for so long before a read fails */
+#define NBD_OPEN_SECONDS 10    /* and the first one */
 
 SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null)
 {
@@ -184,6 +186,50 @@ static void set_backing(JsonObject *options, const char *format, const char *bac
     }
 }
 
+/*
+ * The node of an NBD layer, which has no file node. nbd[s]://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; our own
+ * URIs, or those of a host that we trust with the content anyway.
+ */
+static JsonObject *nbd_options(const char *node, const char *uri, const char *tls_creds, GError **error)
+{
+    g_autoptr(GUri) parsed = g_uri_parse(uri, G_URI_FLAGS_NONE, error);
+    g_autoptr(GHashTable) query = parsed && g_uri_get_query(parsed)
+                                      ? g_uri_parse_params(g_uri_get_query(parsed), -1, "&", G_URI_PARAMS_NONE, NULL)
+                                      : NULL;
+    const char *path = query ? g_hash_table_lookup(query, "socket") : NULL;
+    const char *host = parsed ? g_uri_get_host(parsed) : NULL;
+    JsonObject *options, *server;
+
+    if (!parsed) {
+        return NULL;
+    }
+    if (!path && !(host && *host && g_uri_get_port(parsed) > 0)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT, "%s: neither a socket nor a host and a port", uri);
+        return NULL;
+    }
+    server = json_object_new();
+    json_object_set_string_member(server, "type", path ? "unix" : "inet");
+    if (path) {
+        json_object_set_string_member(server, "path", path);
+    } else {
+        g_autofree char *port = g_strdup_printf("%d", g_uri_get_port(parsed));
+        json_object_set_string_member(server, "host", host);
+        json_object_set_string_member(server, "port", port);
+    }
+    options = json_object_new();
+    json_object_set_string_member(options, "driver", "nbd");
+    json_object_set_string_member(options, "node-name", node);
+    json_object_set_boolean_member(options, "read-only", TRUE);
+    json_object_set_object_member(options, "server", server);
+    json_object_set_string_member(options, "export", g_uri_get_path(parsed)[0] ? g_uri_get_path(parsed) + 1 : "");
+    json_object_set_int_member(options, "reconnect-delay", NBD_SECONDS);
+    json_object_set_int_member(options, "open-timeout", NBD_OPEN_SECONDS);
+    if (g_str_has_prefix(g_uri_get_scheme(parsed), "nbds")) {
+        json_object_set_string_member(options, "tls-creds", tls_creds ? tls_creds : "");
+    }
+    return options;
+}
+
 static void add_text(GPtrArray *json_texts, JsonObject *options)
 {
     char *text = sf_json_line_format(options, NULL);
@@ -207,6 +253,15 @@ gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpe
         guint fdset = 0;
 
         g_ptr_array_add(disk->nodes, node);
+        if (sf_disk_layer_is_nbd(layer)) {
+            JsonObject *options = nbd_options(node, layer->path, NULL, error);
+            if (!options) {
+                return FALSE;
+            }
+            add_text(json_texts, options);
+            below = node;
+            continue;
+        }
         if (!open_layer(layer, writable, &fdset, data, error)) {
             return FALSE;
         }
@@ -338,7 +393,12 @@ static JsonObject *nested_options(SfVmDisk *disk, guint i)
 {
     const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
     const char *node = g_ptr_array_index(disk->nodes, i);
-    JsonObject *options = format_options(node, layer->format, FALSE);
+    JsonObject *options;
+
+    if (sf_disk_layer_is_nbd(layer)) {
+        return nbd_options(node, layer->path, NULL, NULL); /* looked at by check_nbd() */
+    }
+    options = format_options(node, layer->format, FALSE);
 
     json_object_set_object_member(options, "file", file_options(node, fdset_of(disk->chain->id, i), FALSE));
     if (i > 0) {
@@ -347,6 +407,71 @@ static JsonObject *nested_options(SfVmDisk *disk, guint i)
         set_backing(options, layer->format, NULL);
     }
     return options;
+}
+
+static gboolean check_nbd(const SfDiskLayer *layer, GError **error)
+{
+    JsonObject *options = nbd_options("", layer->path, NULL, error);
+
+    g_clear_pointer(&options, json_object_unref);
+    return !error || !*error;
+}
+
+/* Layers 0 to n - 1 of the chain, read-only. */
+static gboolean add_nested(SfVmDisk *disk, guint n, SfQmpBatch *batch, GError **error)
+{
+    for (guint i = 0; i < n; i++) {
+        const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
+        g_ptr_array_add(disk->nodes, next_node(disk, disk->chain->id));
+        if (sf_disk_layer_is_nbd(layer) ? !check_nbd(layer, error)
+                                        : !add_fd(batch, layer, FALSE, fdset_of(disk->chain->id, i), error)) {
+            return FALSE;
+        }
+    }
+    sf_qmp_batch_add(batch, "blockdev-add", nested_options(disk, n - 1), -1);
+    return TRUE;
+}
+
+gboolean sf_vm_disk_add_frozen(SfVmDisk *disk, SfQmpBatch *batch, GError **error)
+{
+    guint n = disk->chain->layers->len;
+
+    disk->writable = n;
+    if (!add_nested(disk, n, batch, error)) {
+        return FALSE;
+    }
+    for (guint i = 0; i < n; i++) {
+        if (!sf_disk_layer_is_nbd(g_ptr_array_index(disk->chain->layers, i))) {
+            add_remove_fd(batch, fdset_of(disk->chain->id, i));
+        }
+    }
+    return TRUE;
+}
+
+gboolean sf_vm_disk_add_cache(SfVmDisk *disk, const char *tls_creds, SfQmpBatch *batch, GError **error)
+{
+    const SfDiskLayer *source = g_ptr_array_index(disk->chain->layers, 0);
+    const SfDiskLayer *cache = g_ptr_array_index(disk->chain->layers, 1);
+    guint fdset = fdset_of(disk->chain->id, 1);
+    char *below = next_node(disk, disk->chain->id), *node = next_node(disk, disk->chain->id);
+    JsonObject *options = nbd_options(below, source->path, tls_creds, error);
+
+    g_ptr_array_add(disk->nodes, below);
+    g_ptr_array_add(disk->nodes, node);
+    if (!options) {
+        return FALSE;
+    }
+    if (!add_fd(batch, cache, TRUE, fdset, error)) {
+        json_object_unref(options);
+        return FALSE;
+    }
+    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
+    sf_qmp_batch_add(batch, "blockdev-add", file_options(node, fdset, TRUE), -1);
+    options = format_options(node, cache->format, TRUE);
+    set_backing(options, cache->format, below);
+    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
+    add_remove_fd(batch, fdset);
+    return TRUE;
 }
 
 gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error)
@@ -365,13 +490,9 @@ gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, 
     }
     disk->chain = chain;
     disk->writable = n;
-    for (guint i = 0; i < n; i++) {
-        g_ptr_array_add(disk->nodes, next_node(disk, chain->id));
-        if (!add_fd(batch, g_ptr_array_index(chain->layers, i), FALSE, fdset_of(chain->id, i), error)) {
-            return FALSE;
-        }
+    if (!add_nested(disk, n, batch, error)) {
+        return FALSE;
     }
-    sf_qmp_batch_add(batch, "blockdev-add", nested_options(disk, n - 1), -1);
     g_ptr_array_add(chain->layers, g_steal_pointer(&disk->overlay));
     g_ptr_array_add(disk->nodes, g_steal_pointer(&disk->overlay_node));
     add_reopen(disk, batch, n, TRUE);
@@ -381,6 +502,9 @@ gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, 
 void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch)
 {
     for (guint i = 0; i < disk->writable && !disk->chain->readonly; i++) {
+        if (sf_disk_layer_is_nbd(g_ptr_array_index(disk->chain->layers, i))) {
+            continue;
+        }
         add_remove_fd(batch, fdset_of(disk->chain->id, i));
     }
 }

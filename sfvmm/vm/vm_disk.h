@@ -53,6 +53,11 @@ void sf_vm_disk_overlay_done(SfVmDisk *disk, SfQmpBatch *batch);
 /* The snapshot has failed: it goes. */
 void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch);
 
+/* A chain of which nothing is written, in a QEMU without a machine: all layers in one command. */
+gboolean sf_vm_disk_add_frozen(SfVmDisk *disk, SfQmpBatch *batch, GError **error);
+/* A chain of an NBD layer and an overlay that caches it. tls_creds: id of an object of that QEMU, for nbds: URIs. */
+gboolean sf_vm_disk_add_cache(SfVmDisk *disk, const char *tls_creds, SfQmpBatch *batch, GError **error);
+
 /* At the load: the frozen chain (taken) goes below the shell's overlay. */
 gboolean sf_vm_disk_load(SfVmDisk *disk, SfDiskChain *chain, SfQmpBatch *batch, GError **error);
 /* Descriptors that the load has left behind: when there is time for it. */
