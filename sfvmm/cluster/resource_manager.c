@@ -63,7 +63,7 @@ static SfClusterHost *find_host_or_fail(SfResourceManager *manager, const char *
     SfClusterHost *host = find_host(manager, name);
 
     if (!host) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST, "host \"%s\": not known", name);
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_NO_SUCH_HOST, "host \"%s\": not known", name);
     }
     return host;
 }
@@ -140,7 +140,7 @@ gboolean sf_resource_manager_add_host(SfResourceManager *manager, const char *na
         return FALSE;
     }
     if (host) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST, "host \"%s\": %s", name,
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_EXISTS, "host \"%s\": %s", name,
                     host == own_host(manager) ? "that is this host"
                                               : "it was added already; remove it first to change it");
         return FALSE;

@@ -20,7 +20,9 @@ GQuark sf_cluster_error_quark(void);
 typedef enum {
     SF_CLUSTER_ERROR_QUOTA,    /* the VM or the user has all that it may have; asking again helps only after a join */
     SF_CLUSTER_ERROR_CAPACITY, /* the hosts are full now; asking later may help */
-    SF_CLUSTER_ERROR_HOST,     /* no such host, or it exists, or this manager has no list of hosts */
+    SF_CLUSTER_ERROR_NO_SUCH_HOST,
+    SF_CLUSTER_ERROR_EXISTS,   /* a host of this name was added already */
+    SF_CLUSTER_ERROR_HOST,     /* it can't be done with this host, or not with this manager */
 } SfClusterError;
 
 /* Quotas: upper bounds, each of them counts. */

@@ -8,28 +8,19 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
+#include "sfvmm/control/api_method.h"
 #include "sfvmm/control/describe.h"
 
 #define RESULT_CHUNK_MAX (512u << 10) /* bytes of a result in one answer; base64 of it fits a line */
 #define TIMEOUT_MAX_MS   (24 * 3600 * 1000)
 #define DEFAULT_MEMORY   (1ll << 30)
 
-#define PARAMS_MAX     16
 #define WRITES_LOOK_MS 50u
 
-typedef enum { TEXT, INTEGER, BOOLEAN, ANY } ParamType;
-
-typedef struct {
-    const char *name;
-    ParamType type;
-    gboolean required;
-} Param;
-
-typedef struct {
-    const char *name;
-    void (*handle)(SfHost *host, JsonObject *params, SfCall *call);
-    Param params[PARAMS_MAX];
-} Method;
+#define TEXT    SF_API_TEXT
+#define INTEGER SF_API_INTEGER
+#define BOOLEAN SF_API_BOOLEAN
+#define ANY     SF_API_ANY
 
 /* ---- errors ---- */
 
@@ -51,6 +42,23 @@ static const char *const host_hints[G_N_ELEMENTS(host_codes)] = {
     [SF_HOST_ERROR_EXISTS] = "choose another name, or stop that VM first",
 };
 
+static const char *cluster_error_code(const GError *error, const char **hint)
+{
+    switch (error->code) {
+    case SF_CLUSTER_ERROR_QUOTA:
+        return "quota";
+    case SF_CLUSTER_ERROR_CAPACITY:
+        return "no-capacity";
+    case SF_CLUSTER_ERROR_NO_SUCH_HOST:
+        *hint = "`sfctl host list` shows the hosts";
+        return "no-such-host";
+    case SF_CLUSTER_ERROR_EXISTS:
+        return "exists";
+    default:
+        return "bad-params";
+    }
+}
+
 const char *sf_api_error_code(const GError *error, const char **hint)
 {
     *hint = NULL;
@@ -59,7 +67,7 @@ const char *sf_api_error_code(const GError *error, const char **hint)
         return host_codes[error->code];
     }
     if (error->domain == SF_CLUSTER_ERROR) {
-        return error->code == SF_CLUSTER_ERROR_QUOTA ? "quota" : "no-capacity";
+        return cluster_error_code(error, hint);
     }
     if (g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_REFUSED)) {
         *hint = "remove the device, or run the VM without it; `sfctl check VM` lists all obstacles";
@@ -86,7 +94,7 @@ const char *sf_api_error_code(const GError *error, const char **hint)
 
 /* ---- parameters ---- */
 
-static gboolean type_fits(JsonNode *node, ParamType type)
+static gboolean type_fits(JsonNode *node, SfApiType type)
 {
     if (type == ANY) {
         return TRUE;
@@ -106,9 +114,9 @@ static gboolean type_fits(JsonNode *node, ParamType type)
     }
 }
 
-static const Param *find_param(const Method *method, const char *name)
+static const SfApiParam *find_param(const SfApiMethod *method, const char *name)
 {
-    for (guint i = 0; i < PARAMS_MAX && method->params[i].name; i++) {
+    for (guint i = 0; i < SF_API_PARAMS_MAX && method->params[i].name; i++) {
         if (strcmp(method->params[i].name, name) == 0) {
             return &method->params[i];
         }
@@ -116,13 +124,13 @@ static const Param *find_param(const Method *method, const char *name)
     return NULL;
 }
 
-static gboolean check_params(const Method *method, JsonObject *params, GError **error)
+static gboolean check_params(const SfApiMethod *method, JsonObject *params, GError **error)
 {
     static const char *const type_names[] = { "a string", "an integer", "a boolean", "a value" };
     g_autoptr(GList) members = json_object_get_members(params);
 
     for (GList *item = members; item; item = item->next) {
-        const Param *param = find_param(method, item->data);
+        const SfApiParam *param = find_param(method, item->data);
         if (!param) {
             g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" is not known",
                         method->name, (const char *)item->data);
@@ -134,7 +142,7 @@ static gboolean check_params(const Method *method, JsonObject *params, GError **
             return FALSE;
         }
     }
-    for (guint i = 0; i < PARAMS_MAX && method->params[i].name; i++) {
+    for (guint i = 0; i < SF_API_PARAMS_MAX && method->params[i].name; i++) {
         if (method->params[i].required && !json_object_has_member(params, method->params[i].name)) {
             g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS, "%s: parameter \"%s\" is missing", method->name,
                         method->params[i].name);
@@ -825,7 +833,7 @@ static void api_descriptor(SfHost *host, JsonObject *params, SfCall *call)
 #define TICKET_REQUIRED  { "ticket", TEXT, TRUE }
 #define TIMEOUT          { "timeout_ms", INTEGER, FALSE }
 
-static const Method methods[] = {
+static const SfApiMethod methods[] = {
     { "daemon.status", api_daemon_status, { { 0 } } },
     { "subscribe", api_subscribe, { { 0 } } },
     { "vm.run", api_vm_run, { { "name", TEXT, FALSE }, { "memory", INTEGER, FALSE }, { "vcpus", INTEGER, FALSE },
@@ -848,24 +856,35 @@ static const Method methods[] = {
       { "length", INTEGER, FALSE } } },
     { "kill", api_kill, { { "ticket", TEXT, FALSE }, { "vm", TEXT, FALSE } } },
     { "descriptor", api_descriptor, { { "vm", TEXT, FALSE }, { "ticket", TEXT, FALSE } } },
+    { 0 },
 };
 /* clang-format on */
 
+static const SfApiMethod *const tables[] = { methods, sf_api_cluster_methods };
+
+static const SfApiMethod *find_method(const char *name)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(tables); i++) {
+        for (const SfApiMethod *method = tables[i]; method->name; method++) {
+            if (strcmp(method->name, name) == 0) {
+                return method;
+            }
+        }
+    }
+    return NULL;
+}
+
 void sf_api_call(SfHost *host, const char *name, JsonObject *params, SfCall *call)
 {
+    const SfApiMethod *method = find_method(name);
     g_autoptr(GError) error = NULL;
 
-    for (guint i = 0; i < G_N_ELEMENTS(methods); i++) {
-        if (strcmp(methods[i].name, name) != 0) {
-            continue;
-        }
-        if (check_params(&methods[i], params, &error)) {
-            methods[i].handle(host, params, call);
-        } else {
-            sf_call_fail(call, error);
-        }
+    if (method && check_params(method, params, &error)) {
+        method->handle(host, params, call);
         return;
     }
-    error = g_error_new(G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "method \"%.64s\": not known", name);
+    if (!method) {
+        error = g_error_new(G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "method \"%.64s\": not known", name);
+    }
     sf_call_fail(call, error);
 }

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "sfvmm/control/cluster.h"
 #include "sfvmm/control/guest_api.h"
 #include "sfvmm/control/server.h"
 
@@ -25,6 +26,7 @@ typedef struct {
     GMainLoop *loop;
     SfDaemonConfig *config;
     SfHost *host;
+    SfCluster *cluster;
     SfGuestApi *guest_api;
     SfServer *server;
     int status;
@@ -106,6 +108,7 @@ static void on_recovered(GObject *source, GAsyncResult *result, gpointer data)
         g_main_loop_quit(daemon->loop);
         return;
     }
+    sf_cluster_start(daemon->cluster);
     g_message("sfvmmd " SF_VERSION " serves \"%s\"", daemon->config->socket);
 }
 
@@ -113,9 +116,15 @@ static int run(SfDaemonConfig *config)
 {
     Daemon daemon = { .config = config, .status = EXIT_SUCCESS };
     SfLauncher *launcher = sf_launcher_exec_new(&config->launcher);
+    g_autoptr(GError) error = NULL;
 
     daemon.loop = g_main_loop_new(NULL, FALSE);
-    daemon.host = sf_host_new(config, launcher, sf_resource_manager_local_new(&config->limits));
+    daemon.host = sf_host_new(config, launcher, sf_cluster_manager_new(config));
+    daemon.cluster = sf_cluster_new(daemon.host, &error);
+    if (!daemon.cluster) {
+        g_printerr("sfvmmd: %s\n", error->message);
+        return EXIT_FAILURE;
+    }
     daemon.guest_api = sf_guest_api_new(daemon.host);
     g_unix_signal_add(SIGTERM, on_terminate, &daemon);
     g_unix_signal_add(SIGINT, on_terminate, &daemon);
