@@ -645,7 +645,7 @@ void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions 
         return;
     }
     server = server_new(sf_launcher_options(launcher), options->id);
-    server->tls = options->listen_fd >= 0;
+    server->tls = options->listen_fd >= 0 && options->tls_directory;
     server->tls_directory = g_strdup(options->tls_directory);
     server->allowed = options->allowed ? g_strdupv((char **)options->allowed) : NULL;
     task = add_task(server, callback, data);

@@ -29,7 +29,8 @@ typedef struct {
 typedef struct {
     const char *id;              /* of the snapshot; names RUNDIR/nbd/ID */
     const char *tls_directory;   /* page certificates: the server's with listen_fd, the client's for nbds: URIs. Or NULL */
-    int listen_fd;               /* a listening TCP socket, borrowed: TLS with client certificates. -1: a unix socket */
+    int listen_fd; /* a listening TCP socket, borrowed: TLS with client certificates (plain without tls_directory, which
+                    * is for tests on loopback). -1: a unix socket, plain */
     const char *const *allowed;  /* with listen_fd: names (CN) of the hosts that may read; NULL-terminated */
 } SfDiskServerOptions;
 

@@ -12,6 +12,7 @@
 
 #include <gio/gio.h>
 #include <string.h>
+#include "sfvmm/disk/disk.h"
 
 #define PAGE_BYTES          4096u
 #define MEMORY_DEFAULT      (256ull << 20) /* bytes; boots a small Debian */
@@ -131,9 +132,13 @@ static gboolean take_choice(JsonNode *node, const char *name, const char *const 
 
 static gboolean take_disk_member(SfDiskConfig *disk, const char *member, JsonNode *node, GError **error)
 {
-    static const char *const formats[] = { "raw", "qcow2", NULL };
+    static const char *const formats[] = { "raw", "qcow2", SF_DISK_FORMAT_NBD, NULL };
 
     if (strcmp(member, "path") == 0) {
+        /* A read-only disk of a family whose VM is on another host; vm.run finds no image there, and refuses it. */
+        if (json_node_get_value_type(node) == G_TYPE_STRING && g_str_has_prefix(json_node_get_string(node), "nbd+unix:")) {
+            return take_text(node, "disks.path", PATH_MAX - 1, &disk->path, error);
+        }
         return take_path(node, "disks.path", &disk->path, error);
     }
     if (strcmp(member, "format") == 0) {
@@ -178,6 +183,9 @@ static gboolean take_disk(SfVmConfig *config, JsonNode *node, GError **error)
     }
     if (!disk->path) {
         return fail(error, "\"disks.path\" is missing");
+    }
+    if (g_strcmp0(disk->format, SF_DISK_FORMAT_NBD) == 0 && !(disk->readonly && g_str_has_prefix(disk->path, "nbd+unix:"))) {
+        return fail(error, "disk \"%s\" of format nbd must be read-only, and a URI of a unix socket", disk->path);
     }
     return !(disk->readonly && disk->ephemeral) ||
            fail(error, "disk \"%s\" can't be \"readonly\" and \"ephemeral\" at once", disk->path);
