@@ -7,6 +7,8 @@
  *      present      ______[xxxxxxxx]______[xxxxxxxxxxxxxx]_______     from the descriptor
  *      memfd              [a...bc..]      [......d.......]            pages that have arrived; grows
  *
+ * A clone asks sf-pager about zero pages in the small gaps too; it answers without fetching.
+ *
  * Pages are written by sf-pager alone, whole, each once or several times with the same content. Size is sealed. All
  * from the main thread.
  */
@@ -24,6 +26,8 @@ typedef struct {
     int memory_ro;     /* the same, read-only: for QEMU */
     int present;       /* memfd, sealed: n_present * struct sf_qc_extent, sorted, disjoint, not touching */
     guint32 n_present;
+    int mapped;        /* memfd, sealed: what QEMU maps of the cache: present with its small gaps closed */
+    guint32 n_mapped;  /* at most SF_QC_MAX_PRESENT: each costs it two areas */
 } SfCachedBlock;
 
 typedef struct {

@@ -8,6 +8,7 @@
  *     a VM that was started, 1st time    base
  *     the same, base needed by others    base, delta with all private pages of that VM
  *     a clone                            the layers it was loaded from, delta with all its private pages
+ *     (elsewhere)                        a page cache, which has all layers of the source flattened; filled on demand
  *
  * A delta always holds everything that is private to its VM, so layers grow by one with each generation of clones, not
  * with each fork. Generations are bounded twice: by SF_QC_MAX_LAYERS, and by the descriptors that one LOAD can carry. A
@@ -21,6 +22,7 @@
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "sfvmm/wire/qemu_message.h"
@@ -103,6 +105,7 @@ void sf_snapshot_unref(SfSnapshot *snapshot)
         return;
     }
     close_fd(&snapshot->state);
+    g_clear_pointer(&snapshot->cache, sf_page_cache_unref);
     for (guint i = 0; i < SF_QC_MAX_BLOCKS; i++) {
         close_fd(&snapshot->blocks[i].base);
         for (guint j = 0; j < SF_QC_MAX_LAYERS; j++) {
@@ -176,13 +179,13 @@ static gboolean inherit_layers(SfSnapshot *snapshot, const SfSnapshot *parent, g
     return TRUE;
 }
 
-/* How many descriptors a LOAD of it carries. */
+/* How many descriptors a LOAD of it carries, or a MAP. */
 static guint count_fds(const SfSnapshot *snapshot)
 {
-    guint n = 1; /* state */
+    guint n = 1; /* state; of a MAP the userfaultfd device */
 
     for (guint i = 0; i < snapshot->n_blocks; i++) {
-        n += 1 + 2 * snapshot->blocks[i].n_layers;
+        n += 1 + !!snapshot->cache + 2 * snapshot->blocks[i].n_layers;
     }
     return n;
 }
@@ -258,6 +261,9 @@ static gboolean fill(SfSnapshot *snapshot, const SfSnapshot *parent, const struc
         return fail(snapshot, error, "%u RAM blocks, but the VM was loaded with %u", snapshot->n_blocks,
                     parent->n_blocks);
     }
+    if (parent && parent->cache) {
+        snapshot->cache = sf_page_cache_ref(parent->cache);
+    }
     TAKE(snapshot->state);
     for (guint i = 0; i < snapshot->n_blocks; i++) {
         SfBlock *block = &snapshot->blocks[i];
@@ -324,10 +330,34 @@ static gboolean renew_state(SfSnapshot *snapshot, GError **error)
     return TRUE;
 }
 
+/* One block of a LOAD or MAP; the descriptors stay the snapshot's. */
+static void add_block(const SfSnapshot *snapshot, guint index, gboolean map, GByteArray *payload, int *fds, guint *n)
+{
+    const SfBlock *block = &snapshot->blocks[index];
+    struct sf_qc_load_block entry = { .length = block->length, .n_layers = block->n_layers };
+
+    memcpy(entry.id, block->id, sizeof(entry.id));
+    fds[(*n)++] = block->base;
+    if (map && snapshot->cache) {
+        entry.flags = SF_QC_BLOCK_LAZY;
+        entry.n_present = snapshot->cache->blocks[index].n_mapped;
+        fds[(*n)++] = snapshot->cache->blocks[index].mapped;
+    }
+    for (guint i = 0; i < block->n_layers; i++) {
+        entry.n_extents[i] = block->layers[i].n_extents;
+        fds[(*n)++] = block->layers[i].delta;
+        fds[(*n)++] = block->layers[i].extents;
+    }
+    g_byte_array_append(payload, (const guint8 *)&entry, sizeof(entry));
+}
+
 GBytes *sf_snapshot_load_request(SfSnapshot *snapshot, guint32 flags, int fds[SF_QC_MAX_FDS], guint *n_fds,
                                  GError **error)
 {
-    struct sf_qc_load load = { .flags = flags, .n_blocks = snapshot->n_blocks, .state_length = snapshot->state_length };
+    gboolean mapped = flags & SF_QC_LOAD_MAPPED;
+    struct sf_qc_load load = { .flags = flags,
+                               .n_blocks = mapped ? 0 : snapshot->n_blocks,
+                               .state_length = snapshot->state_length };
     GByteArray *payload;
     guint n = 0;
 
@@ -337,20 +367,95 @@ GBytes *sf_snapshot_load_request(SfSnapshot *snapshot, guint32 flags, int fds[SF
     payload = g_byte_array_new();
     g_byte_array_append(payload, (const guint8 *)&load, sizeof(load));
     fds[n++] = snapshot->state;
-    for (guint i = 0; i < snapshot->n_blocks; i++) {
-        const SfBlock *block = &snapshot->blocks[i];
-        struct sf_qc_load_block entry = { .length = block->length, .n_layers = block->n_layers };
-        memcpy(entry.id, block->id, sizeof(entry.id));
-        fds[n++] = block->base;
-        for (guint j = 0; j < block->n_layers; j++) {
-            entry.n_extents[j] = block->layers[j].n_extents;
-            fds[n++] = block->layers[j].delta;
-            fds[n++] = block->layers[j].extents;
-        }
-        g_byte_array_append(payload, (const guint8 *)&entry, sizeof(entry));
+    for (guint i = 0; i < load.n_blocks; i++) {
+        add_block(snapshot, i, FALSE, payload, fds, &n);
     }
     *n_fds = n;
     return g_byte_array_free_to_bytes(payload);
+}
+
+GBytes *sf_snapshot_map_request(SfSnapshot *snapshot, int userfaultfd, int fds[SF_QC_MAX_FDS], guint *n_fds,
+                                GError **error)
+{
+    struct sf_qc_load load = { .n_blocks = snapshot->n_blocks };
+    GByteArray *payload;
+    guint n = 0;
+
+    if (count_fds(snapshot) > SF_QC_MAX_FDS) {
+        fail(snapshot, error, "%u memory files, at most %d can be mapped", count_fds(snapshot), SF_QC_MAX_FDS);
+        return NULL;
+    }
+    payload = g_byte_array_new();
+    g_byte_array_append(payload, (const guint8 *)&load, sizeof(load));
+    fds[n++] = userfaultfd;
+    for (guint i = 0; i < snapshot->n_blocks; i++) {
+        add_block(snapshot, i, TRUE, payload, fds, &n);
+    }
+    *n_fds = n;
+    return g_byte_array_free_to_bytes(payload);
+}
+
+/* ---- Snapshots from elsewhere ---- */
+
+static int state_memfd(const SfSnapshot *snapshot, GBytes *state, GError **error)
+{
+    gsize length;
+    const char *bytes = g_bytes_get_data(state, &length);
+    int fd = memfd_create("sf-state", MFD_CLOEXEC), read_only = -1;
+    gsize done = 0;
+
+    while (fd >= 0 && done < length) {
+        ssize_t n = pwrite(fd, bytes + done, length - done, done);
+        if (n <= 0) {
+            break;
+        }
+        done += n;
+    }
+    if (fd >= 0 && done == length) {
+        read_only = open_read_only(fd);
+    }
+    if (read_only < 0) {
+        fail(snapshot, error, "no memory file for its device state: %s", g_strerror(errno));
+    }
+    close_fd(&fd);
+    return read_only;
+}
+
+SfSnapshot *sf_snapshot_new_cached(const char *id, SfRamBase *base, SfPageCache *cache, GBytes *device_state,
+                                   guint64 device_length, GError **error)
+{
+    g_autoptr(SfSnapshot) snapshot = sf_snapshot_new_empty(id, base);
+
+    snapshot->cache = sf_page_cache_ref(cache);
+    snapshot->state_length = g_bytes_get_size(device_state);
+    snapshot->device_length = device_length;
+    snapshot->timing.state_length = snapshot->state_length;
+    snapshot->timing.device_length = device_length;
+    snapshot->timing.n_blocks = snapshot->n_blocks = cache->n_blocks;
+    if (snapshot->state_length == 0 || snapshot->state_length > SF_QC_MAX_STATE || device_length == 0 ||
+        device_length > snapshot->state_length) {
+        fail(snapshot, error, "device state of %" G_GUINT64_FORMAT " bytes, %" G_GUINT64_FORMAT " of them of devices",
+             snapshot->state_length, device_length);
+        return NULL;
+    }
+    snapshot->state = state_memfd(snapshot, device_state, error);
+    if (snapshot->state < 0) {
+        return NULL;
+    }
+    for (guint i = 0; i < cache->n_blocks; i++) {
+        SfBlock *block = &snapshot->blocks[i];
+        memcpy(block->id, cache->blocks[i].id, sizeof(block->id));
+        block->length = cache->blocks[i].length;
+        if (!duplicate_fd(snapshot, cache->blocks[i].memory_ro, &block->base, error)) {
+            return NULL;
+        }
+    }
+    return sf_snapshot_validate(snapshot, error) ? g_steal_pointer(&snapshot) : NULL;
+}
+
+gboolean sf_snapshot_is_lazy(const SfSnapshot *snapshot)
+{
+    return snapshot->cache != NULL;
 }
 
 /* ---- Page map ---- */
@@ -410,6 +515,14 @@ static gboolean add_extent_runs(const SfSnapshot *snapshot, const SfLayer *layer
     return TRUE;
 }
 
+/* What the source of a cache has, arrived or not. */
+static gboolean add_present_runs(const SfSnapshot *snapshot, const SfCachedBlock *block, GArray *runs, GError **error)
+{
+    SfLayer present = { .extents = block->present, .n_extents = block->n_present };
+
+    return add_extent_runs(snapshot, &present, block->length, runs, error);
+}
+
 static int compare_runs(gconstpointer a, gconstpointer b)
 {
     const SfRun *x = a, *y = b;
@@ -443,7 +556,8 @@ GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint index, GError
 
     g_assert(index < snapshot->n_blocks);
     const SfBlock *block = &snapshot->blocks[index];
-    if (!add_file_runs(snapshot, block->base, block->length, runs, error)) {
+    if (snapshot->cache ? !add_present_runs(snapshot, &snapshot->cache->blocks[index], runs, error)
+                        : !add_file_runs(snapshot, block->base, block->length, runs, error)) {
         return NULL;
     }
     for (guint i = 0; i < block->n_layers; i++) {

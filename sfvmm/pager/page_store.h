@@ -9,8 +9,8 @@
  * A block is a base memfd with delta layers over it. A complete base (a snapshot taken here) has all its content; a
  * cache (taken elsewhere) fills, and says with two bits per page what it has. Both bits only ever go from 0 to 1:
  *
- *        has     the page is in the memfd, whole
- *        zero    it is known to be zero and is not in the memfd
+ *        known   the page is no longer absent
+ *        has     it is in the memfd, whole; if not, it is zero
  *
  * The descriptors belong to the store and live as long. Everything but page_store_new(), _set() and _free() may be
  * called from any thread; nothing blocks or locks but page_store_fetch(), which takes a short lock.
@@ -98,11 +98,25 @@ enum page_state page_store_base_state(const struct page_store *store, unsigned b
 /* Pages that have been written to the memfd, or are known to be zero. Returns how many of them were new. */
 unsigned page_store_note(struct page_store *store, unsigned block, uint64_t offset, uint64_t length, bool zero);
 
+/*
+ * Another process may fill the same memfd (the pager of a snapshot below): asks the kernel whether the page is there,
+ * notes it if so. One system call.
+ */
+bool page_store_recheck(struct page_store *store, unsigned block, uint64_t offset);
+
+/*
+ * Marks pages that the prefetch thread has asked for, so that neighbours of a fault are not asked for twice; unmark when they have come, or have not.
+ * A hint: a fault fetches its page all the same.
+ */
+void page_store_claim(struct page_store *store, unsigned block, uint64_t offset, uint64_t length, bool claimed);
+bool page_store_is_claimed(const struct page_store *store, unsigned block, uint64_t offset);
+
 /* The first run of absent pages at or behind offset, at most max_length bytes. false: none up to the block's end. */
 bool page_store_next_absent(const struct page_store *store, unsigned block, uint64_t offset, uint64_t max_length,
                             uint64_t *start, uint64_t *length);
 
 uint64_t page_store_resident(const struct page_store *store); /* bytes in the memfds of caches */
+bool page_store_is_cache(const struct page_store *store);     /* a block has to be fetched, or had to */
 bool page_store_is_complete(const struct page_store *store);  /* set, and no page is absent */
 
 /* Requests of page_store_fetch(), taken by the memtap thread when the eventfd is readable. */
