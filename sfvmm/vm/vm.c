@@ -220,6 +220,7 @@ static JsonObject *vm_to_json(SfVm *vm)
     if (vm->snapshot_id) {
         json_object_set_string_member(object, "snapshot", vm->snapshot_id);
     }
+    sf_vm_lazy_to_json(vm, object);
     for (guint i = 0; i < vm->disks->len; i++) {
         json_array_add_object_element(disks, sf_vm_disk_to_json(g_ptr_array_index(vm->disks, i)));
     }
@@ -285,7 +286,7 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
     vm->pid = json_object_get_int_member_with_default(object, "pid", 0);
     vm->start_time = json_object_get_int_member_with_default(object, "start_time", 0);
     vm->agent_seen = json_object_get_boolean_member_with_default(object, "agent", FALSE);
-    return restore_disks(vm, object, error) ? g_steal_pointer(&vm) : NULL;
+    return restore_disks(vm, object, error) && sf_vm_lazy_from_json(vm, object, error) ? g_steal_pointer(&vm) : NULL;
 }
 
 SfVm *sf_vm_restore(const SfLauncherOptions *options, const char *name, GError **error)
@@ -452,6 +453,7 @@ static void vm_ended(SfVm *vm)
     vm->gone = TRUE;
     vm->running = FALSE;
     vm_disconnect(vm);
+    sf_vm_lazy_end(vm);
     sf_vm_settle_lost(vm);
     connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
     g_message("VM %s: ended: %s", vm->name, reason);
@@ -1332,9 +1334,9 @@ static void on_load_reply(SfQcMessage *message, const GError *error, gpointer da
     load_end(vm, NULL);
 }
 
-static void on_load_disks(const GError *error, gpointer data)
+/* Memory is there, or comes on demand from now on: device state. */
+static void load_state(SfVm *vm, guint32 flags)
 {
-    g_autoptr(SfVm) vm = data;
     LoadOp *op = g_task_get_task_data(vm->load_task);
     gboolean at_once = op->resume && sf_vm_gate_is_alone();
     int fds[SF_QC_MAX_FDS];
@@ -1343,12 +1345,7 @@ static void on_load_disks(const GError *error, gpointer data)
     GError *failure = NULL;
     GBytes *packet;
 
-    if (error || !vm->channel) {
-        load_end(vm, error ? g_error_copy(error)
-                           : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
-        return;
-    }
-    payload = sf_snapshot_load_request(op->snapshot, at_once ? SF_QC_LOAD_RESUME : 0, fds, &n, &failure);
+    payload = sf_snapshot_load_request(op->snapshot, flags | (at_once ? SF_QC_LOAD_RESUME : 0), fds, &n, &failure);
     if (!payload) {
         load_end(vm, failure);
         return;
@@ -1359,6 +1356,35 @@ static void on_load_disks(const GError *error, gpointer data)
     }
     packet = sf_qc_request_load(sf_qemu_channel_serial(vm->channel), payload);
     sf_qemu_channel_request(vm->channel, SF_QC_LOAD, packet, fds, n, on_load_reply, g_object_ref(vm));
+}
+
+/* Takes the error. */
+static void on_load_mapped(SfVm *vm, GError *error)
+{
+    if (!error && !vm->channel) {
+        error = g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected");
+    }
+    if (error) {
+        load_end(vm, error);
+    } else {
+        load_state(vm, SF_QC_LOAD_MAPPED);
+    }
+}
+
+static void on_load_disks(const GError *error, gpointer data)
+{
+    g_autoptr(SfVm) vm = data;
+    LoadOp *op = g_task_get_task_data(vm->load_task);
+    GError *failure = NULL;
+
+    if (error || !vm->channel) {
+        load_end(vm, error ? g_error_copy(error)
+                           : g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "QEMU is not connected"));
+    } else if (!vm->lazy) {
+        load_state(vm, 0);
+    } else if (!sf_vm_lazy_map(vm, op->snapshot, on_load_mapped, &failure)) {
+        load_end(vm, failure);
+    }
 }
 
 static gboolean load_disk(SfVm *vm, const SfDiskChain *frozen, SfQmpBatch *batch, GError **error)
@@ -1402,6 +1428,11 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
     if (vm->role != SF_VM_SHELL || vm->load_task || (frozen_disks ? frozen_disks->len : 0) != vm->disks->len) {
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED,
                                 "VM %s: load: it is no empty shell, or has other disks", vm->name);
+        g_object_unref(task);
+        return;
+    }
+    if (sf_snapshot_is_lazy(snapshot) && !sf_vm_lazy_begin(vm, handler, snapshot, &error)) {
+        g_task_return_error(task, error);
         g_object_unref(task);
         return;
     }
@@ -1494,6 +1525,7 @@ static void sf_vm_finalize(GObject *object)
     }
     g_clear_handle_id(&vm->exit_source, g_source_remove);
     vm_disconnect(vm);
+    g_clear_object((GObject **)&vm->handler.owner);
     if (vm->pidfd >= 0) {
         close(vm->pidfd);
     }

@@ -5,6 +5,7 @@
 #ifndef SF_VM_PRIVATE_H
 #define SF_VM_PRIVATE_H
 
+#include "sfvmm/memory/fault_handler.h"
 #include "sfvmm/vm/guest_channel.h"
 #include "sfvmm/vm/launcher.h"
 #include "sfvmm/vm/qemu_channel_client.h"
@@ -67,6 +68,12 @@ struct _SfVm {
     GPtrArray *disks;  /* of SfVmDisk */
     GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
+    gboolean lazy;              /* loaded by MAP: somebody else fills its pages */
+    SfFaultHandler handler;     /* who; a reference to its owner is held. owner NULL: nobody */
+    int uffd_number;            /* of the userfaultfd in QEMU */
+    guint n_mapped;
+    SfMappedBlock mapped[SF_QC_MAX_BLOCKS];
+
     GArray *vcpu_threads; /* of pid_t, as QEMU says */
     gboolean passed_gate; /* a loaded clone has executed its first instruction */
     guint doubts; /* overlays that QEMU is being asked about */
@@ -108,6 +115,14 @@ void sf_vm_gate_wait(SfVm *vm);
 void sf_vm_gate_leave(void);
 void sf_vm_gate_running(SfVm *vm);
 void sf_vm_resume_loaded(SfVm *vm); /* in vm.c */
+
+/* vm_lazy.c: clones whose memory comes on demand. */
+gboolean sf_vm_lazy_begin(SfVm *vm, const SfFaultHandler *handler, const SfSnapshot *snapshot, GError **error);
+/* Sends MAP; the answer comes to `mapped` (error NULL: mapped and attached). */
+gboolean sf_vm_lazy_map(SfVm *vm, SfSnapshot *snapshot, void (*mapped)(SfVm *vm, GError *error), GError **error);
+void sf_vm_lazy_end(SfVm *vm); /* the VM has ended: detach */
+void sf_vm_lazy_to_json(SfVm *vm, JsonObject *object);
+gboolean sf_vm_lazy_from_json(SfVm *vm, JsonObject *object, GError **error);
 
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
