@@ -56,6 +56,7 @@ _sfctl_arguments()
         case $kind in
         vm) words+=" $("${ctl[@]}" list -q 2>/dev/null)" ;;
         ticket) words+=" $("${ctl[@]}" tickets -q 2>/dev/null)" ;;
+        host) words+=" $("${ctl[@]}" host list -q 2>/dev/null)" ;;
         file) files=1 ;;
         esac
     done
