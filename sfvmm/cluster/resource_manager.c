@@ -319,8 +319,8 @@ static void set_capacity_error(SfResourceManager *manager, const SfTicket *ticke
     }
 }
 
-SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                      gboolean all, guint32 request, GError **error)
+static SfTicket *request_places(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count, gboolean all,
+                                guint32 request, gboolean here, GError **error)
 {
     const SfLimits *limits = &manager->limits;
     guint booked = vm_clones(manager, vm);
@@ -343,6 +343,10 @@ SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm
     }
     ticket = sf_ticket_new(sf_ticket_random_id(), vm, 0, request);
     ticket->reserved = sf_resource_manager_clone_memory(vm_memory);
+    for (guint i = 1; here && i < manager->hosts->len; i++) {
+        const SfClusterHost *other = g_ptr_array_index(manager->hosts, i);
+        g_ptr_array_add(ticket->refused_by, g_strdup(other->name));
+    }
     ticket->granted = take_places(manager, ticket, wanted);
     set_vm_clones(manager, vm, booked + ticket->granted);
     if (ticket->granted == 0 || (all && ticket->granted < count)) {
@@ -351,6 +355,34 @@ SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm
         return NULL;
     }
     return g_steal_pointer(&ticket);
+}
+
+SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
+                                      gboolean all, guint32 request, GError **error)
+{
+    return request_places(manager, vm, vm_memory, count, all, request, FALSE, error);
+}
+
+SfTicket *sf_resource_manager_request_here(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
+                                           gboolean all, guint32 request, GError **error)
+{
+    return request_places(manager, vm, vm_memory, count, all, request, TRUE, error);
+}
+
+void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket, const char *name, guint count)
+{
+    SfClusterHost *host = find_host(manager, name);
+    guint clones = vm_clones(manager, ticket->vm);
+
+    g_return_if_fail(sf_ticket_count_at(ticket, name) >= count);
+    if (host) {
+        unbook(host, count, ticket->reserved);
+    }
+    sf_ticket_add_place(ticket, name, -(gint)count);
+    ticket->granted -= count;
+    if (!ticket->origin) {
+        set_vm_clones(manager, ticket->vm, clones - MIN(clones, count));
+    }
 }
 
 GPtrArray *sf_resource_manager_reassign(SfResourceManager *manager, SfTicket *ticket, const char *name, guint count,

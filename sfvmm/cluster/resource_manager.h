@@ -71,6 +71,13 @@ const char *sf_resource_manager_name(SfResourceManager *manager);
 SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
                                       gboolean all, guint32 request, GError **error);
 
+/* The same, with places on this host only: for a VM that other hosts can't make clones of. */
+SfTicket *sf_resource_manager_request_here(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
+                                           gboolean all, guint32 request, GError **error);
+
+/* The ticket is `count` clones smaller: those that `host` was to take. It may have none left. */
+void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket, const char *host, guint count);
+
 /*
  * `count` of the ticket's clones were refused by `host`, before or after it was asked to load them: they get other places,
  * never again with that host. Returns the new places (of SfPlace, "" is this host; counts add up to `count`; caller

@@ -516,30 +516,35 @@ static void api_vm_usage(SfHost *host, JsonObject *params, SfCall *call)
 
 /* ---- tickets ---- */
 
-static SfHostTicket *request_ticket(SfHost *host, JsonObject *params, gboolean all, SfCall *call)
+/* The callback has data; nothing is called when the parameters are wrong, and the call has been answered. */
+static gboolean request_ticket(SfHost *host, JsonObject *params, gboolean all, SfCall *call,
+                               GAsyncReadyCallback callback, gpointer data)
 {
     SfHostVm *hvm = vm_param(host, params, call);
-    g_autoptr(GError) error = NULL;
-    SfHostTicket *ticket;
     gint64 count;
 
     if (!hvm || !int_param(params, "count", 1, SF_GP_MAX_CLONES, 0, &count, call)) {
-        return NULL;
+        return FALSE;
     }
-    ticket = sf_host_request_ticket(host, hvm, (guint)count, all, 0, &error);
-    if (!ticket) {
-        sf_call_fail(call, error);
+    sf_host_request_ticket_async(host, hvm, (guint)count, all, 0, callback, data);
+    return TRUE;
+}
+
+static void on_ticket(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket = sf_host_request_ticket_finish(SF_HOST(source), result, &error);
+
+    if (ticket) {
+        reply_with(data, "ticket", sf_describe_ticket(ticket));
+    } else {
+        sf_call_fail(data, error);
     }
-    return ticket;
 }
 
 static void api_ticket_request(SfHost *host, JsonObject *params, SfCall *call)
 {
-    SfHostTicket *ticket = request_ticket(host, params, bool_param(params, "all", FALSE), call);
-
-    if (ticket) {
-        reply_with(call, "ticket", sf_describe_ticket(ticket));
-    }
+    request_ticket(host, params, bool_param(params, "all", FALSE), call, on_ticket, call);
 }
 
 static void api_ticket_list(SfHost *host, JsonObject *params, SfCall *call)
@@ -604,13 +609,63 @@ static void on_clone_changed(SfFork *fork, SfClone *clone, Wait *wait)
     on_clone_signal(fork, wait);
 }
 
+/* A clone call whose parameters are right. */
+typedef struct {
+    SfCall *call;
+    gint64 timeout;
+    char *until; /* "resumed", "answered", or NULL */
+} CloneCall;
+
+static void clone_call_free(CloneCall *clone)
+{
+    g_free(clone->until);
+    g_free(clone);
+}
+
+/* Frees clone. */
+static void clone_with(SfHost *host, SfHostTicket *ticket, CloneCall *clone)
+{
+    g_autoptr(GError) error = NULL;
+    Wait *wait;
+
+    if (!sf_host_fork(host, ticket, 0, &error)) {
+        sf_call_fail(clone->call, error);
+        clone_call_free(clone);
+        return;
+    }
+    wait = wait_new(clone->call, ticket->fork, clone->timeout,
+                    g_strdup_printf("VM \"%s\": its clones", ticket->grant->vm));
+    wait->ticket = ticket;
+    wait->answered = clone->until ? strcmp(clone->until, "answered") == 0 : sf_fork_with_agent(ticket->fork);
+    clone_call_free(clone);
+    if (clone_wait_is_over(wait)) {
+        clone_wait_finish(wait);
+        return;
+    }
+    wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_clone_changed), wait);
+    wait->handlers[1] = g_signal_connect(ticket->fork, "placed", G_CALLBACK(on_clone_signal), wait);
+}
+
+static void on_clone_ticket(GObject *source, GAsyncResult *result, gpointer data)
+{
+    CloneCall *clone = data;
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket = sf_host_request_ticket_finish(SF_HOST(source), result, &error);
+
+    if (ticket) {
+        clone_with(SF_HOST(source), ticket, clone);
+    } else {
+        sf_call_fail(clone->call, error);
+        clone_call_free(clone);
+    }
+}
+
 static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
 {
     const char *until = text_param(params, "wait");
-    g_autoptr(GError) error = NULL;
     SfHostTicket *ticket;
     gint64 timeout;
-    Wait *wait;
+    CloneCall *clone;
 
     if (until && strcmp(until, "resumed") != 0 && strcmp(until, "answered") != 0) {
         fail(call, SF_HOST_ERROR_BAD_PARAMS, "clone: parameter \"wait\" must be \"resumed\" or \"answered\"");
@@ -623,24 +678,20 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
     if (!int_param(params, "timeout_ms", 0, TIMEOUT_MAX_MS, 0, &timeout, call)) {
         return;
     }
-    ticket = json_object_has_member(params, "ticket") ? ticket_param(host, params, call)
-                                                      : request_ticket(host, params, FALSE, call);
-    if (!ticket) {
+    clone = g_new0(CloneCall, 1);
+    *clone = (CloneCall){ call, timeout, g_strdup(until) };
+    if (!json_object_has_member(params, "ticket")) {
+        if (!request_ticket(host, params, FALSE, call, on_clone_ticket, clone)) {
+            clone_call_free(clone);
+        }
         return;
     }
-    if (!sf_host_fork(host, ticket, 0, &error)) {
-        sf_call_fail(call, error);
-        return;
+    ticket = ticket_param(host, params, call);
+    if (ticket) {
+        clone_with(host, ticket, clone);
+    } else {
+        clone_call_free(clone);
     }
-    wait = wait_new(call, ticket->fork, timeout, g_strdup_printf("VM \"%s\": its clones", ticket->grant->vm));
-    wait->ticket = ticket;
-    wait->answered = until ? strcmp(until, "answered") == 0 : sf_fork_with_agent(ticket->fork);
-    if (clone_wait_is_over(wait)) {
-        clone_wait_finish(wait);
-        return;
-    }
-    wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_clone_changed), wait);
-    wait->handlers[1] = g_signal_connect(ticket->fork, "placed", G_CALLBACK(on_clone_signal), wait);
 }
 
 /* ---- join, result, kill ---- */
@@ -756,8 +807,8 @@ static void api_kill(SfHost *host, JsonObject *params, SfCall *call)
 /* A living clone of the ticket holds its snapshot. */
 static SfHostVm *vm_with_snapshot(SfHost *host, SfHostTicket *ticket)
 {
-    for (guint id = 1; ticket->fork && id <= sf_fork_count(ticket->fork); id++) {
-        SfClone *clone = sf_fork_clone(ticket->fork, id);
+    for (guint i = 0; ticket->fork && i < sf_fork_count(ticket->fork); i++) {
+        SfClone *clone = sf_fork_nth(ticket->fork, i);
         SfHostVm *hvm = clone->vm ? sf_host_vm_of(host, clone->vm) : NULL;
         if (hvm && sf_vm_loaded_snapshot(hvm->vm)) {
             return hvm;
@@ -774,7 +825,8 @@ static SfHostVm *vm_with_snapshot_of(SfHost *host, SfHostVm *hvm)
 
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
-        SfHostVm *holder = strcmp(ticket->grant->vm, sf_vm_name(hvm->vm)) == 0 ? vm_with_snapshot(host, ticket) : NULL;
+        SfHostVm *holder =
+            sf_host_ticket_is_of(ticket, sf_vm_name(hvm->vm)) ? vm_with_snapshot(host, ticket) : NULL;
         if (holder) {
             found = holder;
         }

@@ -20,6 +20,7 @@
     120u /* 32 clones at once under TCG on 2 cores answer within 2 s; a loaded host is slower */
 #define DEFAULT_TICKET_SECONDS 600u
 #define DEFAULT_SETTLE_MS      1000u
+#define DEFAULT_AWAY_SECONDS   60u
 #define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
 
 typedef struct {
@@ -47,6 +48,7 @@ static const struct {
     { CLUSTER, "resource-manager" },
     { CLUSTER, "policy" },
     { CLUSTER, "page-ports" },
+    { CLUSTER, "pages" },
 };
 
 static gboolean is_same(const char *group, const char *key, const char *known_group, const char *known_key)
@@ -183,6 +185,9 @@ static SfDaemonConfig *config_defaults(void)
     config->identify_seconds = DEFAULT_IDENTIFY_SECONDS;
     config->ticket_seconds = DEFAULT_TICKET_SECONDS;
     config->settle_ms = DEFAULT_SETTLE_MS;
+    config->pager = g_strdup(SF_PAGER_DEFAULT);
+    config->cluster.pages = SF_PAGER_X509;
+    config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
     return config;
 }
 
@@ -214,6 +219,7 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     g_autofree char *manager = g_key_file_get_string(file, CLUSTER, "resource-manager", NULL);
     g_autofree char *policy = g_key_file_get_string(file, CLUSTER, "policy", NULL);
     g_autofree char *ports = g_key_file_get_string(file, CLUSTER, "page-ports", NULL);
+    g_autofree char *pages = g_key_file_get_string(file, CLUSTER, "pages", NULL);
 
     if (manager && strcmp(manager, "local") != 0 && strcmp(manager, "static") != 0) {
         return set_value_error(path, "resource-manager", manager, "local or static", error);
@@ -221,12 +227,19 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     if (policy && strcmp(policy, "spread") != 0 && strcmp(policy, "pack") != 0) {
         return set_value_error(path, "policy", policy, "spread or pack", error);
     }
+    if (pages && strcmp(pages, "tls") != 0 && strcmp(pages, "plain") != 0) {
+        return set_value_error(path, "pages", pages, "tls or plain", error);
+    }
     if (ports && !read_ports(config, ports)) {
         return set_value_error(path, "page-ports", ports, "a range of ports like 7420-7519", error);
     }
     if (config->cluster.name && !sf_peer_name_is_valid(config->cluster.name)) {
         return set_value_error(path, "name", config->cluster.name,
                                "a name of a-z, 0-9, dots and hyphens, at most 40 of them,", error);
+    }
+    config->cluster.pages = pages && strcmp(pages, "plain") == 0 ? SF_PAGER_PLAIN : SF_PAGER_X509;
+    if (config->cluster.pki_directory) {
+        config->cluster.pages_directory = g_build_filename(config->cluster.pki_directory, "pages", NULL);
     }
     config->cluster.many_hosts = manager ? strcmp(manager, "static") == 0 : config->cluster.pki_directory != NULL;
     config->cluster.policy = policy && strcmp(policy, "pack") == 0 ? SF_POLICY_PACK : SF_POLICY_SPREAD;
@@ -249,6 +262,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "qemu-img", &config->launcher.qemu_img },
         { GROUP, "firmware", &config->launcher.firmware },
         { GROUP, "state-directory", &config->state_directory },
+        { GROUP, "pager", &config->pager },
         { CLUSTER, "name", &config->cluster.name },
         { CLUSTER, "listen", &config->cluster.listen },
         { CLUSTER, "pki-directory", &config->cluster.pki_directory },
@@ -263,6 +277,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "identify-seconds", &config->identify_seconds, 1, MAX_SECONDS },
         { GROUP, "ticket-seconds", &config->ticket_seconds, 1, MAX_SECONDS },
         { GROUP, "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
+        { CLUSTER, "away-seconds", &config->cluster.away_seconds, 1, MAX_SECONDS },
     };
     g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
 
@@ -337,6 +352,8 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     }
     g_free(config->socket);
     g_free(config->group);
+    g_free(config->pager);
+    g_free(config->cluster.pages_directory);
     g_free(config->launcher.qemu);
     g_free(config->launcher.qemu_img);
     g_free(config->launcher.firmware);

@@ -6,6 +6,7 @@
 #define SF_DAEMON_CONFIG_H
 
 #include "sfvmm/cluster/resource_manager.h"
+#include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/launcher.h"
 
 typedef struct {
@@ -20,6 +21,7 @@ typedef struct {
     guint ticket_seconds;   /* an unused ticket lives */
     guint settle_ms;        /* after the last clone, before memory and disks are made one again */
     char *state_directory;  /* what outlives a reboot */
+    char *pager;            /* path of sf-pager */
     struct {
         char *name;          /* of this host among others */
         char *listen;        /* for other hosts, or NULL: none can connect */
@@ -27,6 +29,9 @@ typedef struct {
         gboolean many_hosts; /* resource manager `static`, else `local` */
         SfPolicy policy;
         guint page_port_first, page_port_last; /* for page sources; 0: any port */
+        SfPagerSecurity pages; /* how pages and disks travel: X509, or PLAIN when asked for */
+        char *pages_directory; /* certificates for it, or NULL */
+        guint away_seconds;    /* a host that is not heard of for so long is given up */
     } cluster;
 } SfDaemonConfig;
 

@@ -78,6 +78,7 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
     json_object_set_string_member(object, "accel", config->accel);
     json_object_set_boolean_member(object, "agent", sf_vm_has_agent(vm));
     json_object_set_string_member(object, "family", hvm->family->name);
+    json_object_set_string_member(object, "host", sf_host_config(hvm->host)->cluster.name);
     if (hvm->ticket) {
         g_autofree char *ticket = sf_ticket_id_to_text(hvm->ticket);
         json_object_set_string_member(object, "parent", hvm->parent);
@@ -93,6 +94,22 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
     return object;
 }
 
+/* Every host by its name, this one too. */
+static JsonArray *describe_places(const SfHostTicket *ticket)
+{
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; i < ticket->grant->places->len; i++) {
+        const SfPlace *place = g_ptr_array_index(ticket->grant->places, i);
+        JsonObject *object = json_object_new();
+        json_object_set_string_member(
+            object, "host", sf_place_is_local(place) ? sf_host_config(ticket->host)->cluster.name : place->host);
+        json_object_set_int_member(object, "count", place->count);
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
 JsonObject *sf_describe_ticket(SfHostTicket *ticket)
 {
     JsonObject *object = json_object_new();
@@ -102,6 +119,8 @@ JsonObject *sf_describe_ticket(SfHostTicket *ticket)
     json_object_set_string_member(object, "vm", ticket->grant->vm);
     json_object_set_int_member(object, "granted", ticket->grant->granted);
     json_object_set_int_member(object, "created", ticket->grant->created * NS_PER_US);
+    json_object_set_string_member(object, "origin", ticket->grant->origin ? ticket->grant->origin : "");
+    json_object_set_array_member(object, "places", describe_places(ticket));
     if (ticket->fork) {
         sf_fork_describe(ticket->fork, object);
     } else {
@@ -269,20 +288,31 @@ static gboolean add_blocks(SfDescriptor *descriptor, const SfSnapshot *snapshot,
     return TRUE;
 }
 
-static void add_disks(SfDescriptor *descriptor, SfVm *vm)
+/* chains: as they were frozen, the last layer is the frozen top. */
+static void add_disks(SfDescriptor *descriptor, GPtrArray *chains)
+{
+    for (guint i = 0; chains && i < chains->len; i++) {
+        const SfDiskChain *chain = g_ptr_array_index(chains, i);
+        const SfDiskLayer *top = g_ptr_array_index(chain->layers, chain->layers->len - 1);
+        const gboolean known = strcmp(top->format, "raw") == 0 || strcmp(top->format, "qcow2") == 0;
+        sf_descriptor_add_disk(descriptor, chain->id, chain->size, known ? top->format : "raw", top->path);
+    }
+}
+
+/* The chains of a clone without its own overlays: what it was loaded with. */
+static GPtrArray *chains_below(SfVm *vm)
 {
     GPtrArray *disks = sf_vm_disks(vm);
+    GPtrArray *chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
 
     for (guint i = 0; disks && i < disks->len; i++) {
-        SfDiskChain *chain = g_ptr_array_index(disks, i);
-        SfDiskLayer *frozen = g_ptr_array_index(chain->layers, chain->layers->len > 1 ? chain->layers->len - 2 : 0);
-        SfDescriptorDisk *disk = g_new0(SfDescriptorDisk, 1);
-        disk->id = g_strdup(chain->id);
-        disk->size = chain->size;
-        disk->format = g_strdup(frozen->format);
-        disk->base = g_strdup(frozen->path);
-        g_ptr_array_add(descriptor->disks, disk);
+        SfDiskChain *chain = sf_disk_chain_copy(g_ptr_array_index(disks, i));
+        if (chain->layers->len > 1) {
+            g_ptr_array_remove_index(chain->layers, chain->layers->len - 1);
+        }
+        g_ptr_array_add(chains, chain);
     }
+    return chains;
 }
 
 /* When the vCPUs were stopped, ns since the epoch. */
@@ -293,19 +323,20 @@ static guint64 created_at(const SfSnapshot *snapshot)
     return (guint64)g_get_real_time() * NS_PER_US - age;
 }
 
-GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error)
+GBytes *sf_describe_snapshot_of(SfVm *vm, const char *name, SfSnapshot *snapshot, GPtrArray *frozen_disks,
+                                GError **error)
 {
     g_autoptr(SfDescriptor) descriptor = sf_descriptor_new();
-    SfVmConfig *config = sf_vm_config(hvm->vm);
+    SfVmConfig *config = sf_vm_config(vm);
 
     descriptor->version = SF_DESCRIPTOR_VERSION;
     descriptor->id = g_strdup(snapshot->id);
-    descriptor->vm = g_strdup(hvm->parent ? hvm->parent : sf_vm_name(hvm->vm));
+    descriptor->vm = g_strdup(name);
     descriptor->lineage = g_new0(char *, 1);
-    descriptor->machine = g_strdup(sf_vm_machine(hvm->vm));
-    descriptor->cpu = g_strdup(sf_vm_cpu(hvm->vm));
+    descriptor->machine = g_strdup(sf_vm_machine(vm));
+    descriptor->cpu = g_strdup(sf_vm_cpu(vm));
     descriptor->accel = g_strdup(config->accel);
-    descriptor->qemu_version = g_strdup(sf_vm_qemu_version(hvm->vm));
+    descriptor->qemu_version = g_strdup(sf_vm_qemu_version(vm));
     descriptor->config_hash = sf_vm_config_hash(config, descriptor->qemu_version);
     descriptor->vcpus = config->vcpus;
     descriptor->memory = config->memory;
@@ -315,6 +346,13 @@ GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error
     if (!descriptor->device_state || !add_blocks(descriptor, snapshot, error)) {
         return NULL;
     }
-    add_disks(descriptor, hvm->vm);
+    add_disks(descriptor, frozen_disks);
     return sf_descriptor_encode(descriptor, error);
+}
+
+GBytes *sf_describe_snapshot(SfHostVm *hvm, SfSnapshot *snapshot, GError **error)
+{
+    g_autoptr(GPtrArray) chains = chains_below(hvm->vm);
+
+    return sf_describe_snapshot_of(hvm->vm, hvm->parent ? hvm->parent : sf_vm_name(hvm->vm), snapshot, chains, error);
 }

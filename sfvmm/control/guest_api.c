@@ -12,6 +12,7 @@
 struct SfGuestApi {
     SfHost *host;
     GHashTable *pending; /* PendingKey -> PendingCall */
+    GHashTable *tickets; /* set of PendingKey, of the TicketCalls under way */
     gulong message_handler, exited_handler;
 };
 
@@ -103,7 +104,7 @@ static SfHostTicket *own_ticket(const Request *request, guint64 id)
 {
     SfHostTicket *ticket = sf_host_ticket(request->api->host, id, NULL);
 
-    if (!ticket || strcmp(ticket->grant->vm, sf_vm_name(request->hvm->vm)) != 0) {
+    if (!ticket || !sf_host_ticket_is_of(ticket, sf_vm_name(request->hvm->vm))) {
         g_autofree char *text =
             g_strdup_printf("ticket %016" G_GINT64_MODIFIER "x is not one of this VM; a clone can't use its "
                             "parent's tickets, and a released one is gone",
@@ -226,31 +227,68 @@ static void wait_for_fork(const Request *request, SfFork *fork, guint32 first)
 
 /* ---- requests ---- */
 
+static void answer_granted(SfHostVm *hvm, guint32 request, const SfHostTicket *ticket)
+{
+    struct sf_gp_granted granted = { .ticket = ticket->grant->id, .granted = ticket->grant->granted };
+    guint8 payload[sizeof(granted)];
+
+    answer(hvm, SF_GP_TICKET | SF_GP_REPLY, request, payload, sf_gp_granted_pack(payload, &granted));
+}
+
+/* A TICKET for which other hosts are being asked. Its agent may send it again meanwhile: it is the same one. */
+typedef struct {
+    PendingKey key;
+    SfGuestApi *api;
+} TicketCall;
+
+static void on_ticket(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autofree TicketCall *call = data;
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket = sf_host_request_ticket_finish(SF_HOST(source), result, &error);
+    g_autoptr(SfVm) vm = call->key.vm;
+    SfHostVm *hvm = sf_host_vm_of(SF_HOST(source), vm);
+
+    g_hash_table_remove(call->api->tickets, &call->key);
+    if (!hvm) {
+        return; /* it has ended, and its unused tickets with it */
+    }
+    if (ticket) {
+        answer_granted(hvm, call->key.request, ticket);
+    } else {
+        answer_error(hvm, call->key.request, error_number(error), error->message);
+    }
+}
+
 static void handle_ticket(const Request *request)
 {
     SfHost *host = request->api->host;
+    PendingKey key = { request->hvm->vm, request->header->request };
     struct sf_gp_ticket asked;
-    struct sf_gp_granted granted = { 0 };
-    guint8 payload[sizeof(granted)];
-    g_autoptr(GError) error = NULL;
     SfHostTicket *ticket;
+    TicketCall *call;
 
     if (!sf_gp_ticket_parse(&asked, request->payload, request->length)) {
         refuse(request, EINVAL, "malformed ticket request");
         return;
     }
     ticket = sf_host_ticket_of_request(host, sf_vm_name(request->hvm->vm), request->header->request);
-    if (!ticket) {
-        ticket = sf_host_request_ticket(host, request->hvm, asked.count, FALSE, request->header->request, &error);
-    }
-    if (!ticket) {
-        refuse_error(request, error);
+    if (ticket) {
+        answer_granted(request->hvm, request->header->request, ticket);
         return;
     }
-    granted.ticket = ticket->grant->id;
-    granted.granted = ticket->grant->granted;
-    answer(request->hvm, SF_GP_TICKET | SF_GP_REPLY, request->header->request, payload,
-           sf_gp_granted_pack(payload, &granted));
+    if (g_hash_table_contains(request->api->tickets, &key)) {
+        return;
+    }
+    if (g_hash_table_size(request->api->tickets) >= PENDING_MAX) {
+        refuse(request, EAGAIN, "too many calls of this host's guests are waiting");
+        return;
+    }
+    call = g_new0(TicketCall, 1);
+    call->key = (PendingKey){ g_object_ref(request->hvm->vm), request->header->request };
+    call->api = request->api;
+    g_hash_table_add(request->api->tickets, &call->key);
+    sf_host_request_ticket_async(host, request->hvm, asked.count, FALSE, request->header->request, on_ticket, call);
 }
 
 static void handle_clone(const Request *request)
@@ -477,6 +515,7 @@ SfGuestApi *sf_guest_api_new(SfHost *host)
 
     api->host = g_object_ref(host);
     api->pending = g_hash_table_new_full(pending_hash, pending_equal, NULL, pending_free);
+    api->tickets = g_hash_table_new(pending_hash, pending_equal);
     api->message_handler = g_signal_connect(host, "guest-message", G_CALLBACK(on_guest_message), api);
     api->exited_handler = g_signal_connect(host, "vm-exited", G_CALLBACK(on_vm_exited), api);
     return api;
@@ -487,6 +526,7 @@ void sf_guest_api_free(SfGuestApi *api)
     g_clear_signal_handler(&api->message_handler, api->host);
     g_clear_signal_handler(&api->exited_handler, api->host);
     g_hash_table_unref(api->pending);
+    g_hash_table_unref(api->tickets);
     g_object_unref(api->host);
     g_free(api);
 }

@@ -6,8 +6,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/lend.h"
 #include "sfvmm/wire/state_file.h"
 
 #define US_PER_MS        1000
@@ -18,6 +20,8 @@ struct _SfHost {
     const SfDaemonConfig *config; /* not owned */
     SfLauncher *launcher;
     SfResourceManager *manager;
+    SfPeers *peers;       /* not owned */
+    SfForkRemote remote;  /* the way to clones on other hosts */
     gint64 started;       /* CLOCK_MONOTONIC, us */
     GHashTable *vms;      /* name -> SfHostVm */
     GHashTable *starting; /* set of names of VMs that are being started */
@@ -35,6 +39,21 @@ void sf_host_event(SfHost *host, const char *name, JsonObject *data)
 {
     g_signal_emit(host, signals[SIGNAL_EVENT], 0, name, data);
     json_object_unref(data);
+}
+
+void sf_host_set_peers(SfHost *host, SfPeers *peers)
+{
+    host->peers = peers;
+}
+
+SfPeers *sf_host_peers(SfHost *host)
+{
+    return host->peers;
+}
+
+SfResourceManager *sf_host_manager(SfHost *host)
+{
+    return host->manager;
 }
 
 const SfDaemonConfig *sf_host_config(SfHost *host)
@@ -233,7 +252,7 @@ static void drop_tickets_of(SfHost *host, const char *vm)
 
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
-        if (strcmp(ticket->grant->vm, vm) == 0 && (!ticket->fork || sf_fork_is_done(ticket->fork))) {
+        if (sf_host_ticket_is_of(ticket, vm) && (!ticket->fork || sf_fork_is_done(ticket->fork))) {
             sf_host_release_ticket(host, ticket);
         }
     }
@@ -419,10 +438,18 @@ SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error)
 
 /* ---- tickets ---- */
 
+gboolean sf_host_ticket_is_of(const SfHostTicket *ticket, const char *vm)
+{
+    return !ticket->grant->origin && strcmp(ticket->grant->vm, vm) == 0;
+}
+
 static void host_ticket_free(gpointer data)
 {
     SfHostTicket *ticket = data;
 
+    sf_borrow_free(ticket->borrow);
+    sf_lend_free(ticket->lend);
+    g_clear_object(&ticket->pager);
     g_clear_handle_id(&ticket->expiry, g_source_remove);
     if (ticket->fork) {
         g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
@@ -440,6 +467,7 @@ void sf_host_ticket_save(SfHostTicket *ticket)
     g_autoptr(GError) error = NULL;
 
     json_object_set_string_member(object, "family", ticket->family->name);
+    sf_borrow_save(ticket, object);
     if (!sf_state_write(path, object, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id,
                   error->message);
@@ -468,14 +496,48 @@ SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family
     ticket->booked = TRUE;
     sf_host_family_join(family);
     g_hash_table_insert(host->tickets, &grant->id, ticket);
-    if (!grant->used) {
+    if (!grant->used && !grant->origin) {
         ticket->expiry = g_timeout_add_seconds(host->config->ticket_seconds, on_ticket_expired, ticket);
     }
     return ticket;
 }
 
-SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request,
-                                     GError **error)
+static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    SfHost *host = SF_HOST(source);
+    GError *error = NULL;
+    SfHostTicket *ticket = sf_borrow_reserve_finish(host, result, &error);
+    gboolean all = GPOINTER_TO_INT(g_task_get_task_data(task));
+
+    if (ticket && (ticket->grant->granted == 0 || (all && !sf_borrow_is_whole(ticket)))) {
+        error = g_error_new(SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY, "VM \"%s\": %s", ticket->grant->vm,
+                            sf_borrow_reason(ticket));
+        sf_host_release_ticket(host, ticket);
+        ticket = NULL;
+    }
+    if (!ticket) {
+        g_task_return_error(task, error);
+        return;
+    }
+    sf_host_ticket_save(ticket);
+    sf_host_event(host, "ticket.granted", sf_describe_ticket(ticket));
+    g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
+}
+
+/* The memory of some VMs still comes from elsewhere: their forks stay on this host. */
+static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
+{
+    const char *name = sf_vm_name(hvm->vm);
+    guint64 memory = hvm->family->config->memory;
+
+    if (!host->peers || sf_vm_is_lazy(hvm->vm)) {
+        return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
+    }
+    return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);
+}
+
+static SfHostTicket *new_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     SfTicket *grant;
@@ -486,7 +548,7 @@ SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, g
                     "VM \"%s\": a ticket for %u clones was asked; 1 to %u can be had", name, count, SF_GP_MAX_CLONES);
         return NULL;
     }
-    grant = sf_resource_manager_request(host->manager, name, hvm->family->config->memory, count, all, request, error);
+    grant = request_grant(host, hvm, count, all, request, error);
     if (!grant) {
         return NULL;
     }
@@ -497,9 +559,31 @@ SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *hvm, guint count, g
         sf_host_release_ticket(host, ticket);
         return NULL;
     }
-    sf_host_ticket_save(ticket);
-    sf_host_event(host, "ticket.granted", sf_describe_ticket(ticket));
     return ticket;
+}
+
+void sf_host_request_ticket_async(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request,
+                                  GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(host, NULL, callback, data);
+    GError *error = NULL;
+    SfHostTicket *ticket = new_ticket(host, hvm, count, all, request, &error);
+
+    if (!ticket) {
+        g_task_return_error(task, error);
+        g_object_unref(task);
+        return;
+    }
+    g_task_set_task_data(task, GINT_TO_POINTER(all), NULL);
+    sf_borrow_reserve_async(ticket, hvm, on_reserved, task);
+}
+
+/* By its id: it may have been released since. */
+SfHostTicket *sf_host_request_ticket_finish(SfHost *host, GAsyncResult *result, GError **error)
+{
+    g_autofree guint64 *id = g_task_propagate_pointer(G_TASK(result), error);
+
+    return id ? sf_host_ticket(host, *id, error) : NULL;
 }
 
 SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error)
@@ -520,7 +604,8 @@ SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 re
 
     g_hash_table_iter_init(&iter, host->tickets);
     while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&ticket)) {
-        if (!ticket->fork && ticket->grant->request == request && strcmp(ticket->grant->vm, vm) == 0) {
+        if (!ticket->fork && ticket->grant->request == request && sf_host_ticket_is_of(ticket, vm) &&
+            !sf_borrow_is_asking(ticket)) {
             return ticket;
         }
     }
@@ -554,6 +639,24 @@ void sf_host_ticket_unbook(SfHostTicket *ticket)
     }
 }
 
+/* The last ticket of a pager ends it. */
+static void drop_pager(SfHost *host, SfHostTicket *ticket)
+{
+    GHashTableIter iter;
+    SfHostTicket *other;
+
+    if (!ticket->pager) {
+        return;
+    }
+    g_hash_table_iter_init(&iter, host->tickets);
+    while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&other)) {
+        if (other->pager == ticket->pager) {
+            return;
+        }
+    }
+    sf_pager_stop(ticket->pager);
+}
+
 void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
 {
     SfFamily *family = ticket->family;
@@ -563,6 +666,8 @@ void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
         g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
         sf_fork_kill(ticket->fork, "its ticket was released");
     }
+    sf_borrow_release(ticket);
+    drop_pager(host, ticket);
     sf_host_ticket_unbook(ticket);
     sf_state_remove_folder(ticket->directory);
     host_ticket_free(ticket);
@@ -596,6 +701,9 @@ static void on_fork_changed(SfFork *fork, SfClone *clone, SfHostTicket *ticket)
 {
     SfHost *host = ticket->host;
 
+    if (clone && ticket->grant->origin) {
+        sf_lend_clone_changed(ticket, clone);
+    }
     if (!clone) {
         if (sf_fork_state(fork) == SF_FORK_PLACING) {
             sf_host_event(host, "fork.snapshot", sf_describe_ticket(ticket));
@@ -634,7 +742,7 @@ static void drop_oldest_done(SfHost *host, const char *vm)
 
     for (GList *item = g_list_last(tickets); item; item = item->prev) {
         SfHostTicket *ticket = item->data;
-        if (strcmp(ticket->grant->vm, vm) == 0 && ticket->fork && sf_fork_is_done(ticket->fork) &&
+        if (sf_host_ticket_is_of(ticket, vm) && ticket->fork && sf_fork_is_done(ticket->fork) &&
             ++done > DONE_TICKETS_MAX) {
             g_message("ticket %016" G_GINT64_MODIFIER
                       "x: nobody joined it, and newer ones of its VM have ended; it is forgotten",
@@ -650,7 +758,11 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
 
     sf_host_ticket_unbook(ticket);
     sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
+    sf_borrow_done(ticket);
     family_settle_later(host, ticket->family);
+    if (ticket->grant->origin) {
+        return; /* its origin releases it, when it has fetched the results */
+    }
     if (!g_hash_table_contains(host->vms, ticket->grant->vm)) {
         sf_host_release_ticket_later(ticket); /* nobody is left to join it */
     } else {
@@ -666,7 +778,7 @@ void sf_host_connect_fork(SfHostTicket *ticket)
 
 SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket)
 {
-    SfHostVm *parent = g_hash_table_lookup(host->vms, ticket->grant->vm);
+    SfHostVm *parent = ticket->grant->origin ? NULL : g_hash_table_lookup(host->vms, ticket->grant->vm);
 
     return (SfForkOptions){
         .ticket = ticket->grant->id,
@@ -676,13 +788,38 @@ SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket)
         .with_agent = parent && sf_vm_expects_agent(parent->vm),
         .directory = ticket->directory,
         .identify_seconds = host->config->identify_seconds,
+        .remote = &host->remote,
+        .pager = ticket->pager,
+        .server = sf_borrow_server(ticket),
     };
+}
+
+/* A VM whose memory comes from elsewhere passes that on to its clones. */
+void sf_host_take_pager(SfHost *host, SfHostTicket *ticket)
+{
+    SfHostVm *parent = ticket->grant->origin ? NULL : g_hash_table_lookup(host->vms, ticket->grant->vm);
+    SfHostTicket *of = parent && parent->ticket ? g_hash_table_lookup(host->tickets, &parent->ticket) : NULL;
+
+    if (of && of->pager && !ticket->pager) {
+        ticket->pager = g_object_ref(of->pager);
+    }
 }
 
 SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error)
 {
-    SfForkOptions options = sf_host_fork_options(host, ticket);
+    g_autoptr(GArray) places = sf_borrow_fork_places(ticket);
+    SfForkOptions options;
 
+    sf_host_take_pager(host, ticket);
+    options = sf_host_fork_options(host, ticket);
+    options.places = (const SfForkPlace *)places->data;
+    options.n_places = places->len;
+    if (sf_borrow_is_asking(ticket)) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
+                    "ticket %016" G_GINT64_MODIFIER "x: other hosts are still being asked for places",
+                    ticket->grant->id);
+        return NULL;
+    }
     if (ticket->fork) {
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
                     "ticket %016" G_GINT64_MODIFIER "x: it has forked already; ask for another", ticket->grant->id);
@@ -700,11 +837,6 @@ SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, 
     sf_host_connect_fork(ticket);
     sf_fork_start(ticket->fork);
     return ticket->fork;
-}
-
-SfResourceManager *sf_host_manager(SfHost *host)
-{
-    return host->manager;
 }
 
 /* ---- life ---- */
@@ -751,5 +883,6 @@ SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResour
     host->launcher = launcher;
     host->manager = manager;
     host->started = g_get_monotonic_time();
+    host->remote = sf_borrow_remote(host);
     return host;
 }

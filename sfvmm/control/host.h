@@ -5,11 +5,12 @@
  *
  *     family  one VM that was started and all its descendants: one configuration, one memory base, one shell pool
  *     vm      a parent or a clone that runs; shells are the pool's
- *     ticket  a grant, and, once used, its fork
+ *     ticket  a grant, and, once used, its fork. Its clones may be on other hosts (borrow.h); a ticket with an `origin`
+ *             is the part of another host's ticket whose clones are here (lend.h)
  *
  * RUNDIR/vm/NAME/            each QEMU (vm/)
  *       /families/NAME.json  configuration and pool target
- *       /tickets/HEX/        ticket.json, fork.json, snapshot/, result-N
+ *       /tickets/HEX/        ticket.json, fork.json, snapshot/, result-N, descriptor.dtb
  *
  * Main thread only. Signals
  *   "event" (const char *name, JsonObject *data)   for subscribers; names are those of docs/control-protocol.md
@@ -19,6 +20,7 @@
 #ifndef SF_HOST_H
 #define SF_HOST_H
 
+#include "sfvmm/cluster/peer.h"
 #include "sfvmm/cluster/resource_manager.h"
 #include "sfvmm/control/config.h"
 #include "sfvmm/fork/fork.h"
@@ -61,6 +63,9 @@ typedef struct {
     char *parent;   /* name of the VM that a clone was forked from, or NULL */
 } SfHostVm;
 
+typedef struct SfBorrow SfBorrow;
+typedef struct SfLend SfLend;
+
 typedef struct {
     SfHost *host; /* not owned */
     SfTicket *grant;
@@ -69,10 +74,19 @@ typedef struct {
     SfFork *fork;    /* NULL until it is used */
     gboolean booked; /* its slots are taken in the resource manager: until its last clone has ended */
     guint expiry;    /* GSource id that will release it, 0: none */
+    SfPager *pager;  /* fills the memory of its clones here, which came from another host; shared with the tickets of
+                      * their forks. NULL: it is all here */
+    SfBorrow *borrow; /* its clones on other hosts; NULL: it has none */
+    SfLend *lend;     /* lent to another host's VM; NULL: the VM is ours */
+    gint64 away;      /* lent: since when its origin has not been there, us; 0: it is */
 } SfHostTicket;
 
 /* Takes launcher and manager. */
 SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResourceManager *manager);
+/* The other hosts, once and before recovery; not owned. Without it there are none. */
+void sf_host_set_peers(SfHost *host, SfPeers *peers);
+SfPeers *sf_host_peers(SfHost *host); /* NULL: none */
+SfResourceManager *sf_host_manager(SfHost *host);
 const SfDaemonConfig *sf_host_config(SfHost *host);
 SfLauncher *sf_host_launcher(SfHost *host);
 gint64 sf_host_uptime_ms(SfHost *host);
@@ -93,11 +107,17 @@ GList *sf_host_families(SfHost *host);           /* of SfFamily, sorted by name;
 void sf_host_set_pool(SfHost *host, SfFamily *family, guint target);
 
 SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error);
+gboolean sf_host_ticket_is_of(const SfHostTicket *ticket, const char *vm); /* of that VM of this host */
 GList *sf_host_tickets(SfHost *host); /* of SfHostTicket, oldest first; free the list */
 /* An unused ticket that was granted to this request of this VM's agent, or NULL. */
 SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 request);
-SfHostTicket *sf_host_request_ticket(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request,
-                                     GError **error);
+/*
+ * A ticket for a VM. Finishes when every host that shall have clones of it has been asked and has answered, or its time
+ * is over; then the ticket may have fewer clones than the first grant.
+ */
+void sf_host_request_ticket_async(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request,
+                                  GAsyncReadyCallback callback, gpointer data);
+SfHostTicket *sf_host_request_ticket_finish(SfHost *host, GAsyncResult *result, GError **error);
 
 /* Use a ticket. The fork is the ticket's; its signals tell the rest. */
 SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error);

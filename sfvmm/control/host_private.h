@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What host.c and recovery.c share. */
+/* What host.c, recovery.c, borrow.c and lend.c share. */
 #ifndef SF_HOST_PRIVATE_H
 #define SF_HOST_PRIVATE_H
 
@@ -23,7 +23,7 @@ SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant,
 void sf_host_ticket_save(SfHostTicket *ticket);
 void sf_host_ticket_unbook(SfHostTicket *ticket);
 void sf_host_connect_fork(SfHostTicket *ticket);
+void sf_host_take_pager(SfHost *host, SfHostTicket *ticket); /* of the ticket that its VM is a clone of */
 SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket);
-SfResourceManager *sf_host_manager(SfHost *host);
 
 #endif

@@ -12,7 +12,9 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/lend.h"
 #include "sfvmm/wire/state_file.h"
 
 typedef struct {
@@ -75,6 +77,9 @@ static void sort_vm(SfHost *host, SfVm *vm)
 {
     SfFamily *family = family_of_name(host, sf_vm_name(vm));
 
+    if (sf_vm_role(vm) == SF_VM_CLONE) {
+        return; /* its ticket finds it; the name of one from another host says nothing */
+    }
     if (!family) {
         g_warning("VM \"%s\": belongs to no family that is known; it is ended", sf_vm_name(vm));
         sf_vm_kill(vm);
@@ -93,23 +98,44 @@ static void sort_vm(SfHost *host, SfVm *vm)
     }
 }
 
+/* Somebody must answer its faults. TRUE also for a clone whose memory is all here. */
+static gboolean take_faults(SfHostTicket *ticket, SfVm *vm, GError **error)
+{
+    if (!sf_vm_is_lazy(vm)) {
+        return TRUE;
+    }
+    if (!ticket->pager) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM \"%s\": the memory that it lacks can't be had any more",
+                    sf_vm_name(vm));
+        return FALSE;
+    }
+    return sf_vm_set_fault_handler(vm, sf_pager_fault_handler(ticket->pager),
+                                   sf_pager_is_attached(ticket->pager, sf_vm_name(vm)), error);
+}
+
 static void recover_clones(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
 {
     for (guint i = 0; i < vms->len; i++) {
         SfVm *vm = g_ptr_array_index(vms, i);
         SfClone *clone;
         if (sf_vm_role(vm) == SF_VM_CLONE && sf_fork_adopt(ticket->fork, vm)) {
+            g_autoptr(GError) error = NULL;
             clone = sf_fork_clone_of_vm(ticket->fork, vm);
             sf_host_add_clone(host, ticket, clone);
+            if (!take_faults(ticket, vm, &error)) {
+                sf_fork_clone_lose(clone, error->message);
+            }
         }
     }
 }
 
 static void recover_fork(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
 {
-    SfForkOptions options = sf_host_fork_options(host, ticket);
+    SfForkOptions options;
     g_autoptr(GError) error = NULL;
 
+    sf_host_take_pager(host, ticket);
+    options = sf_host_fork_options(host, ticket);
     ticket->fork = sf_fork_restore(&options, &error);
     if (!ticket->fork) {
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s; it may fork anew", ticket->grant->id, error->message);
@@ -120,6 +146,10 @@ static void recover_fork(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
     sf_host_connect_fork(ticket);
     if (sf_fork_is_done(ticket->fork)) {
         sf_host_ticket_unbook(ticket);
+        sf_borrow_done(ticket);
+    }
+    if (ticket->grant->origin) {
+        sf_lend_recover_fork(ticket);
     }
     recover_clones(host, ticket, vms);
 }
@@ -140,7 +170,14 @@ static void recover_ticket(SfHost *host, const char *folder)
         return;
     }
     sf_resource_manager_restore(sf_host_manager(host), grant);
-    sf_host_add_ticket(host, g_steal_pointer(&grant), family);
+    {
+        SfHostTicket *ticket = sf_host_add_ticket(host, g_steal_pointer(&grant), family);
+        if (ticket->grant->origin) {
+            sf_lend_recover(ticket);
+        } else {
+            sf_borrow_recover(ticket, object);
+        }
+    }
 }
 
 /* Oldest first: a clone that forked is known by its own, older ticket before its younger one looks for it. */
@@ -187,7 +224,7 @@ static void wake_families(SfHost *host)
 
     for (GList *item = families; item; item = item->next) {
         SfFamily *family = item->data;
-        if (family->root) {
+        if (family->root || strchr(family->name, ':')) {
             sf_shell_pool_set_target(family->pool, family->pool_target);
         }
         sf_host_family_join(family);

@@ -8,6 +8,7 @@
 #include "libsf/wire/message.h"
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
+#include "sfvmm/fork/remote.h"
 #include "sfvmm/fork/result.h"
 
 /* A shell may die under a load for reasons of its own; a second failure is the snapshot's or the host's. */
@@ -28,8 +29,9 @@ struct _SfFork {
     gboolean elsewhere; /* its snapshot was taken on another host; only the clones here are in it */
     guint total;        /* clones of all hosts */
     const SfForkRemote *remote;
-    SfPager *pager;
-    gulong lost_handler;
+    SfPager *pager;  /* fills the memory of clones here */
+    SfPager *server; /* gives the snapshot's memory to other hosts */
+    gulong lost_handler, failed_handler;
     gboolean with_agent;
     guint32 clone_request;
     guint identify_seconds;
@@ -73,7 +75,7 @@ gboolean sf_clone_is_alive(const SfClone *clone)
 }
 
 /* STARTING and not yet running on its own: sf_clone() in the parent waits for these. */
-static gboolean clone_is_being_placed(const SfClone *clone)
+gboolean sf_clone_is_being_placed(const SfClone *clone)
 {
     return clone->state == SF_GP_STATE_STARTING && clone->loaded == 0;
 }
@@ -128,7 +130,7 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
 {
     g_autofree char *text = g_strdup_printf("its QEMU ended: %s", reason);
 
-    if (clone_is_being_placed(clone) && clone->attempts < CLONE_ATTEMPTS) {
+    if (sf_clone_is_being_placed(clone) && clone->attempts < CLONE_ATTEMPTS) {
         return; /* the load in flight fails with SF_VM_ERROR_GONE and tries again */
     }
     clone_end(clone, clone->running ? SF_GP_STATE_LOST : SF_GP_STATE_FAILED, text);
@@ -365,7 +367,7 @@ void sf_fork_review(SfFork *fork)
     }
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        placing += clone_is_being_placed(clone);
+        placing += sf_clone_is_being_placed(clone);
         alive += sf_clone_is_alive(clone);
     }
     if (placing == 0 && fork->state == SF_FORK_PLACING) {
@@ -419,7 +421,7 @@ static void fork_place(SfFork *fork)
     fork->state = SF_FORK_PLACING;
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (clone_is_being_placed(clone) && !clone->vm && !clone->host) {
+        if (sf_clone_is_being_placed(clone) && !clone->vm && !clone->host) {
             clone_place(clone);
         }
     }
@@ -434,7 +436,7 @@ static void fork_place_elsewhere(SfFork *fork)
 
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        if (clone_is_being_placed(clone) && clone->host) {
+        if (sf_clone_is_being_placed(clone) && clone->host) {
             g_hash_table_add(hosts, g_strdup(clone->host));
         }
     }
@@ -447,6 +449,19 @@ static void fork_place_elsewhere(SfFork *fork)
 void sf_clone_place_here(SfClone *clone)
 {
     clone_place(clone);
+}
+
+/* Nobody would serve their memory. */
+static void fork_lose_elsewhere(SfFork *fork, const char *reason)
+{
+    g_autofree char *text = g_strdup_printf("the snapshot can't be given to other hosts: %s", reason);
+
+    for (guint i = 0; i < fork->clones->len; i++) {
+        SfClone *clone = g_ptr_array_index(fork->clones, i);
+        if (clone->host) {
+            sf_clone_end(clone, SF_GP_STATE_FAILED, text);
+        }
+    }
 }
 
 static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
@@ -468,6 +483,10 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
     if (!sf_fork_record_save_snapshot(fork->snapshot, fork->frozen_disks, fork->directory, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would end the fork", fork->ticket,
                   error->message);
+        g_clear_error(&error);
+    }
+    if (fork->server && !sf_pager_set_snapshot(fork->server, fork->snapshot, &error)) {
+        fork_lose_elsewhere(fork, error->message);
     }
     fork_place(fork);
     sf_fork_changed(fork, NULL);
@@ -544,6 +563,11 @@ void sf_fork_clone_kill(SfClone *clone, const char *reason)
     clone_end(clone, SF_GP_STATE_KILLED, reason);
 }
 
+void sf_fork_clone_lose(SfClone *clone, const char *reason)
+{
+    clone_end(clone, SF_GP_STATE_LOST, reason);
+}
+
 void sf_fork_kill(SfFork *fork, const char *reason)
 {
     g_autoptr(SfFork) keep = g_object_ref(fork);
@@ -597,6 +621,11 @@ SfClone *sf_fork_nth(SfFork *fork, guint index)
 gboolean sf_fork_is_elsewhere(SfFork *fork)
 {
     return fork->elsewhere;
+}
+
+SfVm *sf_fork_parent(SfFork *fork)
+{
+    return fork->parent;
 }
 
 const char *sf_fork_parent_name(SfFork *fork)
@@ -691,6 +720,12 @@ SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm)
     return NULL;
 }
 
+void sf_fork_set_placed(SfFork *fork, SfSnapshot *snapshot, GPtrArray *frozen_disks)
+{
+    fork->snapshot = sf_snapshot_ref(snapshot);
+    fork->frozen_disks = g_ptr_array_ref(frozen_disks);
+}
+
 SfSnapshot *sf_fork_snapshot(SfFork *fork)
 {
     return fork->snapshot;
@@ -763,7 +798,9 @@ static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
     if (options->pager) {
         fork->pager = g_object_ref(options->pager);
         fork->lost_handler = g_signal_connect(fork->pager, "lost", G_CALLBACK(on_pager_lost), fork);
+        fork->failed_handler = g_signal_connect(fork->pager, "failed", G_CALLBACK(on_pager_lost), fork);
     }
+    fork->server = options->server ? g_object_ref(options->server) : NULL;
     return fork;
 }
 
@@ -812,8 +849,10 @@ static void sf_fork_finalize(GObject *object)
     sf_shell_pool_unref(fork->pool);
     if (fork->pager) {
         g_clear_signal_handler(&fork->lost_handler, fork->pager);
+        g_clear_signal_handler(&fork->failed_handler, fork->pager);
         g_clear_object(&fork->pager);
     }
+    g_clear_object(&fork->server);
     g_clear_pointer(&fork->snapshot, sf_snapshot_unref);
     g_clear_pointer(&fork->frozen_disks, g_ptr_array_unref);
     g_ptr_array_unref(fork->clones);
@@ -911,10 +950,13 @@ static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GErr
 {
     g_autoptr(GArray) pids = fork_pids(fork);
     g_autoptr(SfRamBase) base = family_base ? sf_ram_base_ref(family_base) : sf_ram_base_new();
+    guint n_fds = 0;
 
     if (!fork->elsewhere) {
+        SfPager *holder = fork->server ? fork->server : fork->pager;
+        const int *fds = holder ? sf_pager_fds(holder, &n_fds) : NULL;
         fork->snapshot = sf_fork_record_restore_snapshot(fork->directory, base, (const pid_t *)pids->data, pids->len,
-                                                         &fork->frozen_disks, error);
+                                                         fds, n_fds, &fork->frozen_disks, error);
     } else if (!fork->snapshot) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "its memory on this host is gone");
     }
@@ -927,6 +969,9 @@ static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GErr
             g_autoptr(SfSnapshot) lost = sf_snapshot_new_lost(id ? id : "unknown", base);
             sf_vm_set_loaded_snapshot(clone->vm, lost);
         }
+    }
+    if (fork->server && fork->snapshot) {
+        sf_pager_keep_snapshot(fork->server, fork->snapshot);
     }
     return fork->snapshot != NULL;
 }

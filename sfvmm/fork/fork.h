@@ -15,6 +15,10 @@
  * A clone goes its way through these independently of its siblings; the fork is RUNNING when none is being placed any
  * more.
  *
+ * Clones of one fork may be on several hosts. The fork exists on each of them, as an SfFork of the same ticket: on the
+ * origin, where its VM is, with all clones, of which those with a `host` are driven by what that host reports
+ * (remote.h); on each other host with the clones there alone, from PLACING on (sf_fork_new_placed()).
+ *
  * Everything that must survive sfvmmd is in the ticket's directory before the step that needs it: fork.json, the
  * snapshot and the clones' results. Main thread only.
  *
@@ -27,6 +31,7 @@
 #define SF_FORK_H
 
 #include "libsf/wire/guest_protocol.h"
+#include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/shell_pool.h"
 
 #define SF_TYPE_FORK (sf_fork_get_type())
@@ -46,23 +51,48 @@ typedef struct {
     SfFork *fork;          /* not owned: the clone lives as long as its fork */
     guint id;              /* 1.. */
     char *name;            /* of its VM */
-    SfVm *vm;              /* NULL before it is placed and after its end */
+    char *host;            /* that it is placed on; NULL: this one */
+    SfVm *vm;              /* NULL before it is placed, after its end, and on another host */
     guint32 state;         /* SF_GP_STATE_* */
     gint32 status;         /* of sf_exit, when EXITED */
     char *reason;          /* why it failed, was lost or killed; or NULL */
     guint64 result_length; /* bytes of the last whole result */
     guint64 received;      /* bytes of the result that is coming in */
     guint attempts;        /* shells tried */
+    gint64 placed;         /* on another host: when that one was ordered to place it; its times are of this clock */
     gint64 loaded, running, answered, synced, exited;
     gulong exited_handler, running_handler;
     guint identify_timeout; /* GSource id, 0: none */
 } SfClone;
 
+/*
+ * The way to other hosts, which floor 4 gives. Each call returns at once; what comes of it is told by the functions of
+ * remote.h, later.
+ */
+typedef struct {
+    gpointer owner;
+    /* The snapshot is there: have those clones of `host` placed that are being placed. */
+    void (*place)(gpointer owner, SfFork *fork, const char *host);
+    /* The clone has been ended here; its QEMU has not. */
+    void (*kill)(gpointer owner, SfClone *clone, const char *reason);
+} SfForkRemote;
+
+/* `count` clones for a host; NULL: this one. */
+typedef struct {
+    const char *host;
+    guint count;
+} SfForkPlace;
+
 typedef struct {
     guint64 ticket;
-    guint count; /* clones wanted, 1..SF_GP_MAX_CLONES */
+    guint count; /* clones of this SfFork, 1..SF_GP_MAX_CLONES */
     SfVm *parent;
     SfShellPool *pool;
+    const SfForkPlace *places; /* of the clones, in the order of their ids; they add up to count. NULL: all here */
+    guint n_places;
+    const SfForkRemote *remote; /* needed with places elsewhere, or after a restart */
+    SfPager *pager;             /* that fills the memory which clones here map; NULL: it is all there */
+    SfPager *server;            /* that gives the snapshot's memory to other hosts; NULL: no place is elsewhere */
     gboolean with_agent;    /* clones are made unique by their agent; else they just run */
     guint32 clone_request;  /* the agent's CLONE request, 0: forked from outside */
     const char *directory;  /* of the ticket; must exist */
@@ -71,6 +101,19 @@ typedef struct {
 
 SfFork *sf_fork_new(const SfForkOptions *options);
 
+/*
+ * The part of another host's fork that is placed here: options->count clones with these ids, of `total`. There is no
+ * parent and no snapshot to take.
+ */
+typedef struct {
+    const char *parent_name;
+    guint total;
+    const guint *ids; /* ascending */
+    SfSnapshot *snapshot;
+    GPtrArray *frozen_disks; /* of SfDiskChain */
+} SfForkPlaced;
+SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *placed);
+
 /* Begin. Progress is told by signals. */
 void sf_fork_start(SfFork *fork);
 
@@ -78,8 +121,11 @@ SfForkState sf_fork_state(SfFork *fork);
 const char *sf_fork_reason(SfFork *fork);  /* why it failed; NULL otherwise */
 gboolean sf_fork_is_refused(SfFork *fork); /* it failed because this VM can't be forked as it is */
 guint64 sf_fork_ticket(SfFork *fork);
-guint sf_fork_count(SfFork *fork);
+guint sf_fork_count(SfFork *fork); /* clones of this SfFork */
+guint sf_fork_total(SfFork *fork); /* of all hosts: the highest id */
+SfClone *sf_fork_nth(SfFork *fork, guint index); /* 0..sf_fork_count() - 1, in the order of the ids */
 const char *sf_fork_parent_name(SfFork *fork);
+SfVm *sf_fork_parent(SfFork *fork); /* not owned; NULL: it had ended when sfvmmd was restarted, or is elsewhere */
 gboolean sf_fork_with_agent(SfFork *fork);
 guint32 sf_fork_clone_request(SfFork *fork); /* 0: forked from outside */
 gboolean sf_fork_is_placed(SfFork *fork);
@@ -87,7 +133,7 @@ gboolean sf_fork_is_done(SfFork *fork);         /* DONE or FAILED */
 gboolean sf_fork_is_answered(SfFork *fork);     /* placed, and no clone is still to become unique */
 guint sf_fork_alive(SfFork *fork);              /* clones STARTING or RUNNING */
 guint sf_fork_placed_count(SfFork *fork);       /* clones that got to run */
-SfClone *sf_fork_clone(SfFork *fork, guint id); /* NULL: no such id */
+SfClone *sf_fork_clone(SfFork *fork, guint id); /* NULL: no such id here */
 SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm);
 
 /* What the agent of a clone sent. Replies and effects are complete when these return; on error nothing has changed. */
@@ -102,8 +148,9 @@ GBytes *sf_fork_clone_fetch(SfClone *clone, guint64 offset, gsize length, GError
 /* End a clone, or all; the reason is what sf_join tells. */
 void sf_fork_clone_kill(SfClone *clone, const char *reason);
 void sf_fork_kill(SfFork *fork, const char *reason);
+void sf_fork_clone_lose(SfClone *clone, const char *reason); /* it can't go on */
 
-/* The snapshot while somebody needs it (fork, clones), or NULL. Not owned by the caller. */
+/* The snapshot while somebody needs it (fork, clones on other hosts), or NULL. Not owned by the caller. */
 SfSnapshot *sf_fork_snapshot(SfFork *fork);
 GPtrArray *sf_fork_frozen_disks(SfFork *fork); /* of SfDiskChain; NULL like the snapshot */
 

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "sfvmm/fork/fork_private.h"
 #include "sfvmm/wire/state_file.h"
 
 #define SNAPSHOT_FOLDER "snapshot"
@@ -28,6 +29,16 @@ static int name_index(const char *const *names, guint n, const char *name)
         }
     }
     return -1;
+}
+
+const char *sf_clone_state_name(guint32 state)
+{
+    return clone_state_names[state];
+}
+
+int sf_clone_state_from_name(const char *name)
+{
+    return name_index(clone_state_names, G_N_ELEMENTS(clone_state_names), name);
 }
 
 void sf_fork_timing_take(SfForkTiming *timing, const SfSnapshot *snapshot)
@@ -86,10 +97,12 @@ JsonObject *sf_fork_describe_clone(const SfClone *clone)
 
     json_object_set_int_member(object, "id", clone->id);
     json_object_set_string_member(object, "vm", clone->name);
+    json_object_set_string_member(object, "host", clone->host ? clone->host : "");
     json_object_set_string_member(object, "state", clone_state_names[clone->state]);
     json_object_set_int_member(object, "status", clone->status);
     json_object_set_string_member(object, "reason", clone->reason ? clone->reason : "");
     json_object_set_int_member(object, "result_length", (gint64)clone->result_length);
+    json_object_set_int_member(object, "placed", clone->placed);
     json_object_set_int_member(object, "loaded", clone->loaded);
     json_object_set_int_member(object, "running", clone->running);
     json_object_set_int_member(object, "answered", clone->answered);
@@ -103,8 +116,8 @@ void sf_fork_describe(SfFork *fork, JsonObject *ticket)
     const char *reason = sf_fork_reason(fork);
     JsonArray *clones = json_array_new();
 
-    for (guint id = 1; id <= sf_fork_count(fork); id++) {
-        json_array_add_object_element(clones, sf_fork_describe_clone(sf_fork_clone(fork, id)));
+    for (guint i = 0; i < sf_fork_count(fork); i++) {
+        json_array_add_object_element(clones, sf_fork_describe_clone(sf_fork_nth(fork, i)));
     }
     json_object_set_string_member(ticket, "state", fork_state_names[sf_fork_state(fork)]);
     json_object_set_string_member(ticket, "reason", reason ? reason : "");
@@ -121,6 +134,8 @@ gboolean sf_fork_record_save(SfFork *fork, const char *directory, GError **error
 
     sf_fork_describe(fork, object);
     json_object_set_string_member(object, "parent", sf_fork_parent_name(fork));
+    json_object_set_int_member(object, "total", sf_fork_total(fork));
+    json_object_set_boolean_member(object, "elsewhere", sf_fork_is_elsewhere(fork));
     json_object_set_boolean_member(object, "with_agent", sf_fork_with_agent(fork));
     json_object_set_int_member(object, "clone_request", sf_fork_clone_request(fork));
     return sf_state_write(path, object, error);
@@ -149,6 +164,8 @@ SfForkRecord *sf_fork_record_load(const char *directory, GError **error)
     record->reason = *reason ? g_strdup(reason) : NULL;
     record->parent_name = g_strdup(json_object_get_string_member_with_default(object, "parent", ""));
     record->with_agent = json_object_get_boolean_member_with_default(object, "with_agent", FALSE);
+    record->elsewhere = json_object_get_boolean_member_with_default(object, "elsewhere", FALSE);
+    record->total = (guint)CLAMP(json_object_get_int_member_with_default(object, "total", 0), 0, SF_GP_MAX_CLONES);
     record->clone_request = (guint32)json_object_get_int_member_with_default(object, "clone_request", 0);
     record->called =
         json_object_get_int_member_with_default(json_object_get_object_member(object, "fork"), "called", 0);
@@ -161,13 +178,22 @@ SfForkRecord *sf_fork_record_load(const char *directory, GError **error)
     return g_steal_pointer(&record);
 }
 
+guint sf_fork_record_clone_id(const SfForkRecord *record, guint index)
+{
+    gint64 id = json_object_get_int_member_with_default(g_ptr_array_index(record->clones, index), "id", 0);
+
+    return (guint)CLAMP(id, 0, SF_GP_MAX_CLONES);
+}
+
 void sf_fork_record_clone(const SfForkRecord *record, guint index, SfClone *clone)
 {
     JsonObject *object = g_ptr_array_index(record->clones, index);
     const char *reason = json_object_get_string_member_with_default(object, "reason", "");
-    int state = name_index(clone_state_names, G_N_ELEMENTS(clone_state_names),
-                           json_object_get_string_member_with_default(object, "state", ""));
+    const char *host = json_object_get_string_member_with_default(object, "host", "");
+    int state = sf_clone_state_from_name(json_object_get_string_member_with_default(object, "state", ""));
 
+    clone->host = *host ? g_strdup(host) : NULL;
+    clone->placed = json_object_get_int_member_with_default(object, "placed", 0);
     clone->state = state < 0 ? SF_GP_STATE_FAILED : (guint32)state;
     clone->status = (gint32)json_object_get_int_member_with_default(object, "status", 0);
     clone->reason = *reason ? g_strdup(reason) : NULL;
@@ -207,7 +233,7 @@ gboolean sf_fork_record_save_snapshot(SfSnapshot *snapshot, GPtrArray *disks, co
 }
 
 SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids,
-                                            GPtrArray **disks, GError **error)
+                                            const int *fds, guint n_fds, GPtrArray **disks, GError **error)
 {
     g_autofree char *folder = g_build_filename(directory, SNAPSHOT_FOLDER, NULL);
     g_autofree char *path = g_build_filename(folder, DISKS_FILE, NULL);
@@ -227,7 +253,7 @@ SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *ba
         }
         g_ptr_array_add(chains, chain);
     }
-    snapshot = sf_snapshot_restore(folder, base, pids, n_pids, error);
+    snapshot = sf_snapshot_restore_from(folder, base, pids, n_pids, fds, n_fds, error);
     if (snapshot) {
         *disks = g_steal_pointer(&chains);
     }

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Places on other hosts that tickets of this host's VMs use: what this host, as the origin, orders and is told.
+ *
+ *     ticket     reserve --> each host; what one refuses goes to others; an sf-pager begins to listen
+ *     fork       place --> each host, with the descriptor; pages are fetched from the sf-pager
+ *     clones     report --> applied to the SfFork; results are fetched before an end is told
+ *     release    release --> each host
+ *
+ * A host that is not there: orders wait for it. When its connection is made again both sides tell each other all that
+ * they know (sync); when it stays away longer than `away-seconds`, its clones are lost.
+ *
+ * Main thread only.
+ */
+#ifndef SF_BORROW_H
+#define SF_BORROW_H
+
+#include "sfvmm/control/host.h"
+
+/* Asks the other hosts of a new ticket. Finishes with the ticket when each has answered or its time is over. */
+void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCallback callback, gpointer data);
+SfHostTicket *sf_borrow_reserve_finish(SfHost *host, GAsyncResult *result, GError **error);
+gboolean sf_borrow_is_asking(SfHostTicket *ticket);
+gboolean sf_borrow_is_whole(SfHostTicket *ticket);       /* all places of the first grant were found */
+const char *sf_borrow_reason(SfHostTicket *ticket);      /* why one was not */
+
+/* For the ticket's fork: its places (of SfForkPlace, borrowing of the grant), and who serves its memory. */
+GArray *sf_borrow_fork_places(SfHostTicket *ticket);
+SfPager *sf_borrow_server(SfHostTicket *ticket);
+SfForkRemote sf_borrow_remote(SfHost *host);
+
+void sf_borrow_done(SfHostTicket *ticket);    /* all clones have ended */
+void sf_borrow_release(SfHostTicket *ticket); /* tells the hosts */
+void sf_borrow_free(SfBorrow *borrow);
+
+/* After a restart, before the ticket's fork is restored: takes over the sf-pager. */
+void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record);
+void sf_borrow_save(SfHostTicket *ticket, JsonObject *record); /* into ticket.json */
+
+/* Of SfPeersHandlers. */
+void sf_borrow_event(SfHost *host, SfPeer *peer, const char *name, JsonObject *data);
+void sf_borrow_peer_up(SfHost *host, SfPeer *peer);
+void sf_borrow_peer_down(SfHost *host, SfPeer *peer);
+
+#endif

@@ -1,0 +1,1159 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Theory of operation
+ *
+ * What a peer sends is untrusted: each parameter is checked for type and bounds, names for their characters, and a
+ * descriptor is decoded strictly and compared with what this host reserved and can run, before a shell is touched.
+ * "reserve" and "place" may be sent again, after a lost connection: what was done already is answered, not done twice.
+ *
+ *     RUNDIR/tickets/HEX/   ticket.json (with origin)  descriptor.dtb  disks.json  fork.json  result-N
+ *     RUNDIR/pager/s-HEX/   the sf-pager, which keeps the memory while sfvmmd is restarted
+ */
+#include "sfvmm/control/lend.h"
+
+#include <errno.h>
+#include <glib/gstdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sfvmm/control/cluster.h"
+#include "sfvmm/control/facts.h"
+#include "sfvmm/control/host_private.h"
+#include "sfvmm/descriptor/descriptor.h"
+#include "sfvmm/fork/remote.h"
+#include "sfvmm/vm/disk_server.h"
+#include "sfvmm/wire/state_file.h"
+
+#define VM_NAME_MAX      63u /* of a clone of a clone: names grow with each level */
+#define TEXT_MAX         1024u
+#define REASON_MAX       4096u
+#define IDENTIFY_MAX     86400
+#define TICKETS_MAX      65536u /* in one sync */
+#define RESULT_PIECE_MAX (512 << 10)
+#define KEEP_SECONDS     86400 /* a finished ticket waits so long for its origin */
+#define US_PER_S         1000000
+#define SNAPSHOT_FORMAT  "s-%016" G_GINT64_MODIFIER "x" /* as fork/ names it */
+#define DESCRIPTOR_FILE  "descriptor.dtb"
+#define DISKS_FILE       "disks.json"
+#define PAGER_COMPLETE   "sf-lend-complete"
+
+/* ---- parameters ---- */
+
+static gboolean bad(GError **error, const char *member, const char *what)
+{
+    g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_BAD_REQUEST, "\"%s\" must be %s", member, what);
+    return FALSE;
+}
+
+static gboolean text_param(JsonObject *params, const char *member, gsize max, const char **value, GError **error)
+{
+    JsonNode *node = json_object_get_member(params, member);
+
+    *value = node && json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : NULL;
+    return (*value && strlen(*value) <= max) || bad(error, member, "a text, not too long");
+}
+
+static gboolean int_param(JsonObject *params, const char *member, gint64 min, gint64 max, gint64 *value, GError **error)
+{
+    JsonNode *node = json_object_get_member(params, member);
+
+    *value = node && json_node_get_value_type(node) == G_TYPE_INT64 ? json_node_get_int(node) : min - 1;
+    return (*value >= min && *value <= max) || bad(error, member, "an integer within its bounds");
+}
+
+static gboolean bool_param(JsonObject *params, const char *member, gboolean *value, GError **error)
+{
+    JsonNode *node = json_object_get_member(params, member);
+
+    *value = node && json_node_get_value_type(node) == G_TYPE_BOOLEAN && json_node_get_boolean(node);
+    return (node && json_node_get_value_type(node) == G_TYPE_BOOLEAN) || bad(error, member, "true or false");
+}
+
+static gboolean object_param(JsonObject *params, const char *member, JsonObject **value, GError **error)
+{
+    JsonNode *node = json_object_get_member(params, member);
+
+    *value = node && JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    return *value || bad(error, member, "an object");
+}
+
+static gboolean array_param(JsonObject *params, const char *member, guint max, JsonArray **value, GError **error)
+{
+    JsonNode *node = json_object_get_member(params, member);
+
+    *value = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+    return (*value && json_array_get_length(*value) <= max) || bad(error, member, "an array, not too long");
+}
+
+static gboolean texts_param(JsonObject *params, const char *member, guint max, JsonArray **value, GError **error)
+{
+    if (!array_param(params, member, max, value, error)) {
+        return FALSE;
+    }
+    for (guint i = 0; i < json_array_get_length(*value); i++) {
+        if (json_node_get_value_type(json_array_get_element(*value, i)) != G_TYPE_STRING) {
+            return bad(error, member, "an array of texts");
+        }
+    }
+    return TRUE;
+}
+
+static gboolean id_param(JsonObject *params, guint64 *id, GError **error)
+{
+    const char *text;
+
+    return text_param(params, "ticket", TEXT_MAX, &text, error) &&
+           (sf_ticket_id_from_text(text, id) || bad(error, "ticket", "16 hexadecimal digits"));
+}
+
+/* The ticket that the peer speaks of, lent to it; NULL + error. */
+static SfHostTicket *lent_ticket(SfHost *host, const char *origin, JsonObject *params, GError **error)
+{
+    SfHostTicket *ticket = NULL;
+    guint64 id;
+
+    if (!id_param(params, &id, error)) {
+        return NULL;
+    }
+    ticket = sf_host_ticket(host, id, NULL);
+    if (!ticket || g_strcmp0(ticket->grant->origin, origin) != 0) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "ticket %016" G_GINT64_MODIFIER "x is not known here",
+                    id);
+        return NULL;
+    }
+    return ticket;
+}
+
+/* ---- what this host can run ---- */
+
+static JsonObject *own_facts(SfHost *host)
+{
+    return sf_cluster_facts(sf_cluster_of(host));
+}
+
+static gboolean refuse(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static gboolean refuse(GError **error, const char *format, ...)
+{
+    va_list args;
+    g_autofree char *text = NULL;
+
+    va_start(args, format);
+    text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_set_error_literal(error, SF_PEER_ERROR, SF_PEER_ERROR_REFUSED, text);
+    return FALSE;
+}
+
+/* NULL + error while it is not known. */
+static const char *own_qemu_version(SfHost *host, GError **error)
+{
+    const char *version = sf_facts_text(own_facts(host), "qemu_version");
+
+    if (!version) {
+        refuse(error, "this host does not know its own QEMU yet");
+    }
+    return version;
+}
+
+/* Each of the features that guests see there must be here. */
+static gboolean has_cpu_flags(SfHost *host, JsonArray *wanted, GError **error)
+{
+    g_autoptr(JsonArray) own = sf_facts_list(own_facts(host), "cpu_flags");
+    g_autoptr(GHashTable) flags = g_hash_table_new(g_str_hash, g_str_equal);
+
+    for (guint i = 0; i < json_array_get_length(own); i++) {
+        g_hash_table_add(flags, (gpointer)json_array_get_string_element(own, i));
+    }
+    for (guint i = 0; i < json_array_get_length(wanted); i++) {
+        const char *flag = json_node_get_string(json_array_get_element(wanted, i));
+        if (!flag || !g_hash_table_contains(flags, flag)) {
+            return refuse(error, "the CPU here lacks \"%.64s\", which the other host's has", flag ? flag : "");
+        }
+    }
+    return TRUE;
+}
+
+typedef struct {
+    const char *vm, *qemu_version, *machine, *config_hash, *security;
+    JsonArray *cpu_flags; /* of texts; empty: the CPU does not matter */
+    gint64 count, port;
+    SfVmConfig *config; /* owned */
+} ReserveParams;
+
+static gboolean can_run(SfHost *host, const ReserveParams *params, GError **error)
+{
+    const char *version = own_qemu_version(host, error);
+    g_autofree char *hash = NULL;
+
+    if (!version) {
+        return FALSE;
+    }
+    if (strcmp(version, params->qemu_version) != 0) {
+        return refuse(error, "QEMU here has version %s, not %s", version, params->qemu_version);
+    }
+    if (!sf_facts_has(own_facts(host), "machine_types", params->machine)) {
+        return refuse(error, "QEMU here has no machine type %.64s", params->machine);
+    }
+    if (strcmp(params->config->accel, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) < 0) {
+        return refuse(error, "/dev/kvm can't be used here: %s", g_strerror(errno));
+    }
+    hash = sf_vm_config_hash(params->config, version);
+    if (strcmp(hash, params->config_hash) != 0) {
+        return refuse(error, "the configuration is not what its hash says");
+    }
+    return strcmp(params->config->accel, "kvm") != 0 || has_cpu_flags(host, params->cpu_flags, error);
+}
+
+/* A shell of the family says what the snapshot must fit. */
+static void note_shell(SfVm *shell, gpointer data)
+{
+    *(SfVm **)data = shell;
+}
+
+static gboolean fits_shell(SfFamily *family, const SfDescriptor *descriptor, GError **error)
+{
+    SfVm *shell = NULL;
+
+    sf_shell_pool_foreach(family->pool, note_shell, &shell);
+    if (!shell) {
+        return TRUE; /* none is ready: same version, same configuration, so it will */
+    }
+    if (strcmp(sf_vm_machine(shell), descriptor->machine) != 0) {
+        return refuse(error, "the machine type here is %s, not %s", sf_vm_machine(shell), descriptor->machine);
+    }
+    if (strcmp(sf_vm_cpu(shell), descriptor->cpu) != 0) {
+        return refuse(error, "the CPU model here is %s, not %s", sf_vm_cpu(shell), descriptor->cpu);
+    }
+    return TRUE;
+}
+
+/* ---- reserve ---- */
+
+static gboolean name_is_valid(const char *name)
+{
+    return *name && strlen(name) <= VM_NAME_MAX && g_ascii_isalnum(name[0]) &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-") == strlen(name);
+}
+
+/* Paths would be read here: what portable_config() of the origin sends has none that mean anything. */
+static gboolean config_has_paths(const SfVmConfig *config)
+{
+    gboolean paths = (config->kernel && strcmp(config->kernel, "/kernel") != 0) || config->initrd || config->append;
+
+    for (guint i = 0; i < config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
+        paths = paths || strcmp(disk->path, "/disk") != 0 || disk->size == 0 || disk->size > SF_DISK_SIZE_MAX;
+    }
+    return paths;
+}
+
+static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError **error)
+{
+    JsonObject *config, *pages;
+
+    if (!text_param(object, "vm", VM_NAME_MAX, &params->vm, error) ||
+        !text_param(object, "qemu_version", TEXT_MAX, &params->qemu_version, error) ||
+        !text_param(object, "config_hash", TEXT_MAX, &params->config_hash, error) ||
+        !text_param(object, "machine", TEXT_MAX, &params->machine, error) ||
+        !texts_param(object, "cpu_flags", SF_FACTS_LIST_MAX, &params->cpu_flags, error) ||
+        !int_param(object, "count", 1, SF_GP_MAX_CLONES, &params->count, error) ||
+        !object_param(object, "config", &config, error) || !object_param(object, "pages", &pages, error) ||
+        !int_param(pages, "port", 1, G_MAXUINT16, &params->port, error) ||
+        !text_param(pages, "security", TEXT_MAX, &params->security, error)) {
+        return FALSE;
+    }
+    if (!name_is_valid(params->vm)) {
+        return bad(error, "vm", "a VM's name");
+    }
+    params->config = sf_vm_config_from_json(config, error);
+    if (!params->config) {
+        (*error)->domain = SF_PEER_ERROR;
+        (*error)->code = SF_PEER_ERROR_BAD_REQUEST;
+        return FALSE;
+    }
+    return !config_has_paths(params->config) || bad(error, "config", "without paths");
+}
+
+static void on_pager_complete(SfPager *pager, gpointer data)
+{
+    g_object_set_data(G_OBJECT(pager), PAGER_COMPLETE, GINT_TO_POINTER(TRUE));
+}
+
+static char *page_uri(SfPeer *peer, const char *scheme, gint64 port, const char *path)
+{
+    const char *ip = sf_peer_remote_ip(peer);
+    gboolean v6 = strchr(ip, ':') != NULL;
+
+    return g_strdup_printf("%s://%s%s%s:%" G_GINT64_FORMAT "/%s", scheme, v6 ? "[" : "", ip, v6 ? "]" : "", port, path);
+}
+
+static const char *page_scheme(const SfDaemonConfig *config)
+{
+    return config->cluster.pages == SF_PAGER_X509 ? "nbds" : "nbd";
+}
+
+/* The sf-pager connects at once: the fork shall not wait for it. */
+static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const ReserveParams *params, GError **error)
+{
+    const SfDaemonConfig *config = sf_host_config(host);
+    g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
+    g_autofree char *path = g_strdup_printf("%s/{block}", snapshot);
+    g_autofree char *uri = page_uri(peer, page_scheme(config), params->port, path);
+    SfPagerOptions options = {
+        .binary = config->pager,
+        .run_directory = config->launcher.run_directory,
+        .snapshot = snapshot,
+        .uid = config->launcher.uid,
+        .gid = config->launcher.gid,
+        .listen_fd = -1,
+        .security = config->cluster.pages,
+        .keys = config->cluster.pages_directory,
+    };
+    SfPageSource source = { .uri = uri, .security = config->cluster.pages, .keys = config->cluster.pages_directory };
+    SfPager *pager = sf_pager_start(&options, error);
+
+    if (pager && !sf_pager_add_source(pager, &source, error)) {
+        sf_pager_stop(pager);
+        g_clear_object(&pager);
+    }
+    if (pager) {
+        g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), NULL);
+    }
+    return pager;
+}
+
+/* "ORIGIN:VM": no VM of ours has a name with a colon. */
+static SfFamily *take_family(SfHost *host, const char *origin, const ReserveParams *params, GError **error)
+{
+    g_autofree char *name = g_strdup_printf("%s:%s", origin, params->vm);
+    SfFamily *family = sf_host_family(host, name);
+    g_autofree char *hash = family ? sf_vm_config_hash(family->config, params->qemu_version) : NULL;
+
+    if (family && strcmp(hash, params->config_hash) != 0) {
+        refuse(error, "clones of an earlier VM \"%s\" are still here", params->vm);
+        return NULL;
+    }
+    return family ? family : sf_host_family_new(host, name, params->config, 0);
+}
+
+static void warm_pool(SfHost *host, SfHostTicket *ticket)
+{
+    guint target = MIN(ticket->grant->granted, sf_host_config(host)->pool_max);
+
+    if (target > sf_shell_pool_target(ticket->family->pool)) {
+        sf_host_set_pool(host, ticket->family, target);
+    }
+}
+
+/* ---- a lent ticket's own ---- */
+
+/* A "place" that has been checked and waits for the disks. */
+typedef struct {
+    SfPeerRequest *request; /* NULL: none waits */
+    SfSnapshot *snapshot;
+    SfForkOptions options; /* ticket and so on; texts and objects are the ticket's */
+    char *parent_name;
+    guint total;
+    GArray *ids; /* of guint */
+    char *ip;    /* texts of the origin's disk server */
+    gint64 disks_port;
+} Place;
+
+struct SfLend {
+    SfHostTicket *ticket;
+    SfDiskServer *disks;
+    gboolean disks_starting;
+    char *disks_failure;
+    Place place;
+};
+
+/* What a call to the disk server needs when it is answered. */
+typedef struct {
+    SfHost *host;
+    guint64 ticket;
+} Call;
+
+static Call *call_new(SfHostTicket *ticket)
+{
+    Call *call = g_new0(Call, 1);
+
+    call->host = g_object_ref(ticket->host);
+    call->ticket = ticket->grant->id;
+    return call;
+}
+
+static void call_free(Call *call)
+{
+    g_object_unref(call->host);
+    g_free(call);
+}
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Call, call_free)
+
+static SfLend *call_lend(const Call *call)
+{
+    SfHostTicket *ticket = sf_host_ticket(call->host, call->ticket, NULL);
+
+    return ticket ? ticket->lend : NULL;
+}
+
+static void place_clear(Place *place)
+{
+    g_clear_pointer(&place->snapshot, sf_snapshot_unref);
+    g_clear_pointer(&place->parent_name, g_free);
+    g_clear_pointer(&place->ids, g_array_unref);
+    g_clear_pointer(&place->ip, g_free);
+    place->request = NULL;
+}
+
+static void place_fail(Place *place, const GError *error)
+{
+    if (place->request) {
+        sf_peer_request_fail(g_steal_pointer(&place->request), error);
+    }
+    place_clear(place);
+}
+
+void sf_lend_free(SfLend *lend)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!lend) {
+        return;
+    }
+    error = g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_GONE, "the ticket has been released");
+    place_fail(&lend->place, error);
+    g_clear_pointer(&lend->disks, sf_disk_server_unref);
+    g_free(lend->disks_failure);
+    g_free(lend);
+}
+
+static void place_continue(SfLend *lend);
+
+static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(Call) call = data;
+    g_autoptr(GError) error = NULL;
+    SfDiskServer *server = sf_disk_server_start_finish(result, &error);
+    SfLend *lend = call_lend(call);
+
+    if (!lend) {
+        g_clear_pointer(&server, sf_disk_server_unref);
+        return;
+    }
+    lend->disks = server;
+    lend->disks_starting = FALSE;
+    lend->disks_failure = server ? NULL : g_strdup(error->message);
+    if (lend->place.request) {
+        place_continue(lend);
+    }
+}
+
+/* The disks of all clones here are read through one process of this host; it shall be ready when the fork comes. */
+static void start_disk_server(SfLend *lend)
+{
+    const SfDaemonConfig *config = sf_host_config(lend->ticket->host);
+    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, lend->ticket->grant->id);
+    SfDiskServerOptions options = {
+        .id = id,
+        .tls_directory = config->cluster.pages == SF_PAGER_X509 ? config->cluster.pages_directory : NULL,
+        .listen_fd = -1,
+    };
+
+    lend->disks_starting = TRUE;
+    sf_disk_server_start_async(sf_host_launcher(lend->ticket->host), &options, NULL, 0, on_disk_server,
+                               call_new(lend->ticket));
+}
+
+static SfLend *lend_new(SfHostTicket *ticket)
+{
+    SfLend *lend = g_new0(SfLend, 1);
+
+    lend->ticket = ticket;
+    ticket->lend = lend;
+    return lend;
+}
+
+static void reply_granted(SfPeerRequest *request, guint granted)
+{
+    JsonObject *result = json_object_new();
+
+    json_object_set_int_member(result, "granted", granted);
+    sf_peer_request_reply(request, result);
+}
+
+/* More places for a ticket that has some: what `count` says is the new sum. */
+static gboolean extend(SfHost *host, SfHostTicket *ticket, guint count, GError **error)
+{
+    g_autoptr(SfTicket) more = NULL;
+    guint held = ticket->grant->granted;
+
+    if (count <= held || !ticket->booked) {
+        return TRUE;
+    }
+    more = sf_resource_manager_lend(sf_host_manager(host), ticket->grant->origin, ticket->grant->id,
+                                    ticket->grant->vm, ticket->family->config->memory, count - held, FALSE, error);
+    if (!more) {
+        return held > 0;
+    }
+    ticket->grant->granted += more->granted; /* booked with this one: released with it */
+    sf_ticket_add_place(ticket->grant, "", (gint)more->granted);
+    sf_host_ticket_save(ticket);
+    warm_pool(host, ticket);
+    return TRUE;
+}
+
+static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveParams *params, GError **error)
+{
+    const char *origin = sf_peer_name(peer);
+    SfHostTicket *ticket = NULL;
+    SfFamily *family = take_family(host, origin, params, error);
+    SfTicket *grant = NULL;
+
+    if (!family) {
+        return NULL;
+    }
+    sf_host_family_join(family); /* so that it goes again, when it is new and anything below fails */
+    grant = sf_resource_manager_lend(sf_host_manager(host), origin, id, params->vm, params->config->memory,
+                                     (guint)params->count, FALSE, error);
+    if (grant) {
+        ticket = sf_host_add_ticket(host, grant, family);
+        lend_new(ticket);
+        ticket->pager = g_mkdir(ticket->directory, 0700) == 0 ? start_pager(host, peer, id, params, error) : NULL;
+        if (!ticket->pager) {
+            if (error && !*error) {
+                g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "\"%s\": %s", ticket->directory,
+                            g_strerror(errno));
+            }
+            sf_host_release_ticket(host, ticket);
+            ticket = NULL;
+        }
+    }
+    sf_host_family_leave(host, family);
+    return ticket;
+}
+
+static void handle_reserve(SfHost *host, SfPeerRequest *request)
+{
+    SfPeer *peer = sf_peer_request_peer(request);
+    JsonObject *object = sf_peer_request_params(request);
+    ReserveParams params = { 0 };
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket = NULL;
+    guint64 id;
+    gboolean ok = id_param(object, &id, &error) && parse_reserve(object, &params, &error);
+
+    if (ok && !peer) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_LOST, "the connection has ended");
+        ok = FALSE;
+    }
+    if (ok) {
+        const char *security = sf_host_config(host)->cluster.pages == SF_PAGER_X509 ? "tls" : "plain";
+        ticket = sf_host_ticket(host, id, NULL);
+        if (strcmp(params.security, security) != 0) {
+            ok = refuse(&error, "pages are fetched with %s here, not with %s (pages in sfvmmd.conf)", security,
+                        params.security);
+        } else if (ticket && g_strcmp0(ticket->grant->origin, sf_peer_name(peer)) != 0) {
+            ok = bad(&error, "ticket", "of one's own");
+        } else if (ticket) {
+            ok = extend(host, ticket, (guint)params.count, &error);
+        } else {
+            ok = can_run(host, &params, &error) && (ticket = lend(host, peer, id, &params, &error));
+            if (ok) {
+                sf_host_ticket_save(ticket);
+                warm_pool(host, ticket);
+                if (params.config->disks->len > 0) {
+                    start_disk_server(ticket->lend);
+                }
+                g_message("ticket %016" G_GINT64_MODIFIER "x: %u places for VM \"%s\" of host %s", id,
+                          ticket->grant->granted, params.vm, sf_peer_name(peer));
+            }
+        }
+    }
+    sf_vm_config_unref(params.config);
+    if (ok) {
+        reply_granted(request, MIN(ticket->grant->granted, (guint)params.count));
+    } else {
+        sf_peer_request_fail(request, error);
+    }
+}
+
+/* ---- place ---- */
+
+static gboolean parse_ids(JsonArray *array, guint total, GArray *ids, GError **error)
+{
+    for (guint i = 0; i < json_array_get_length(array); i++) {
+        JsonNode *node = json_array_get_element(array, i);
+        gint64 value = json_node_get_value_type(node) == G_TYPE_INT64 ? json_node_get_int(node) : 0;
+        guint id = (guint)CLAMP(value, 0, SF_GP_MAX_CLONES);
+        if (id < 1 || id > total || (ids->len > 0 && id <= g_array_index(ids, guint, ids->len - 1))) {
+            return bad(error, "ids", "ascending numbers of clones");
+        }
+        g_array_append_val(ids, id);
+    }
+    return ids->len > 0 || bad(error, "ids", "at least one");
+}
+
+static SfDescriptor *decode(const char *text, GError **error)
+{
+    gsize length = 0;
+    guchar *data = g_base64_decode(text, &length);
+    g_autoptr(GBytes) bytes = g_bytes_new_take(data, length);
+    SfDescriptor *descriptor = sf_descriptor_decode(bytes, error);
+
+    if (!descriptor) {
+        (*error)->domain = SF_PEER_ERROR;
+        (*error)->code = SF_PEER_ERROR_REFUSED;
+    }
+    return descriptor;
+}
+
+/* Is it the snapshot of the VM that places were reserved for, and can it run here? */
+static gboolean check_descriptor(SfHostTicket *ticket, const SfDescriptor *descriptor, GError **error)
+{
+    const SfVmConfig *config = ticket->family->config;
+    const char *version = own_qemu_version(ticket->host, error);
+    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
+    g_autofree char *hash = NULL;
+    guint64 memory = 0;
+
+    if (!version) {
+        return FALSE;
+    }
+    hash = sf_vm_config_hash(config, version);
+    if (strcmp(descriptor->qemu_version, version) != 0) {
+        return refuse(error, "QEMU here has version %s, not %s", version, descriptor->qemu_version);
+    }
+    if (strcmp(descriptor->id, id) != 0 || strcmp(descriptor->config_hash, hash) != 0 ||
+        strcmp(descriptor->accel, config->accel) != 0 || descriptor->memory != config->memory ||
+        descriptor->vcpus != config->vcpus) {
+        return refuse(error, "the descriptor is of another machine than places were reserved for");
+    }
+    for (guint i = 0; i < descriptor->blocks->len; i++) {
+        memory += ((const SfDescriptorBlock *)g_ptr_array_index(descriptor->blocks, i))->length;
+    }
+    if (memory > config->memory) {
+        return refuse(error, "the descriptor has more memory than the machine");
+    }
+    return fits_shell(ticket->family, descriptor, error);
+}
+
+/* The memory of the snapshot as it is here: nothing of it has arrived. */
+static SfSnapshot *cached_snapshot(const SfDescriptor *descriptor, SfPageCache *cache_or_null, GError **error)
+{
+    SfCachedBlockSpec specs[SF_QC_MAX_BLOCKS];
+    g_autoptr(SfPageCache) cache = cache_or_null ? sf_page_cache_ref(cache_or_null) : NULL;
+    g_autoptr(SfRamBase) base = sf_ram_base_new();
+    guint n = descriptor->blocks->len;
+
+    if (n == 0 || n > SF_QC_MAX_BLOCKS) {
+        refuse(error, "the descriptor has %u memory blocks; 1 to %u are possible", n, SF_QC_MAX_BLOCKS);
+        return NULL;
+    }
+    for (guint i = 0; i < n; i++) {
+        const SfDescriptorBlock *block = g_ptr_array_index(descriptor->blocks, i);
+        specs[i] = (SfCachedBlockSpec){ block->id, block->length, block->present };
+    }
+    if (!cache) {
+        cache = sf_page_cache_new(specs, n, error);
+    }
+    return cache ? sf_snapshot_new_cached(descriptor->id, base, cache, descriptor->device_state,
+                                          g_bytes_get_size(descriptor->device_state), error)
+                 : NULL;
+}
+
+static gboolean save_descriptor(SfHostTicket *ticket, const char *text, GError **error)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, DESCRIPTOR_FILE, NULL);
+    gsize length = 0;
+    g_autofree guchar *data = g_base64_decode(text, &length);
+
+    return g_file_set_contents_full(path, (const char *)data, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, 0600,
+                                    error);
+}
+
+static gboolean save_disks(SfHostTicket *ticket, GPtrArray *chains, GError **error)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, DISKS_FILE, NULL);
+    g_autoptr(JsonObject) object = json_object_new();
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; i < chains->len; i++) {
+        json_array_add_object_element(array, sf_disk_chain_to_json(g_ptr_array_index(chains, i)));
+    }
+    json_object_set_array_member(object, "disks", array);
+    return sf_state_write(path, object, error);
+}
+
+static JsonArray *reports_of(SfFork *fork)
+{
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; fork && i < sf_fork_count(fork); i++) {
+        json_array_add_object_element(array, sf_clone_report(sf_fork_nth(fork, i)));
+    }
+    return array;
+}
+
+static void reply_reports(SfPeerRequest *request, SfFork *fork)
+{
+    JsonObject *result = json_object_new();
+
+    json_object_set_array_member(result, "clones", reports_of(fork));
+    sf_peer_request_reply(request, result);
+}
+
+/* Everything is there: the clones get their shells. */
+static void place_begin(SfLend *lend, GPtrArray *disks)
+{
+    SfHostTicket *ticket = lend->ticket;
+    Place *place = &lend->place;
+    SfForkOptions options = sf_host_fork_options(ticket->host, ticket);
+    SfForkPlaced placed = {
+        .parent_name = place->parent_name,
+        .total = place->total,
+        .ids = (const guint *)place->ids->data,
+        .snapshot = place->snapshot,
+        .frozen_disks = disks,
+    };
+    g_autoptr(GError) error = NULL;
+
+    if (!save_disks(ticket, disks, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, error->message);
+    }
+    options.count = place->ids->len;
+    options.with_agent = place->options.with_agent;
+    options.clone_request = place->options.clone_request;
+    options.identify_seconds = place->options.identify_seconds;
+    ticket->grant->used = TRUE;
+    sf_host_ticket_save(ticket);
+    ticket->fork = sf_fork_new_placed(&options, &placed);
+    sf_host_connect_fork(ticket);
+    reply_reports(g_steal_pointer(&place->request), ticket->fork);
+    place_clear(place);
+    sf_fork_start(ticket->fork);
+}
+
+static void on_disks_added(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(Call) call = data;
+    g_autoptr(GError) error = NULL;
+    SfLend *lend = call_lend(call);
+    gboolean added = sf_disk_server_add_finish(lend ? lend->disks : NULL, result, &error);
+    g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+
+    if (!lend || !lend->place.request) {
+        return;
+    }
+    if (!added) {
+        place_fail(&lend->place, error);
+        return;
+    }
+    for (guint i = 0; i < lend->ticket->family->config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(lend->ticket->family->config->disks, i);
+        SfDiskChain *chain = sf_disk_chain_new(disk->id, disk->size, disk->readonly);
+        g_ptr_array_add(chain->layers, sf_disk_server_layer(lend->disks, disk->id));
+        g_ptr_array_add(chains, chain);
+    }
+    place_begin(lend, chains);
+}
+
+static void add_disks(SfLend *lend)
+{
+    GPtrArray *disks = lend->ticket->family->config->disks;
+    const SfDaemonConfig *config = sf_host_config(lend->ticket->host);
+    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, lend->ticket->grant->id);
+    g_autofree SfDiskExport *exports = g_new0(SfDiskExport, disks->len);
+    g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
+
+    for (guint i = 0; i < disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(disks, i);
+        g_ptr_array_add(uris, g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/%s", page_scheme(config),
+                                              lend->place.ip, lend->place.disks_port, id, disk->id));
+        exports[i] = (SfDiskExport){ .name = disk->id, .uri = g_ptr_array_index(uris, i), .size = disk->size };
+    }
+    sf_disk_server_add_async(lend->disks, exports, disks->len, on_disks_added, call_new(lend->ticket));
+}
+
+static void place_continue(SfLend *lend)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (lend->ticket->family->config->disks->len == 0) {
+        g_autoptr(GPtrArray) none = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+        place_begin(lend, none);
+    } else if (lend->disks) {
+        add_disks(lend);
+    } else if (!lend->disks_starting) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_REFUSED, "its disks can't be read: %s", lend->disks_failure);
+        place_fail(&lend->place, error);
+    }
+}
+
+/* All that is checked before anything is touched; on success lend->place is filled but for its request. */
+static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *params, GError **error)
+{
+    Place *place = &ticket->lend->place;
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(guint));
+    g_autoptr(SfDescriptor) descriptor = NULL;
+    g_autoptr(SfSnapshot) snapshot = NULL;
+    gint64 total, clone_request, identify, disks_port = 0;
+    gboolean with_agent, has_disks = ticket->family->config->disks->len > 0;
+    const char *text;
+    JsonArray *array;
+
+    if (!int_param(params, "total", 1, SF_GP_MAX_CLONES, &total, error) ||
+        !array_param(params, "ids", ticket->grant->granted, &array, error) ||
+        !parse_ids(array, (guint)total, ids, error) || !bool_param(params, "with_agent", &with_agent, error) ||
+        !int_param(params, "clone_request", 0, G_MAXUINT32, &clone_request, error) ||
+        !int_param(params, "identify_seconds", 1, IDENTIFY_MAX, &identify, error) ||
+        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error) ||
+        (has_disks && !int_param(params, "disks_port", 1, G_MAXUINT16, &disks_port, error))) {
+        return FALSE;
+    }
+    descriptor = decode(text, error);
+    if (!descriptor || !check_descriptor(ticket, descriptor, error)) {
+        return FALSE;
+    }
+    snapshot = cached_snapshot(descriptor, NULL, error);
+    if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, text, error)) {
+        return FALSE;
+    }
+    place->snapshot = g_steal_pointer(&snapshot);
+    place->options.with_agent = with_agent;
+    place->options.clone_request = (guint32)clone_request;
+    place->options.identify_seconds = (guint)identify;
+    place->parent_name = g_strdup(ticket->grant->vm);
+    place->total = (guint)total;
+    place->ids = g_steal_pointer(&ids);
+    place->disks_port = disks_port;
+    place->ip = g_strdup_printf(strchr(sf_peer_remote_ip(peer), ':') ? "[%s]" : "%s", sf_peer_remote_ip(peer));
+    return TRUE;
+}
+
+static void handle_place(SfHost *host, SfPeerRequest *request)
+{
+    SfPeer *peer = sf_peer_request_peer(request);
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket =
+        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+
+    if (ticket && ticket->fork) {
+        reply_reports(request, ticket->fork); /* its answer was lost */
+        return;
+    }
+    if (ticket && (!peer || ticket->lend->place.request)) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it is being placed already");
+        ticket = NULL;
+    }
+    if (!ticket || !prepare_place(ticket, peer, sf_peer_request_params(request), &error)) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    ticket->lend->place.request = request;
+    place_continue(ticket->lend);
+}
+
+/* ---- the others ---- */
+
+static void handle_kill(SfHost *host, SfPeerRequest *request)
+{
+    JsonObject *params = sf_peer_request_params(request);
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), params, &error);
+    const char *reason;
+    gint64 id;
+
+    if (!ticket || !int_param(params, "id", 1, SF_GP_MAX_CLONES, &id, &error) ||
+        !text_param(params, "reason", REASON_MAX, &reason, &error)) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    if (ticket->fork && sf_fork_clone(ticket->fork, (guint)id)) {
+        sf_fork_clone_kill(sf_fork_clone(ticket->fork, (guint)id), reason);
+    }
+    sf_peer_request_reply(request, NULL);
+}
+
+static void handle_result(SfHost *host, SfPeerRequest *request)
+{
+    JsonObject *params = sf_peer_request_params(request), *result;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GBytes) data = NULL;
+    g_autoptr(JsonObject) report = NULL;
+    g_autofree char *text = NULL;
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), params, &error);
+    gint64 id, offset, length;
+    SfClone *clone;
+
+    if (!ticket || !int_param(params, "id", 1, SF_GP_MAX_CLONES, &id, &error) ||
+        !int_param(params, "offset", 0, SF_GP_MAX_RESULT, &offset, &error) ||
+        !int_param(params, "length", 1, RESULT_PIECE_MAX, &length, &error)) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    clone = ticket->fork ? sf_fork_clone(ticket->fork, (guint)id) : NULL;
+    if (!clone) {
+        error = g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_GONE, "clone %" G_GINT64_FORMAT " is not here", id);
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    data = sf_fork_clone_fetch(clone, (guint64)offset, (gsize)length, &error);
+    if (!data) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    text = g_base64_encode(g_bytes_get_data(data, NULL), g_bytes_get_size(data));
+    report = sf_clone_report(clone);
+    result = json_object_new();
+    json_object_set_string_member(result, "data", text);
+    json_object_set_int_member(result, "total", (gint64)clone->result_length);
+    json_object_set_int_member(result, "synced", json_object_get_int_member(report, "synced"));
+    sf_peer_request_reply(request, result);
+}
+
+static void handle_release(SfHost *host, SfPeerRequest *request)
+{
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket =
+        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+
+    if (!ticket) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    sf_host_release_ticket(host, ticket);
+    sf_peer_request_reply(request, NULL);
+}
+
+static gboolean parse_tickets(JsonArray *array, GHashTable *listed, GError **error)
+{
+    for (guint i = 0; i < json_array_get_length(array); i++) {
+        JsonNode *node = json_array_get_element(array, i);
+        const char *text = json_node_get_value_type(node) == G_TYPE_STRING ? json_node_get_string(node) : "";
+        guint64 id;
+        if (!sf_ticket_id_from_text(text, &id)) {
+            return bad(error, "tickets", "tickets");
+        }
+        g_hash_table_add(listed, g_memdup2(&id, sizeof(id)));
+    }
+    return TRUE;
+}
+
+/* The origin says which of its tickets it has; those that it has not are released, of the others it gets all reports. */
+static void handle_sync(SfHost *host, SfPeerRequest *request)
+{
+    g_autoptr(GHashTable) listed = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    g_autoptr(GError) error = NULL;
+    JsonArray *asked, *told;
+    JsonObject *result;
+
+    if (!array_param(sf_peer_request_params(request), "tickets", TICKETS_MAX, &asked, &error) ||
+        !parse_tickets(asked, listed, &error)) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    told = json_array_new();
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        JsonObject *entry;
+        g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
+        if (g_strcmp0(ticket->grant->origin, sf_peer_request_from(request)) != 0) {
+            continue;
+        }
+        if (!g_hash_table_contains(listed, &ticket->grant->id)) {
+            g_message("ticket %s: host %s has released it", id, ticket->grant->origin);
+            sf_host_release_ticket(host, ticket);
+            continue;
+        }
+        entry = json_object_new();
+        json_object_set_string_member(entry, "ticket", id);
+        json_object_set_array_member(entry, "clones", reports_of(ticket->fork));
+        json_array_add_object_element(told, entry);
+    }
+    result = json_object_new();
+    json_object_set_array_member(result, "tickets", told);
+    sf_peer_request_reply(request, result);
+}
+
+typedef struct {
+    const char *name;
+    void (*handle)(SfHost *host, SfPeerRequest *request);
+} Method;
+
+static const Method methods[] = {
+    { "reserve", handle_reserve }, { "place", handle_place },     { "kill", handle_kill },
+    { "result", handle_result },   { "release", handle_release }, { "sync", handle_sync },
+};
+
+void sf_lend_request(SfHost *host, SfPeerRequest *request)
+{
+    g_autoptr(GError) error = NULL;
+
+    for (guint i = 0; i < G_N_ELEMENTS(methods); i++) {
+        if (strcmp(methods[i].name, sf_peer_request_method(request)) == 0) {
+            methods[i].handle(host, request);
+            return;
+        }
+    }
+    error = g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_BAD_REQUEST, "method \"%.64s\": not known",
+                        sf_peer_request_method(request));
+    sf_peer_request_fail(request, error);
+}
+
+void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
+{
+    SfPeers *peers = sf_host_peers(ticket->host);
+    SfPeer *peer = peers ? sf_peers_get(peers, ticket->grant->origin) : NULL;
+    g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
+    JsonObject *data;
+
+    if (!peer || !sf_peer_is_up(peer)) {
+        return; /* sync tells it */
+    }
+    data = json_object_new();
+    json_object_set_string_member(data, "ticket", id);
+    json_object_set_object_member(data, "clone", sf_clone_report(clone));
+    sf_peer_send_event(peer, "clone", data);
+}
+
+/* ---- an origin that stays away ---- */
+
+/* Nobody waits for what its clones do: none lives, or they will never have all of their memory. */
+static gboolean is_abandoned(const SfHostTicket *ticket, gint64 away_us)
+{
+    gboolean complete = ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE);
+
+    if (!ticket->fork) {
+        return TRUE;
+    }
+    if (sf_fork_alive(ticket->fork) > 0) {
+        return !complete;
+    }
+    return away_us > KEEP_SECONDS * (gint64)US_PER_S;
+}
+
+static gboolean on_away(gpointer data)
+{
+    SfHostTicket *ticket = data;
+
+    if (!is_abandoned(ticket, g_get_monotonic_time() - ticket->away)) {
+        return G_SOURCE_CONTINUE;
+    }
+    g_message("ticket %016" G_GINT64_MODIFIER "x: its host %s has not been heard of for %u s; released",
+              ticket->grant->id, ticket->grant->origin, sf_host_config(ticket->host)->cluster.away_seconds);
+    ticket->expiry = 0;
+    sf_host_release_ticket(ticket->host, ticket);
+    return G_SOURCE_REMOVE;
+}
+
+static void await_origin(SfHostTicket *ticket)
+{
+    if (!ticket->expiry) {
+        ticket->away = g_get_monotonic_time();
+        ticket->expiry = g_timeout_add_seconds(sf_host_config(ticket->host)->cluster.away_seconds, on_away, ticket);
+    }
+}
+
+void sf_lend_peer_down(SfHost *host, SfPeer *peer)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (g_strcmp0(ticket->grant->origin, sf_peer_name(peer)) == 0) {
+            await_origin(ticket);
+        }
+    }
+}
+
+void sf_lend_peer_up(SfHost *host, SfPeer *peer)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (g_strcmp0(ticket->grant->origin, sf_peer_name(peer)) == 0) {
+            g_clear_handle_id(&ticket->expiry, g_source_remove);
+            ticket->away = 0;
+        }
+    }
+}
+
+/* ---- after a restart ---- */
+
+void sf_lend_recover(SfHostTicket *ticket)
+{
+    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
+    g_autoptr(GError) error = NULL;
+
+    lend_new(ticket);
+    ticket->pager = sf_pager_adopt(sf_host_config(ticket->host)->launcher.run_directory, id, &error);
+    if (!ticket->pager) {
+        g_warning("ticket %s: the memory of its clones is gone: %s", id, error->message);
+    } else {
+        g_signal_connect(ticket->pager, "complete", G_CALLBACK(on_pager_complete), NULL);
+    }
+    ticket->lend->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
+    await_origin(ticket);
+}
+
+static GPtrArray *restore_disks(SfHostTicket *ticket, GError **error)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, DISKS_FILE, NULL);
+    g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+    g_autoptr(JsonObject) object = sf_state_read(path, error);
+    JsonArray *array = object ? json_object_get_array_member(object, "disks") : NULL;
+
+    if (!array) {
+        return NULL;
+    }
+    for (guint i = 0; i < json_array_get_length(array); i++) {
+        SfDiskChain *chain = sf_disk_chain_from_json(json_array_get_object_element(array, i), error);
+        if (!chain) {
+            return NULL;
+        }
+        g_ptr_array_add(chains, chain);
+    }
+    return g_steal_pointer(&chains);
+}
+
+static gboolean restore_placed(SfHostTicket *ticket, GError **error)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, DESCRIPTOR_FILE, NULL);
+    g_autoptr(GPtrArray) disks = restore_disks(ticket, error);
+    g_autoptr(SfDescriptor) descriptor = NULL;
+    g_autoptr(SfSnapshot) snapshot = NULL;
+    g_autoptr(GBytes) bytes = NULL;
+    char *data;
+    gsize length;
+
+    if (!disks || !g_file_get_contents(path, &data, &length, error)) {
+        return FALSE;
+    }
+    bytes = g_bytes_new_take(data, length);
+    descriptor = sf_descriptor_decode(bytes, error);
+    if (!descriptor) {
+        return FALSE;
+    }
+    if (!ticket->pager || !sf_pager_cache(ticket->pager)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "its memory on this host is gone");
+        return FALSE;
+    }
+    snapshot = cached_snapshot(descriptor, sf_pager_cache(ticket->pager), error);
+    if (!snapshot) {
+        return FALSE;
+    }
+    sf_pager_keep_snapshot(ticket->pager, snapshot);
+    sf_fork_set_placed(ticket->fork, snapshot, disks);
+    return TRUE;
+}
+
+void sf_lend_recover_fork(SfHostTicket *ticket)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!sf_fork_is_done(ticket->fork) && !restore_placed(ticket, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, error->message);
+    }
+}
