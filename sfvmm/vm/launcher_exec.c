@@ -277,14 +277,24 @@ static gboolean open_layer(SfDiskLayer *layer, gboolean writable, guint *fdset, 
     return TRUE;
 }
 
-/* A shell's own overlay. Its template is there: the parent's start has made it. */
+static gboolean make_template(StartOp *op, guint64 size, GError **error)
+{
+    g_autofree char *path = sf_vm_template_path(op->vm, size);
+
+    return g_file_test(path, G_FILE_TEST_EXISTS) ||
+           sf_disk_template_create(op->launcher->options.qemu_img, path, size, error);
+}
+
+/* A shell's own overlay. Its template is there but for the first shell of a VM that runs on another host. */
 static gboolean shell_disk_nodes(StartOp *op, SfVmDisk *disk, const SfDiskConfig *config, GPtrArray *blockdevs,
                                  GError **error)
 {
     const SfLauncherOptions *options = &op->launcher->options;
     g_autofree char *template = sf_vm_template_path(op->vm, config->size);
     g_autofree char *path = sf_vm_overlay_path(op->vm, config->id);
-    SfDiskLayer *overlay = sf_disk_overlay_create(template, path, options->uid, options->gid, error);
+    SfDiskLayer *overlay = make_template(op, config->size, error)
+                               ? sf_disk_overlay_create(template, path, options->uid, options->gid, error)
+                               : NULL;
 
     return overlay && sf_vm_disk_shell_blockdevs(disk, config->id, overlay, blockdevs, open_layer, op, error);
 }
@@ -426,14 +436,6 @@ static void start_continue(GTask *task)
 }
 
 /* ---- the disks of a VM that is to boot: in a worker thread, as qemu-img is run ---- */
-
-static gboolean make_template(StartOp *op, guint64 size, GError **error)
-{
-    g_autofree char *path = sf_vm_template_path(op->vm, size);
-
-    return g_file_test(path, G_FILE_TEST_EXISTS) ||
-           sf_disk_template_create(op->launcher->options.qemu_img, path, size, error);
-}
 
 static gboolean prepare_disk(StartOp *op, SfDiskConfig *config, GError **error)
 {
