@@ -63,7 +63,7 @@ static int host_add(SfCtl *ctl, const char *name, const char *address)
     return SF_CTL_OK;
 }
 
-static void host_row(SfTable *table, JsonObject *host)
+static void host_row(SfTable *table, JsonObject *host, gboolean with_reason)
 {
     const char *state = sf_ctl_string(host, "state"), *address = sf_ctl_string(host, "address");
     const char *reason = sf_ctl_string(host, "reason"), *qemu = sf_ctl_string(host, "qemu_version");
@@ -85,7 +85,20 @@ static void host_row(SfTable *table, JsonObject *host)
     sf_table_add_cell(table, memory, SF_STYLE_PLAIN);
     sf_table_add_cell(table, qemu && *qemu ? qemu : NULL, SF_STYLE_PLAIN);
     sf_table_add_cell(table, accel && *accel ? accel : NULL, SF_STYLE_PLAIN);
-    sf_table_add_cell(table, reason && *reason ? reason : "", SF_STYLE_DIM);
+    if (with_reason) {
+        sf_table_add_cell(table, reason && *reason ? reason : NULL, SF_STYLE_DIM);
+    }
+}
+
+static gboolean any_reason(JsonArray *hosts)
+{
+    for (guint i = 0; hosts && i < json_array_get_length(hosts); i++) {
+        const char *reason = sf_ctl_string(json_array_get_object_element(hosts, i), "reason");
+        if (reason && *reason) {
+            return TRUE;
+        }
+    }
+    return FALSE;
 }
 
 static int host_list(SfCtl *ctl)
@@ -94,6 +107,7 @@ static int host_list(SfCtl *ctl)
     g_autoptr(JsonObject) result = sf_client_call(ctl->client, "host.list", NULL, SF_CTL_SOON_MS, &error);
     g_autoptr(SfTable) table = sf_table_new();
     JsonArray *hosts = sf_ctl_array(result, "hosts");
+    gboolean with_reason = any_reason(hosts);
 
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
@@ -111,13 +125,15 @@ static int host_list(SfCtl *ctl)
     sf_table_add_column(table, "MEMORY", SF_COLUMN_RIGHT);
     sf_table_add_column(table, "QEMU", SF_COLUMN_LEFT | SF_COLUMN_OPTIONAL);
     sf_table_add_column(table, "ACCEL", SF_COLUMN_LEFT | SF_COLUMN_OPTIONAL);
-    sf_table_add_column(table, "", SF_COLUMN_LEFT | SF_COLUMN_ELASTIC);
+    if (with_reason) {
+        sf_table_add_column(table, "WHY", SF_COLUMN_LEFT | SF_COLUMN_ELASTIC);
+    }
     for (guint i = 0; hosts && i < json_array_get_length(hosts); i++) {
         JsonObject *host = json_array_get_object_element(hosts, i);
         if (option_quiet) {
             sf_ctl_print(sf_ctl_string(host, "name"));
         } else {
-            host_row(table, host);
+            host_row(table, host, with_reason);
         }
     }
     if (!option_quiet) {

@@ -546,10 +546,14 @@ static void answer_hello(SfPeers *peers, SfPeerLink *link, const SfPeerMessage *
     g_autofree char *wrong = check_hello(peers, link, hello);
     SfPeer *peer = g_hash_table_lookup(peers->table, hello->name);
 
-    if (!wrong && peer && peer->dialled && strcmp(peers->name, peer->name) < 0) {
-        wrong = g_strdup("both have dialled at once; the other connection stays");
-    } else if (!wrong && !peer && g_hash_table_size(peers->table) >= PEERS_MAX) {
+    gboolean crossing = !wrong && peer && peer->dialled && strcmp(peers->name, peer->name) < 0;
+
+    if (!wrong && !peer && g_hash_table_size(peers->table) >= PEERS_MAX) {
         wrong = g_strdup("too many hosts are connected");
+    }
+    if (crossing) {
+        refuse_hello(link, "both have dialled at once; the other connection stays");
+        return;
     }
     if (wrong) {
         g_message("host \"%s\" from %s: refused: %s", sf_peer_link_name(link), sf_peer_link_remote_ip(link), wrong);
