@@ -203,7 +203,7 @@ static gboolean on_settle_timer(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
-static void family_settle_later(SfHost *host, SfFamily *family)
+void sf_host_family_settle_later(SfHost *host, SfFamily *family)
 {
     SettleCall *timer;
 
@@ -277,7 +277,7 @@ static void on_vm_exited(SfVm *vm, const char *reason, SfHostVm *hvm)
     g_hash_table_remove(host->vms, name);
     sf_host_event(host, "vm.exited", data);
     drop_tickets_of(host, name);
-    family_settle_later(host, family);
+    sf_host_family_settle_later(host, family);
     sf_host_family_leave(host, family);
 }
 
@@ -456,6 +456,7 @@ static void host_ticket_free(gpointer data)
     }
     g_clear_object(&ticket->fork);
     sf_ticket_free(ticket->grant);
+    g_free(ticket->saved);
     g_free(ticket->directory);
     g_free(ticket);
 }
@@ -671,7 +672,7 @@ void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
     sf_host_ticket_unbook(ticket);
     sf_state_remove_folder(ticket->directory);
     host_ticket_free(ticket);
-    family_settle_later(host, family);
+    sf_host_family_settle_later(host, family);
     sf_host_family_leave(host, family);
 }
 
@@ -759,11 +760,11 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
     sf_host_ticket_unbook(ticket);
     sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
     sf_borrow_done(ticket);
-    family_settle_later(host, ticket->family);
+    sf_host_family_settle_later(host, ticket->family);
     if (ticket->grant->origin) {
         return; /* its origin releases it, when it has fetched the results */
     }
-    if (!g_hash_table_contains(host->vms, ticket->grant->vm)) {
+    if (!ticket->saved && !g_hash_table_contains(host->vms, ticket->grant->vm)) {
         sf_host_release_ticket_later(ticket); /* nobody is left to join it */
     } else {
         drop_oldest_done(host, ticket->grant->vm);

@@ -78,6 +78,7 @@ typedef struct {
                       * their forks. NULL: it is all here */
     SfBorrow *borrow; /* its clones on other hosts; NULL: it has none */
     SfLend *lend;     /* lent to another host's VM; NULL: the VM is ours */
+    char *saved;      /* name of the saved snapshot that its clones are made from (snapshots.h), or NULL */
     gint64 away;      /* lent: since when its origin has not been there, us; 0: it is */
 } SfHostTicket;
 

@@ -14,6 +14,7 @@ SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config,
 SfFamily *sf_host_family(SfHost *host, const char *name);
 void sf_host_family_join(SfFamily *family);
 void sf_host_family_leave(SfHost *host, SfFamily *family);
+void sf_host_family_settle_later(SfHost *host, SfFamily *family); /* when nobody needs its snapshots any more */
 
 SfHostVm *sf_host_add_vm(SfHost *host, SfVm *vm, SfFamily *family);
 void sf_host_add_clone(SfHost *host, SfHostTicket *ticket, SfClone *clone);
