@@ -302,22 +302,33 @@ static void on_disks_added(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
+/* Read-only disks, which are served before there is a snapshot, or the others. names: of char *, keeps the texts. */
+static GArray *exports_of(SfHostTicket *ticket, GPtrArray *chains, gboolean readonly, GPtrArray *names)
+{
+    GArray *exports = g_array_new(FALSE, FALSE, sizeof(SfDiskExport));
+
+    for (guint i = 0; chains && i < chains->len; i++) {
+        const SfDiskChain *chain = g_ptr_array_index(chains, i);
+        SfDiskExport export = { .chain = chain };
+        if (chain->readonly != readonly) {
+            continue;
+        }
+        g_ptr_array_add(names, g_strdup_printf(SNAPSHOT_FORMAT "/%s", ticket->grant->id, chain->id));
+        export.name = g_ptr_array_index(names, names->len - 1);
+        g_array_append_val(exports, export);
+    }
+    return exports;
+}
+
 static void add_disks(SfHostTicket *ticket)
 {
     SfBorrow *borrow = ticket->borrow;
-    GPtrArray *disks = sf_fork_frozen_disks(ticket->fork);
-    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
-    g_autofree SfDiskExport *exports = g_new0(SfDiskExport, disks->len);
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) exports = exports_of(ticket, sf_fork_frozen_disks(ticket->fork), FALSE, names);
 
-    for (guint i = 0; i < disks->len; i++) {
-        const SfDiskChain *chain = g_ptr_array_index(disks, i);
-        g_ptr_array_add(names, g_strdup_printf("%s/%s", id, chain->id));
-        exports[i].name = g_ptr_array_index(names, i);
-        exports[i].chain = chain;
-    }
     borrow->disks_state = DISKS_ADDING;
-    sf_disk_server_add_async(borrow->disks, exports, disks->len, on_disks_added, call_new(ticket, "", 0));
+    sf_disk_server_add_async(borrow->disks, (const SfDiskExport *)exports->data, exports->len, on_disks_added,
+                             call_new(ticket, "", 0));
 }
 
 static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
@@ -347,12 +358,14 @@ static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-static void start_disk_server(SfHostTicket *ticket)
+static void start_disk_server(SfHostTicket *ticket, SfHostVm *hvm)
 {
     const SfDaemonConfig *config = sf_host_config(ticket->host);
     SfBorrow *borrow = ticket->borrow;
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
     g_autoptr(GPtrArray) allowed = host_names(ticket);
+    g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) exports = exports_of(ticket, sf_vm_disks(hvm->vm), TRUE, names);
     g_autoptr(GError) error = NULL;
     int fd = listen_for_pages(config, &borrow->disks_port, &error);
     SfDiskServerOptions options = {
@@ -369,8 +382,8 @@ static void start_disk_server(SfHostTicket *ticket)
     g_ptr_array_add(allowed, NULL);
     options.allowed = (const char *const *)allowed->pdata;
     borrow->disks_state = DISKS_STARTING;
-    sf_disk_server_start_async(sf_host_launcher(ticket->host), &options, NULL, 0, on_disk_server,
-                               call_new(ticket, "", 0));
+    sf_disk_server_start_async(sf_host_launcher(ticket->host), &options, (const SfDiskExport *)exports->data,
+                               exports->len, on_disk_server, call_new(ticket, "", 0));
     close(fd);
 }
 
@@ -440,9 +453,6 @@ static void reserve_review(SfHostTicket *ticket)
     if (borrow->asking == 0 && borrow->task) {
         g_autoptr(GTask) task = g_steal_pointer(&borrow->task);
         allow_hosts(ticket);
-        if (ticket->family->config->disks->len > 0 && !sf_ticket_is_local(ticket->grant)) {
-            start_disk_server(ticket);
-        }
         g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
     }
 }
@@ -510,6 +520,7 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     json_object_set_int_member(pages, "port", ticket->borrow->port);
     json_object_set_string_member(pages, "security", daemon->cluster.pages == SF_PAGER_X509 ? "tls" : "plain");
     json_object_set_object_member(params, "pages", pages);
+    json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
     call->then_place = then_place;
     ticket->borrow->asking++;
     if (peer) {
@@ -547,6 +558,9 @@ void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCal
         }
     } else {
         allow_hosts(ticket);
+        if (hvm->family->config->disks->len > 0) {
+            start_disk_server(ticket, hvm);
+        }
         for (guint i = 0; i < hosts->len; i++) {
             ask(ticket, hvm->family->config, g_ptr_array_index(hosts, i), FALSE);
         }

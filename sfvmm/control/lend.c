@@ -36,6 +36,8 @@
 #define DESCRIPTOR_FILE  "descriptor.dtb"
 #define DISKS_FILE       "disks.json"
 #define PAGER_COMPLETE   "sf-lend-complete"
+#define RESERVES         "sf-lend-reserves"
+#define TICKET4_SHIFT    48 /* a ticket's first four digits, as in the names of clones */
 
 /* ---- parameters ---- */
 
@@ -176,7 +178,7 @@ static gboolean has_cpu_flags(SfHost *host, JsonArray *wanted, GError **error)
 typedef struct {
     const char *vm, *qemu_version, *machine, *config_hash, *security;
     JsonArray *cpu_flags; /* of texts; empty: the CPU does not matter */
-    gint64 count, port;
+    gint64 count, port, disks_port;
     SfVmConfig *config; /* owned */
 } ReserveParams;
 
@@ -259,6 +261,7 @@ static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError 
         !int_param(object, "count", 1, SF_GP_MAX_CLONES, &params->count, error) ||
         !object_param(object, "config", &config, error) || !object_param(object, "pages", &pages, error) ||
         !int_param(pages, "port", 1, G_MAXUINT16, &params->port, error) ||
+        !int_param(object, "disks_port", 0, G_MAXUINT16, &params->disks_port, error) ||
         !text_param(pages, "security", TEXT_MAX, &params->security, error)) {
         return FALSE;
     }
@@ -279,12 +282,12 @@ static void on_pager_complete(SfPager *pager, gpointer data)
     g_object_set_data(G_OBJECT(pager), PAGER_COMPLETE, GINT_TO_POINTER(TRUE));
 }
 
-static char *page_uri(SfPeer *peer, const char *scheme, gint64 port, const char *path)
+/* As a URI has it. */
+static char *bracketed_ip(SfPeer *peer)
 {
     const char *ip = sf_peer_remote_ip(peer);
-    gboolean v6 = strchr(ip, ':') != NULL;
 
-    return g_strdup_printf("%s://%s%s%s:%" G_GINT64_FORMAT "/%s", scheme, v6 ? "[" : "", ip, v6 ? "]" : "", port, path);
+    return g_strdup_printf(strchr(ip, ':') ? "[%s]" : "%s", ip);
 }
 
 static const char *page_scheme(const SfDaemonConfig *config)
@@ -297,8 +300,9 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
 {
     const SfDaemonConfig *config = sf_host_config(host);
     g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
-    g_autofree char *path = g_strdup_printf("%s/{block}", snapshot);
-    g_autofree char *uri = page_uri(peer, page_scheme(config), params->port, path);
+    g_autofree char *ip = bracketed_ip(peer);
+    g_autofree char *uri = g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/{block}", page_scheme(config), ip,
+                                           params->port, snapshot);
     SfPagerOptions options = {
         .binary = config->pager,
         .run_directory = config->launcher.run_directory,
@@ -322,10 +326,25 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
     return pager;
 }
 
-/* "ORIGIN:VM": no VM of ours has a name with a colon. */
-static SfFamily *take_family(SfHost *host, const char *origin, const ReserveParams *params, GError **error)
+static gboolean has_readonly_disk(const SfVmConfig *config)
 {
-    g_autofree char *name = g_strdup_printf("%s:%s", origin, params->vm);
+    gboolean has = FALSE;
+
+    for (guint i = 0; i < config->disks->len; i++) {
+        has = has || ((const SfDiskConfig *)g_ptr_array_index(config->disks, i))->readonly;
+    }
+    return has;
+}
+
+/*
+ * "ORIGIN:VM": no VM of ours has a name with a colon. Read-only disks are opened by shells, and read through what this
+ * ticket makes be served: then the family is the ticket's alone.
+ */
+static SfFamily *take_family(SfHost *host, const char *origin, guint64 id, const ReserveParams *params, GError **error)
+{
+    g_autofree char *name = has_readonly_disk(params->config)
+                                ? g_strdup_printf("%s:%s:%04x", origin, params->vm, (guint)(id >> TICKET4_SHIFT))
+                                : g_strdup_printf("%s:%s", origin, params->vm);
     SfFamily *family = sf_host_family(host, name);
     g_autofree char *hash = family ? sf_vm_config_hash(family->config, params->qemu_version) : NULL;
 
@@ -361,9 +380,7 @@ typedef struct {
 
 struct SfLend {
     SfHostTicket *ticket;
-    SfDiskServer *disks;
-    gboolean disks_starting;
-    char *disks_failure;
+    SfDiskServer *disks; /* through which clones here read their disks; NULL: they have none */
     Place place;
 };
 
@@ -423,45 +440,7 @@ void sf_lend_free(SfLend *lend)
     error = g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_GONE, "the ticket has been released");
     place_fail(&lend->place, error);
     g_clear_pointer(&lend->disks, sf_disk_server_unref);
-    g_free(lend->disks_failure);
     g_free(lend);
-}
-
-static void place_continue(SfLend *lend);
-
-static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
-{
-    g_autoptr(Call) call = data;
-    g_autoptr(GError) error = NULL;
-    SfDiskServer *server = sf_disk_server_start_finish(result, &error);
-    SfLend *lend = call_lend(call);
-
-    if (!lend) {
-        g_clear_pointer(&server, sf_disk_server_unref);
-        return;
-    }
-    lend->disks = server;
-    lend->disks_starting = FALSE;
-    lend->disks_failure = server ? NULL : g_strdup(error->message);
-    if (lend->place.request) {
-        place_continue(lend);
-    }
-}
-
-/* The disks of all clones here are read through one process of this host; it shall be ready when the fork comes. */
-static void start_disk_server(SfLend *lend)
-{
-    const SfDaemonConfig *config = sf_host_config(lend->ticket->host);
-    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, lend->ticket->grant->id);
-    SfDiskServerOptions options = {
-        .id = id,
-        .tls_directory = config->cluster.pages == SF_PAGER_X509 ? config->cluster.pages_directory : NULL,
-        .listen_fd = -1,
-    };
-
-    lend->disks_starting = TRUE;
-    sf_disk_server_start_async(sf_host_launcher(lend->ticket->host), &options, NULL, 0, on_disk_server,
-                               call_new(lend->ticket));
 }
 
 static SfLend *lend_new(SfHostTicket *ticket)
@@ -506,7 +485,7 @@ static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveP
 {
     const char *origin = sf_peer_name(peer);
     SfHostTicket *ticket = NULL;
-    SfFamily *family = take_family(host, origin, params, error);
+    SfFamily *family = take_family(host, origin, id, params, error);
     SfTicket *grant = NULL;
 
     if (!family) {
@@ -532,49 +511,184 @@ static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveP
     return ticket;
 }
 
-static void handle_reserve(SfHost *host, SfPeerRequest *request)
-{
-    SfPeer *peer = sf_peer_request_peer(request);
-    JsonObject *object = sf_peer_request_params(request);
-    ReserveParams params = { 0 };
-    g_autoptr(GError) error = NULL;
-    SfHostTicket *ticket = NULL;
+/* A "reserve" for which the disks are being made ready. */
+typedef struct {
+    SfHost *host;
+    SfPeerRequest *request;
     guint64 id;
-    gboolean ok = id_param(object, &id, &error) && parse_reserve(object, &params, &error);
+    ReserveParams params; /* texts are the request's */
+    gboolean released;    /* the origin has given it up meanwhile */
+} Reserve;
 
-    if (ok && !peer) {
-        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_LOST, "the connection has ended");
-        ok = FALSE;
+static GHashTable *reserves(SfHost *host)
+{
+    GHashTable *table = g_object_get_data(G_OBJECT(host), RESERVES);
+
+    if (!table) {
+        table = g_hash_table_new(g_int64_hash, g_int64_equal);
+        g_object_set_data_full(G_OBJECT(host), RESERVES, table, (GDestroyNotify)g_hash_table_unref);
     }
-    if (ok) {
-        const char *security = sf_host_config(host)->cluster.pages == SF_PAGER_X509 ? "tls" : "plain";
-        ticket = sf_host_ticket(host, id, NULL);
-        if (strcmp(params.security, security) != 0) {
-            ok = refuse(&error, "pages are fetched with %s here, not with %s (pages in sfvmmd.conf)", security,
-                        params.security);
-        } else if (ticket && g_strcmp0(ticket->grant->origin, sf_peer_name(peer)) != 0) {
-            ok = bad(&error, "ticket", "of one's own");
-        } else if (ticket) {
-            ok = extend(host, ticket, (guint)params.count, &error);
-        } else {
-            ok = can_run(host, &params, &error) && (ticket = lend(host, peer, id, &params, &error));
-            if (ok) {
-                sf_host_ticket_save(ticket);
-                warm_pool(host, ticket);
-                if (params.config->disks->len > 0) {
-                    start_disk_server(ticket->lend);
-                }
-                g_message("ticket %016" G_GINT64_MODIFIER "x: %u places for VM \"%s\" of host %s", id,
-                          ticket->grant->granted, params.vm, sf_peer_name(peer));
-            }
-        }
-    }
-    sf_vm_config_unref(params.config);
-    if (ok) {
-        reply_granted(request, MIN(ticket->grant->granted, (guint)params.count));
+    return table;
+}
+
+static void reserve_end(SfHost *host, SfPeerRequest *request, SfHostTicket *ticket, const ReserveParams *params,
+                        const GError *error)
+{
+    if (ticket) {
+        sf_host_ticket_save(ticket);
+        warm_pool(host, ticket);
+        g_message("ticket %016" G_GINT64_MODIFIER "x: %u places for VM \"%s\" of host %s", ticket->grant->id,
+                  ticket->grant->granted, params->vm, ticket->grant->origin);
+        reply_granted(request, ticket->grant->granted);
     } else {
         sf_peer_request_fail(request, error);
     }
+}
+
+/* The read-only disks are what the server serves here. */
+static SfVmConfig *config_with_disks(const SfVmConfig *config, SfDiskServer *server, GError **error)
+{
+    g_autoptr(JsonObject) object = sf_vm_config_to_json(config);
+    JsonArray *disks = json_object_get_array_member(object, "disks");
+
+    for (guint i = 0; i < config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
+        g_autofree char *uri = sf_disk_server_uri(server, disk->id);
+        if (disk->readonly) {
+            json_object_set_string_member(json_array_get_object_element(disks, i), "path", uri);
+            json_object_set_string_member(json_array_get_object_element(disks, i), "format", SF_DISK_FORMAT_NBD);
+        }
+    }
+    return sf_vm_config_from_json(object, error);
+}
+
+static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autofree Reserve *reserve = data;
+    g_autoptr(SfHost) host = reserve->host;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(SfDiskServer) server = sf_disk_server_start_finish(result, &error);
+    SfPeer *peer = sf_peer_request_peer(reserve->request);
+    SfVmConfig *config = server ? config_with_disks(reserve->params.config, server, &error) : NULL;
+    SfHostTicket *ticket = NULL;
+
+    g_hash_table_remove(reserves(host), &reserve->id);
+    if (config) {
+        sf_vm_config_unref(reserve->params.config);
+        reserve->params.config = config;
+        if (!peer || reserve->released) {
+            g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "it was released meanwhile");
+        } else {
+            ticket = lend(host, peer, reserve->id, &reserve->params, &error);
+        }
+    } else {
+        g_prefix_error(&error, "the disks can't be read here: ");
+    }
+    if (ticket) {
+        ticket->lend->disks = g_steal_pointer(&server);
+    }
+    reserve_end(host, reserve->request, ticket, &reserve->params, error);
+    sf_vm_config_unref(reserve->params.config);
+}
+
+/* host:port/SNAPSHOT/DISK of the origin's disk server */
+static GArray *disk_exports(SfHost *host, guint64 id, const SfVmConfig *config, const char *ip, gint64 port,
+                            gboolean readonly, GPtrArray *uris)
+{
+    GArray *exports = g_array_new(FALSE, FALSE, sizeof(SfDiskExport));
+
+    for (guint i = 0; i < config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
+        SfDiskExport export = { .name = disk->id, .size = disk->size };
+        if (disk->readonly != readonly) {
+            continue;
+        }
+        g_ptr_array_add(uris, g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/" SNAPSHOT_FORMAT "/%s",
+                                              page_scheme(sf_host_config(host)), ip, port, id, disk->id));
+        export.uri = g_ptr_array_index(uris, uris->len - 1);
+        g_array_append_val(exports, export);
+    }
+    return exports;
+}
+
+/* All clones here read their disks through one process of this host; it is there before their shells. */
+static void start_disk_server(SfHost *host, SfPeer *peer, SfPeerRequest *request, guint64 id, ReserveParams *params)
+{
+    const SfDaemonConfig *config = sf_host_config(host);
+    g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
+    g_autofree char *ip = bracketed_ip(peer);
+    g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) exports = disk_exports(host, id, params->config, ip, params->disks_port, TRUE, uris);
+    Reserve *reserve = g_new0(Reserve, 1);
+    SfDiskServerOptions options = {
+        .id = snapshot,
+        .tls_directory = config->cluster.pages == SF_PAGER_X509 ? config->cluster.pages_directory : NULL,
+        .listen_fd = -1,
+    };
+
+    reserve->host = g_object_ref(host);
+    reserve->request = request;
+    reserve->id = id;
+    reserve->params = *params;
+    sf_vm_config_ref(params->config);
+    g_hash_table_insert(reserves(host), &reserve->id, reserve);
+    sf_disk_server_start_async(sf_host_launcher(host), &options, (const SfDiskExport *)exports->data, exports->len,
+                               on_disk_server, reserve);
+}
+
+/* Everything that is checked before anything is begun. */
+static gboolean check_reserve(SfHost *host, SfPeerRequest *request, guint64 *id, ReserveParams *params, GError **error)
+{
+    JsonObject *object = sf_peer_request_params(request);
+    const char *security = sf_host_config(host)->cluster.pages == SF_PAGER_X509 ? "tls" : "plain";
+    SfHostTicket *ticket;
+
+    if (!id_param(object, id, error) || !parse_reserve(object, params, error)) {
+        return FALSE;
+    }
+    if (!sf_peer_request_peer(request)) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_LOST, "the connection has ended");
+        return FALSE;
+    }
+    if (strcmp(params->security, security) != 0) {
+        return refuse(error, "pages are fetched with %s here, not with %s (pages= in sfvmmd.conf)", security,
+                      params->security);
+    }
+    ticket = sf_host_ticket(host, *id, NULL);
+    if (ticket && g_strcmp0(ticket->grant->origin, sf_peer_request_from(request)) != 0) {
+        return bad(error, "ticket", "of one's own");
+    }
+    if (g_hash_table_contains(reserves(host), id)) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it is being reserved already");
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static void handle_reserve(SfHost *host, SfPeerRequest *request)
+{
+    ReserveParams params = { 0 };
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket;
+    guint64 id;
+
+    if (!check_reserve(host, request, &id, &params, &error)) {
+        sf_peer_request_fail(request, error);
+    } else if ((ticket = sf_host_ticket(host, id, NULL))) {
+        if (extend(host, ticket, (guint)params.count, &error)) {
+            reply_granted(request, MIN(ticket->grant->granted, (guint)params.count));
+        } else {
+            sf_peer_request_fail(request, error);
+        }
+    } else if (!can_run(host, &params, &error)) {
+        sf_peer_request_fail(request, error);
+    } else if (params.config->disks->len > 0) {
+        start_disk_server(host, sf_peer_request_peer(request), request, id, &params);
+    } else {
+        ticket = lend(host, sf_peer_request_peer(request), id, &params, &error);
+        reserve_end(host, request, ticket, &params, error);
+    }
+    sf_vm_config_unref(params.config);
 }
 
 /* ---- place ---- */
@@ -759,33 +873,22 @@ static void on_disks_added(GObject *source, GAsyncResult *result, gpointer data)
 
 static void add_disks(SfLend *lend)
 {
-    GPtrArray *disks = lend->ticket->family->config->disks;
-    const SfDaemonConfig *config = sf_host_config(lend->ticket->host);
-    g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, lend->ticket->grant->id);
-    g_autofree SfDiskExport *exports = g_new0(SfDiskExport, disks->len);
+    SfHostTicket *ticket = lend->ticket;
     g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) exports = disk_exports(ticket->host, ticket->grant->id, ticket->family->config, lend->place.ip,
+                                             lend->place.disks_port, FALSE, uris);
 
-    for (guint i = 0; i < disks->len; i++) {
-        const SfDiskConfig *disk = g_ptr_array_index(disks, i);
-        g_ptr_array_add(uris, g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/%s", page_scheme(config),
-                                              lend->place.ip, lend->place.disks_port, id, disk->id));
-        exports[i] = (SfDiskExport){ .name = disk->id, .uri = g_ptr_array_index(uris, i), .size = disk->size };
-    }
-    sf_disk_server_add_async(lend->disks, exports, disks->len, on_disks_added, call_new(lend->ticket));
+    sf_disk_server_add_async(lend->disks, (const SfDiskExport *)exports->data, exports->len, on_disks_added,
+                             call_new(ticket));
 }
 
 static void place_continue(SfLend *lend)
 {
-    g_autoptr(GError) error = NULL;
-
-    if (lend->ticket->family->config->disks->len == 0) {
+    if (lend->ticket->family->config->disks->len > 0) {
+        add_disks(lend);
+    } else {
         g_autoptr(GPtrArray) none = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
         place_begin(lend, none);
-    } else if (lend->disks) {
-        add_disks(lend);
-    } else if (!lend->disks_starting) {
-        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_REFUSED, "its disks can't be read: %s", lend->disks_failure);
-        place_fail(&lend->place, error);
     }
 }
 
@@ -826,7 +929,7 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
     place->total = (guint)total;
     place->ids = g_steal_pointer(&ids);
     place->disks_port = disks_port;
-    place->ip = g_strdup_printf(strchr(sf_peer_remote_ip(peer), ':') ? "[%s]" : "%s", sf_peer_remote_ip(peer));
+    place->ip = bracketed_ip(peer);
     return TRUE;
 }
 
@@ -841,8 +944,9 @@ static void handle_place(SfHost *host, SfPeerRequest *request)
         reply_reports(request, ticket->fork); /* its answer was lost */
         return;
     }
-    if (ticket && (!peer || ticket->lend->place.request)) {
-        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it is being placed already");
+    if (ticket && (!peer || !ticket->lend || ticket->lend->place.request ||
+                   (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it can't be placed now");
         ticket = NULL;
     }
     if (!ticket || !prepare_place(ticket, peer, sf_peer_request_params(request), &error)) {
@@ -917,6 +1021,15 @@ static void handle_release(SfHost *host, SfPeerRequest *request)
     SfHostTicket *ticket =
         lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
 
+    Reserve *reserve = NULL;
+    guint64 id;
+
+    if (id_param(sf_peer_request_params(request), &id, NULL)) {
+        reserve = g_hash_table_lookup(reserves(host), &id);
+    }
+    if (reserve && strcmp(sf_peer_request_from(reserve->request), sf_peer_request_from(request)) == 0) {
+        reserve->released = TRUE;
+    }
     if (!ticket) {
         sf_peer_request_fail(request, error);
         return;

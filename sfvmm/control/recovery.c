@@ -15,6 +15,7 @@
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
 
 typedef struct {
@@ -246,6 +247,7 @@ static void recovery_step_done(GTask *task)
     recover_tickets(host, recovery->vms);
     sweep_clones(host, recovery->vms);
     sf_launcher_sweep(sf_host_launcher(host));
+    sf_disk_servers_sweep(sf_host_launcher(host));
     wake_families(host);
     g_task_return_boolean(task, TRUE);
 }
