@@ -54,6 +54,7 @@
 #define AGENT_NICE       (-15)
 #define ACCEPTS_PER_TURN 8
 #define LOG_LINE_MAX     1024
+#define IDLE_MS          500    /* without any event: the fork is over, the log can be written */
 
 /* Exit statuses besides 0. */
 #define EXIT_START       1
@@ -69,6 +70,7 @@ struct agent {
     struct identity identity;
     uint32_t identity_request;      /* 0: no IDENTITY waits for its answer */
     bool programs_wait;             /* the clone's programs do not know yet */
+    bool announce;                  /* nor does the log: a console is slow, so that waits for an idle moment */
     bool hello_due;
     uint32_t hello_request;
     uint64_t nonce;                 /* of the last HELLO; valid once had_hello */
@@ -203,6 +205,13 @@ static void on_message(void *opaque, const struct sf_gp_header *header, const ui
     }
 }
 
+static void announce(void)
+{
+    agent.announce = false;
+    agent_log(LOG_NOTICE, "this VM is now clone %u of %u, %s, of %s", agent.identity.value.id,
+              agent.identity.value.count, agent.identity.value.hostname, agent.identity.value.parent);
+}
+
 /* Puts out what is due: answers to the host first, then what programs wait for, then requests in turn. */
 static void pump(void)
 {
@@ -223,8 +232,7 @@ static void pump(void)
     if (agent.programs_wait && state == IDENTITY_DONE) {
         agent.programs_wait = false;
         slots_forked(&agent.slots, agent.identity.value.clone_request);
-        agent_log(LOG_NOTICE, "this VM is now clone %u of %u, %s, of %s", agent.identity.value.id,
-                  agent.identity.value.count, agent.identity.value.hostname, agent.identity.value.parent);
+        agent.announce = true;
     }
     while (!agent.programs_wait && agent.port.greeted && agent.port.out_at == agent.port.out_length &&
            (slot = slots_next(&agent.slots, &payload))) {
@@ -352,9 +360,9 @@ static void on_signal(void)
 static int next_timeout(void)
 {
     int hook = identity_timeout_ms(&agent.identity);
-    int retry = agent.port.connected ? -1 : AGENT_RETRY_MS;
+    int other = agent.announce ? IDLE_MS : agent.port.connected ? -1 : AGENT_RETRY_MS;
 
-    return hook < 0 ? retry : retry < 0 || hook < retry ? hook : retry;
+    return hook < 0 ? other : other < 0 || hook < other ? hook : other;
 }
 
 /* Returns how many there are to poll. */
@@ -411,6 +419,7 @@ static void run(void)
 {
     struct pollfd polls[POLL_COUNT];
     nfds_t count;
+    int ready;
 
     while (!agent.stop) {
         if (!agent.port.connected) {
@@ -418,12 +427,16 @@ static void run(void)
         }
         agent.slots.have_port = agent.port.fd >= 0;
         count = prepare(polls);
-        if (poll(polls, count, next_timeout()) < 0) {
+        ready = poll(polls, count, next_timeout());
+        if (ready < 0) {
             if (errno != EINTR) {
                 agent_log(LOG_ERR, "poll: %s", strerror(errno));
                 return;
             }
             continue;
+        }
+        if (ready == 0 && agent.announce) {
+            announce();
         }
         turn(polls, count);
     }

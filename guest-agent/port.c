@@ -106,6 +106,20 @@ static int open_device(const char *path)
     return fd;
 }
 
+/*
+ * QEMU tells the host of a port's end at most once a second, so the host may not have seen that an agent before this
+ * one had the port. On the sockets that stand for a port the connection itself is the news.
+ */
+static void ask_for_hello(struct port *port)
+{
+    uint8_t payload[SF_GP_HELLO_LENGTH];
+    struct sf_gp_hello hello = { .version = SF_GP_VERSION };
+
+    port_restart_output(port);
+    port_put(port, SF_GP_HELLO, 0, payload, sf_gp_hello_pack(payload, &hello));
+    port_flush(port);
+}
+
 static void port_open(struct port *port)
 {
     char path[PATH_MAX];
@@ -134,6 +148,9 @@ static void port_open(struct port *port)
     port->connected = true;
     port->greeted = false;
     agent_log(LOG_NOTICE, "port %s is open", path);
+    if (port->virtio) {
+        ask_for_hello(port);
+    }
 }
 
 static void port_close(struct port *port)

@@ -193,8 +193,23 @@ static void call_refuse(SfCall *call, const char *message)
     sf_call_fail(call, error);
 }
 
+/* The first member that no request has, or NULL. */
+static const char *unknown_member(JsonObject *request)
+{
+    static const char *const known[] = { "id", "method", "params", NULL };
+    g_autoptr(GList) members = json_object_get_members(request);
+
+    for (GList *item = members; item; item = item->next) {
+        if (!g_strv_contains(known, item->data)) {
+            return item->data;
+        }
+    }
+    return NULL;
+}
+
 static void connection_request(Connection *connection, JsonObject *request)
 {
+    const char *unknown = unknown_member(request);
     JsonNode *id = json_object_get_member(request, "id");
     JsonNode *method = json_object_get_member(request, "method");
     JsonNode *params = json_object_get_member(request, "params");
@@ -207,6 +222,9 @@ static void connection_request(Connection *connection, JsonObject *request)
         call_refuse(call, "request: \"method\" must be a string");
     } else if (params && !JSON_NODE_HOLDS_OBJECT(params)) {
         call_refuse(call, "request: \"params\" must be an object");
+    } else if (unknown) {
+        g_autofree char *message = g_strdup_printf("request: member \"%s\": not known", unknown);
+        call_refuse(call, message);
     } else {
         sf_api_call(connection->server->host, json_node_get_string(method),
                     params ? json_node_get_object(params) : none, call);

@@ -10,7 +10,8 @@
  *      ^                  |                                 |
  *      +---- port closed -+---------------------------------+        (then port opened: hello() again)
  *
- * An answer with another nonce is that of a snapshot's past, or of an earlier sfvmmd: dropped.
+ * An answer with another nonce is that of a snapshot's past, or of an earlier sfvmmd: dropped. QEMU tells of the port's
+ * state at most once a second, so an agent that was replaced at once is not seen that way: a new one says HELLO itself.
  *
  * Bounds. A guest is not trusted, and one that floods must not take the daemon's time from others. Each frame, good or
  * broken, and each KiB costs a token; tokens come back at a fixed rate; without tokens nothing is read, the socket
@@ -228,7 +229,9 @@ static void handle_frame(SfGuestChannel *channel, const struct sf_gp_header *hea
 
     if (header->type != (SF_GP_HELLO | SF_GP_REPLY)) {
         /* Before the answer to HELLO: of another time; the agent sends again what matters. */
-        if (header->type != SF_GP_HELLO && channel->hello == HELLO_CONNECTED) {
+        if (channel->hello == HELLO_CONNECTED && header->type == SF_GP_HELLO) {
+            sf_guest_channel_hello(channel);
+        } else if (channel->hello == HELLO_CONNECTED) {
             channel->handlers->message(header, payload, channel->owner);
         }
         return;

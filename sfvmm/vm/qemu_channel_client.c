@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <glib-unix.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "sfvmm/vm/vm.h"
 
@@ -160,14 +161,17 @@ static gboolean on_readable(int fd, GIOCondition condition, gpointer data)
     return open ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
-/* FALSE: the socket is full. A broken socket shows itself at the reading side. */
+/* FALSE: the socket is full. After any other error the channel is of no use: the reading side closes it. */
 static gboolean send_request(SfQemuChannel *channel, Request *request, const int *fds, guint n_fds)
 {
     g_autoptr(GError) error = NULL;
 
-    if (!sf_qc_send(channel->fd, request->packet, fds, n_fds, &error) &&
-        g_error_matches(error, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK)) {
-        return FALSE;
+    if (!sf_qc_send(channel->fd, request->packet, fds, n_fds, &error)) {
+        if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK)) {
+            return FALSE;
+        }
+        g_warning("sf channel: %s", error->message);
+        shutdown(channel->fd, SHUT_RDWR);
     }
     request_drop_packet(request);
     return TRUE;

@@ -1120,7 +1120,6 @@ static void on_overlays_added(const GError *error, gpointer data)
         snapshot_fail(vm, failure, SF_VM_ERROR_FAILED);
         return;
     }
-    sf_vm_save(vm, NULL); /* with the overlays: a killed sfvmmd does not learn whether QEMU has taken them */
     packet = sf_qc_request_snapshot(sf_qemu_channel_serial(vm->channel), flags, op->disks, op->n_disks);
     sf_qemu_channel_request(vm->channel, SF_QC_SNAPSHOT, packet, NULL, 0, on_snapshot_reply, g_object_ref(vm));
 }
@@ -1171,6 +1170,7 @@ void sf_vm_snapshot_begin(SfVm *vm)
             snapshot_add_overlay(vm, op, disk, batch, &op->error);
         }
     }
+    sf_vm_save(vm, NULL); /* before QEMU is asked: a killed sfvmmd does not learn which of the overlays it has taken */
     sf_qmp_batch_run(batch, op->error ? on_overlays_failed : on_overlays_added, g_object_ref(vm));
 }
 

@@ -574,6 +574,7 @@ class Vm:
         self.pid = info["pid"]
         self.console = Console(self)
         self.serial = 0
+        self.stuck = False          # a command did not end: the next one has no chance
 
     def status(self):
         return self.daemon.call("vm.status", vm=self.name)["vm"]
@@ -598,11 +599,15 @@ class Vm:
         return self.finish(timeout, check)
 
     def begin(self, command):
+        if self.stuck:
+            raise AssertionError("guest %s: an earlier command in its shell has not ended" % self.name)
         self.serial += 1
         self.console.send("{ %s\n}; echo \"<\"\"<%d:$?>>\"\n" % (command, self.serial))
 
     def finish(self, timeout=LONG, check=True):
+        self.stuck = True
         match, text = self.console.expect(r"<<%d:(\d+)>>\r?\n" % self.serial, timeout)
+        self.stuck = False
         text = text.replace("\r\n", "\n")
         if check and int(match.group(1)):
             raise AssertionError("guest %s: status %s: %s" % (self.name, match.group(1).decode(), text))

@@ -65,10 +65,16 @@ class Cycles(harness.Case):
         self.compare(vm, early, CLONES)
 
     def settle(self, vm):
-        """Until the parent's memory is one again: no memfd but its own."""
+        """Until the parent's memory is one again, no memfd but its own, and each of its disks has the layers it began
+        with."""
+        def layers(info):
+            return [disk["layers"] for disk in info["disks"]]
+
         def settled():
-            return self.daemon.memory() <= vm.info["memory"] + GROWTH and not self.daemon.call("ticket.list")["tickets"]
-        harness.wait(settled, harness.SHORT, "one memory again")
+            return self.daemon.memory() <= vm.info["memory"] + GROWTH and layers(vm.status()) == layers(vm.info) and \
+                not self.daemon.call("ticket.list")["tickets"] and \
+                not any("(deleted)" in name for name in self.daemon.descriptors(vm.pid))
+        harness.wait(settled, harness.SHORT, "one memory and one disk again")
 
     def test_from_the_guest(self):
         """Ticket, clone, exit and join by libsf; each clone hands back its id as status and a result."""

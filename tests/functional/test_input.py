@@ -60,6 +60,7 @@ class ControlSocket(harness.Case):
         for data in (b"hello\n", b"{\n", b"[]\n", b"null\n", b"42\n", b"\"text\"\n", b"\xff\xfe\x00\n", b"{}{}\n",
                      b"{\"id\":1}\n", b"{\"id\":1,\"method\":7}\n", b"{\"id\":{},\"method\":\"vm.list\"}\n",
                      b"{\"id\":true,\"method\":\"vm.list\"}\n", b"{\"id\":1,\"method\":\"vm.list\",\"params\":[]}\n",
+                     b"{\"id\":1,\"method\":\"vm.list\",\"extra\":1}\n",
                      b"{\"id\":1,\"method\":\"vm.list\",\"params\":{\"\xc3\x28\":1}}\n"):
             with self.subTest(data):
                 control = self.daemon.client()
