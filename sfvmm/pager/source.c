@@ -593,7 +593,8 @@ static void bound_reached(struct link *link)
         link_break(link, "it has not answered for some seconds");
         break;
     default:
-        link_break(link, "it does not answer");
+        link_break(link, link->state == ASKING ? "it does not answer when asked for its export"
+                                               : "it does not answer when connected to");
         break;
     }
 }
