@@ -27,6 +27,7 @@
 static const char *const host_codes[] = {
     [SF_HOST_ERROR_NO_SUCH_VM] = "no-such-vm",
     [SF_HOST_ERROR_NO_SUCH_TICKET] = "no-such-ticket",
+    [SF_HOST_ERROR_NO_SUCH_SNAPSHOT] = "no-such-snapshot",
     [SF_HOST_ERROR_EXISTS] = "exists",
     [SF_HOST_ERROR_BUSY] = "busy",
     [SF_HOST_ERROR_BAD_PARAMS] = "bad-params",
@@ -39,6 +40,7 @@ static const char *const host_codes[] = {
 static const char *const host_hints[G_N_ELEMENTS(host_codes)] = {
     [SF_HOST_ERROR_NO_SUCH_VM] = "`sfctl list` shows the VMs",
     [SF_HOST_ERROR_NO_SUCH_TICKET] = "`sfctl tickets` shows the tickets",
+    [SF_HOST_ERROR_NO_SUCH_SNAPSHOT] = "`sfctl snapshot list` shows the snapshots",
     [SF_HOST_ERROR_EXISTS] = "choose another name, or stop that VM first",
 };
 
@@ -912,7 +914,7 @@ static const SfApiMethod methods[] = {
 };
 /* clang-format on */
 
-static const SfApiMethod *const tables[] = { methods, sf_api_cluster_methods };
+static const SfApiMethod *const tables[] = { methods, sf_api_cluster_methods, sf_api_snapshot_methods };
 
 static const SfApiMethod *find_method(const char *name)
 {

@@ -22,6 +22,7 @@ typedef struct {
 } SfApiMethod;
 
 /* Tables of the groups, each ends in a method without name. */
-extern const SfApiMethod sf_api_cluster_methods[]; /* host.* */
+extern const SfApiMethod sf_api_cluster_methods[];  /* host.* */
+extern const SfApiMethod sf_api_snapshot_methods[]; /* snapshot.* */
 
 #endif

@@ -34,6 +34,7 @@ GQuark sf_host_error_quark(void);
 typedef enum {
     SF_HOST_ERROR_NO_SUCH_VM,
     SF_HOST_ERROR_NO_SUCH_TICKET,
+    SF_HOST_ERROR_NO_SUCH_SNAPSHOT,
     SF_HOST_ERROR_EXISTS,
     SF_HOST_ERROR_BUSY,
     SF_HOST_ERROR_BAD_PARAMS,

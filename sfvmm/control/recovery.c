@@ -15,6 +15,7 @@
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/snapshots.h"
 #include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
 
@@ -151,6 +152,8 @@ static void recover_fork(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
     }
     if (ticket->grant->origin) {
         sf_lend_recover_fork(ticket);
+    } else if (ticket->saved) {
+        sf_snapshots_recover_fork(ticket);
     }
     recover_clones(host, ticket, vms);
 }
@@ -177,6 +180,7 @@ static void recover_ticket(SfHost *host, const char *folder)
             sf_lend_recover(ticket);
         } else {
             sf_borrow_recover(ticket, object);
+            sf_snapshots_recover(ticket);
         }
     }
 }

@@ -128,6 +128,7 @@ char *sf_saved_format(const SfSaved *saved, gsize *length)
     json_object_set_string_member(root, "vm", saved->vm);
     json_object_set_int_member(root, "created", (gint64)saved->created);
     json_object_set_boolean_member(root, "agent", saved->agent);
+    json_object_set_int_member(root, "request", (gint64)saved->request);
     json_object_set_int_member(root, "device_length", (gint64)saved->device_length);
     json_object_set_object_member(root, "machine", json_object_ref(saved->machine));
     add_file(descriptor, &saved->descriptor);
@@ -370,8 +371,8 @@ static gboolean check_version(JsonObject *root, GError **error)
 
 SfSaved *sf_saved_parse(const char *text, gsize length, GError **error)
 {
-    static const char *const members[] = { "format",  "version",    "id",     "vm",    "created", "agent", "device_length",
-                                           "machine", "descriptor", "blocks", "disks", NULL };
+    static const char *const members[] = { "format",        "version", "id",         "vm",     "created", "agent", "request",
+                                           "device_length", "machine", "descriptor", "blocks", "disks",   NULL };
     static const char *const file_members[] = { "file", "bytes", "sha256", NULL };
     g_autoptr(SfSaved) saved = sf_saved_new();
     g_autoptr(JsonObject) root = NULL;
@@ -400,6 +401,7 @@ SfSaved *sf_saved_parse(const char *text, gsize length, GError **error)
         !take_text(root, "vm", SF_SAVED_FILE_MAX, &saved->vm, error) ||
         !take_int(root, "created", G_MAXINT64, &saved->created, error) ||
         !take_bool(root, "agent", &saved->agent, error) ||
+        !take_int(root, "request", G_MAXUINT32, &saved->request, error) ||
         !take_int(root, "device_length", SF_DESCRIPTOR_MAX_STATE, &saved->device_length, error) ||
         !take_machine(saved, root, error) || !take_blocks(saved, root, error) || !take_disks(saved, root, error) ||
         !check_file_names(saved, error)) {

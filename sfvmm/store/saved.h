@@ -21,7 +21,7 @@
 #define SF_SAVED_JSON       "snapshot.json"
 #define SF_SAVED_DESCRIPTOR "descriptor.dtb"
 #define SF_SAVED_JSON_MAX   (256u << 10) /* bytes; more is refused unread */
-#define SF_SAVED_NAME_MAX   64u          /* of a snapshot in the store */
+#define SF_SAVED_NAME_MAX   40u          /* of a snapshot in the store: clones are called after it */
 #define SF_SAVED_FILE_MAX   128u         /* bytes of a file's name */
 #define SF_SAVED_SHA256_LEN 64u          /* hexadecimal digits */
 
@@ -49,6 +49,7 @@ typedef struct {
     char *vm;        /* that was saved */
     guint64 created; /* ns since the epoch */
     gboolean agent;  /* clones have an agent that makes them unique */
+    guint64 request;         /* the agent's CHECKPOINT, which the clones answer; 0: saved by an operator */
     guint64 device_length;
     JsonObject *machine; /* memory, vcpus, accel, cpu, network, as in `vm.run` */
     SfSavedFile descriptor;

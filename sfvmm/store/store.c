@@ -91,6 +91,13 @@ GStrv sf_store_names(SfStore *store)
     return entries;
 }
 
+GStrv sf_store_busy(SfStore *store)
+{
+    g_autofree char **names = (char **)g_hash_table_get_keys_as_array(store->busy, NULL);
+
+    return g_strdupv(names);
+}
+
 static gboolean check_name(const char *name, GError **error)
 {
     if (!sf_saved_name_is_valid(name)) {
@@ -405,8 +412,17 @@ static void serve_disks(GTask *task)
     sf_disk_server_start_async(op->store->launcher, &options, exports, op->frozen_disks->len, on_disks_served, task);
 }
 
+/* After its id when that is fit for it, so that a server of the whole directory needs no table. */
+static char *block_file_name(const char *id, guint index)
+{
+    gboolean fit = g_ascii_isalnum(*id) && strlen(id) < SF_SAVED_FILE_MAX / 2 &&
+                   strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == strlen(id);
+
+    return fit ? g_strdup_printf("%s.raw", id) : g_strdup_printf("block%u.raw", index);
+}
+
 /* What of snapshot.json is known before anything is written. */
-static SfSaved *describe(const SaveOp *op, JsonObject *machine, gboolean agent)
+static SfSaved *describe(const SaveOp *op, JsonObject *machine, gboolean agent, guint32 request)
 {
     SfSaved *saved = sf_saved_new();
 
@@ -414,11 +430,12 @@ static SfSaved *describe(const SaveOp *op, JsonObject *machine, gboolean agent)
     saved->vm = g_strdup(op->descriptor->vm);
     saved->created = op->descriptor->created;
     saved->agent = agent;
+    saved->request = request;
     saved->device_length = op->snapshot->device_length;
     saved->machine = machine;
     for (guint i = 0; i < op->snapshot->n_blocks; i++) {
         const SfBlock *block = &op->snapshot->blocks[i];
-        sf_saved_add_block(saved, block->id, block->length)->file.name = g_strdup_printf("%s.raw", block->id);
+        sf_saved_add_block(saved, block->id, block->length)->file.name = block_file_name(block->id, i);
     }
     for (guint i = 0; i < op->frozen_disks->len; i++) {
         const SfDiskChain *chain = g_ptr_array_index(op->frozen_disks, i);
@@ -429,7 +446,7 @@ static SfSaved *describe(const SaveOp *op, JsonObject *machine, gboolean agent)
 }
 
 void sf_store_save_async(SfStore *store, const char *name, SfSnapshot *snapshot, GPtrArray *frozen_disks,
-                         SfDescriptor *descriptor, JsonObject *machine, gboolean agent, GAsyncReadyCallback callback,
+                         SfDescriptor *descriptor, JsonObject *machine, gboolean agent, guint32 request, GAsyncReadyCallback callback,
                          gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
@@ -443,7 +460,7 @@ void sf_store_save_async(SfStore *store, const char *name, SfSnapshot *snapshot,
     op->frozen_disks = g_ptr_array_ref(frozen_disks);
     op->descriptor = descriptor;
     op->disk_uris = g_ptr_array_new_with_free_func(g_free);
-    op->saved = describe(op, machine, agent);
+    op->saved = describe(op, machine, agent, request);
     g_task_set_task_data(task, op, save_op_free);
     if (!take_name(store, name, &error)) {
         g_task_return_error(task, error);

@@ -21,6 +21,7 @@ void sf_store_free(SfStore *store);
 
 /* Names, sorted; those that are being saved or loaded are not among them. Caller frees with g_strfreev(). */
 GStrv sf_store_names(SfStore *store);
+GStrv sf_store_busy(SfStore *store); /* those */
 /* Reads it. Caller owns the result. */
 SfSaved *sf_store_read(SfStore *store, const char *name, GError **error);
 gboolean sf_store_is_link(SfStore *store, const char *name);
@@ -30,12 +31,13 @@ gboolean sf_store_remove(SfStore *store, const char *name, GError **error);
 
 /*
  * Save: memory and disks are copied from the snapshot, which is held until then, in the background; the VM has been
- * running again since it was taken. descriptor: of the snapshot, taken. machine: see SfSaved, taken. Finishes when it
+ * running again since it was taken. descriptor: of the snapshot, taken. machine, agent, request: see SfSaved; machine is
+ * taken. Finishes when it
  * is on the disk for good; after an error nothing is left.
  */
 void sf_store_save_async(SfStore *store, const char *name, SfSnapshot *snapshot, GPtrArray *frozen_disks,
-                         SfDescriptor *descriptor, JsonObject *machine, gboolean agent, GAsyncReadyCallback callback,
-                         gpointer data);
+                         SfDescriptor *descriptor, JsonObject *machine, gboolean agent, guint32 request,
+                         GAsyncReadyCallback callback, gpointer data);
 gboolean sf_store_save_finish(SfStore *store, GAsyncResult *result, GError **error);
 
 /* Load: verifies the snapshot in a directory (absolute path) and links to it. */

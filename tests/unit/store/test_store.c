@@ -186,7 +186,7 @@ static gboolean save_limited(Fixture *f, const char *name, rlim_t file_max)
     g_assert_cmpint(getrlimit(RLIMIT_FSIZE, &old), ==, 0);
     small = (struct rlimit){ file_max ? file_max : old.rlim_cur, old.rlim_max };
     g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &small), ==, 0);
-    sf_store_save_async(f->store, name, snapshot, disks, descriptor, machine_new(), TRUE, on_saved, f);
+    sf_store_save_async(f->store, name, snapshot, disks, descriptor, machine_new(), TRUE, 7, on_saved, f);
     wait_done(f);
     g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &old), ==, 0);
     return f->ok;
@@ -223,6 +223,7 @@ static void test_save(Fixture *f, gconstpointer data)
     g_assert_cmpstr(saved->id, ==, "s-0123456789abcdef");
     g_assert_cmpstr(saved->vm, ==, "web");
     g_assert_true(saved->agent);
+    g_assert_cmpuint(saved->request, ==, 7);
     g_assert_cmpuint(saved->device_length, ==, 100);
     g_assert_cmpuint(saved->blocks->len, ==, 1);
     const SfSavedBlock *block = g_ptr_array_index(saved->blocks, 0);

@@ -1,0 +1,829 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Theory of operation
+ *
+ *     STATEDIR/snapshots/NAME/      ram0.raw  disk0.qcow2  descriptor.dtb  snapshot.json
+ *                                      |          |
+ *                       RUNDIR/nbd/m-ID/          |          a disk server: memory files by NBD, at a unix socket
+ *                                      |          |
+ *                     RUNDIR/pager/s-ID/          |          sf-pager: fetches what is touched into the page cache
+ *                                      |          |
+ *                                     clones -- overlays     loaded by MAP; each writes to overlays of its own
+ *
+ * ID is that of the first ticket. Tickets that come while clones live use the same pager, cache and server; the pager
+ * holds the server, the tickets hold the pager, and the last ticket stops it (host.c).
+ *
+ * A saved snapshot is somebody's file: the worker thread reads it strictly and has qemu-img look at its disks (no backing
+ * file, no data file elsewhere) before anything of it is used; QEMU version and configuration are compared before a shell
+ * is started. Its memory and disks are opened by sfvmmd and handed on as descriptors.
+ *
+ *     tickets/HEX/saved.json   name of the snapshot, id of the pager: for the next sfvmmd
+ */
+#include "sfvmm/control/snapshots.h"
+
+#include <errno.h>
+#include <glib/gstdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "sfvmm/control/describe.h"
+#include "sfvmm/control/host_private.h"
+#include "sfvmm/fork/remote.h"
+#include "sfvmm/vm/disk_server.h"
+#include "sfvmm/wire/state_file.h"
+
+#define STORE_FOLDER  "snapshots"
+#define FAMILY_PREFIX "saved-"
+#define SAVED_FILE    "saved.json"
+#define HOST_KEY      "sf-snapshots"
+#define SERVER_KEY    "sf-memory-server"
+#define SHELL_KERNEL  "/kernel" /* a configuration needs something to boot; shells boot nothing */
+#define ID_FORMAT     "%016" G_GINT64_MODIFIER "x"
+
+struct SfSnapshots {
+    SfHost *host; /* not owned */
+    SfStore *store;
+    char *qemu_version;
+};
+
+static void snapshots_free(gpointer data)
+{
+    SfSnapshots *snapshots = data;
+
+    sf_store_free(snapshots->store);
+    g_free(snapshots->qemu_version);
+    g_free(snapshots);
+}
+
+SfSnapshots *sf_snapshots_of(SfHost *host)
+{
+    SfSnapshots *snapshots = g_object_get_data(G_OBJECT(host), HOST_KEY);
+
+    if (!snapshots) {
+        g_autofree char *directory = g_build_filename(sf_host_config(host)->state_directory, STORE_FOLDER, NULL);
+        snapshots = g_new0(SfSnapshots, 1);
+        snapshots->host = host;
+        snapshots->store = sf_store_new(directory, sf_host_launcher(host));
+        g_object_set_data_full(G_OBJECT(host), HOST_KEY, snapshots, snapshots_free);
+    }
+    return snapshots;
+}
+
+SfStore *sf_snapshots_store(SfSnapshots *snapshots)
+{
+    return snapshots->store;
+}
+
+/* ---- save ---- */
+
+typedef struct {
+    SfSnapshots *snapshots;
+    char *name;
+    SfFamily *family;
+    SfHostVm *hvm; /* only until the snapshot is there */
+    guint32 request;
+    gboolean agent;
+} SaveCall;
+
+static void save_call_free(gpointer data)
+{
+    SaveCall *call = data;
+
+    g_free(call->name);
+    g_free(call);
+}
+
+static void save_call_end(GTask *task, GError *error)
+{
+    SaveCall *call = g_task_get_task_data(task);
+    SfHost *host = call->snapshots->host;
+    SfFamily *family = call->family;
+
+    if (error) {
+        g_task_return_error(task, error);
+    } else {
+        JsonObject *data = sf_snapshots_describe_one(call->snapshots, call->name);
+        sf_host_event(host, "snapshot.saved", data);
+        g_task_return_boolean(task, TRUE);
+    }
+    g_object_unref(task);
+    sf_host_family_settle_later(host, family);
+    sf_host_family_leave(host, family);
+}
+
+static void on_stored(GObject *source, GAsyncResult *result, gpointer data)
+{
+    SaveCall *call = g_task_get_task_data(data);
+    GError *error = NULL;
+
+    if (sf_store_save_finish(call->snapshots->store, result, &error)) {
+        g_message("snapshot \"%s\": saved", call->name);
+    }
+    save_call_end(data, error);
+}
+
+/* What clones need to be the same machine; the rest of `vm.run` is in their memory. */
+static JsonObject *machine_of(const SfVmConfig *config)
+{
+    JsonObject *machine = json_object_new();
+
+    json_object_set_int_member(machine, "memory", (gint64)config->memory);
+    json_object_set_int_member(machine, "vcpus", config->vcpus);
+    json_object_set_string_member(machine, "accel", config->accel);
+    json_object_set_string_member(machine, "cpu", config->cpu);
+    json_object_set_string_member(machine, "network", config->network);
+    return machine;
+}
+
+/* Takes nothing. */
+static void store_snapshot(GTask *task, SfHostVm *holder, SfSnapshot *snapshot, GPtrArray *disks)
+{
+    SaveCall *call = g_task_get_task_data(task);
+    GError *error = NULL;
+    g_autoptr(GBytes) bytes = NULL;
+    SfDescriptor *descriptor = NULL;
+
+    if (sf_snapshot_is_lazy(snapshot)) {
+        g_set_error(&error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
+                    "VM \"%s\": its memory comes from elsewhere and is not all on this host, so it can't be saved here",
+                    sf_vm_name(holder->vm));
+    } else {
+        bytes = sf_describe_snapshot(holder, snapshot, &error);
+        descriptor = bytes ? sf_descriptor_decode(bytes, &error) : NULL;
+    }
+    if (!descriptor) {
+        save_call_end(task, error);
+        return;
+    }
+    sf_store_save_async(call->snapshots->store, call->name, snapshot, disks, descriptor,
+                        machine_of(sf_vm_config(holder->vm)), call->agent, call->request, on_stored, task);
+}
+
+static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    SaveCall *call = g_task_get_task_data(task);
+    GPtrArray *disks = NULL;
+    GError *error = NULL;
+    g_autoptr(SfSnapshot) snapshot = sf_vm_snapshot_finish(SF_VM(source), result, &disks, &error);
+    SfHostVm *hvm = sf_host_vm_of(call->snapshots->host, SF_VM(source));
+
+    if (snapshot && !hvm) {
+        g_set_error(&error, SF_HOST_ERROR, SF_HOST_ERROR_GONE, "VM \"%s\": it has ended", sf_vm_name(SF_VM(source)));
+    }
+    if (error) {
+        save_call_end(task, error);
+    } else {
+        store_snapshot(task, hvm, snapshot, disks);
+    }
+    g_clear_pointer(&disks, g_ptr_array_unref);
+}
+
+/* The clone's chains without their own tops: what it was made from. */
+static GPtrArray *frozen_disks_of(SfVm *clone)
+{
+    GPtrArray *disks = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+    GPtrArray *chains = sf_vm_disks(clone);
+
+    for (guint i = 0; i < chains->len; i++) {
+        SfDiskChain *chain = sf_disk_chain_copy(g_ptr_array_index(chains, i));
+        if (!chain->readonly) {
+            g_ptr_array_set_size(chain->layers, (gint)chain->layers->len - 1);
+        }
+        g_ptr_array_add(disks, chain);
+    }
+    return disks;
+}
+
+/* A clone of the ticket that has not forked itself, so that its chains are still those that it was loaded with. */
+static SfHostVm *pristine_clone(SfHostTicket *ticket)
+{
+    for (guint i = 0; ticket->fork && i < sf_fork_count(ticket->fork); i++) {
+        SfClone *clone = sf_fork_nth(ticket->fork, i);
+        SfHostVm *hvm = clone->vm ? sf_host_vm_of(ticket->host, clone->vm) : NULL;
+        if (hvm && sf_vm_loaded_snapshot(clone->vm)) {
+            const GPtrArray *chains = sf_vm_disks(clone->vm);
+            const GPtrArray *frozen = sf_fork_frozen_disks(ticket->fork);
+            if (!frozen || chains->len == frozen->len) {
+                return hvm;
+            }
+        }
+    }
+    return NULL;
+}
+
+static void save_ticket(GTask *task, SfHostTicket *ticket)
+{
+    SfHostVm *holder = pristine_clone(ticket);
+    GPtrArray *disks;
+
+    if (!holder) {
+        save_call_end(task, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_GONE,
+                                        "no snapshot is alive: it ends with the last clone of its fork"));
+        return;
+    }
+    disks = sf_fork_frozen_disks(ticket->fork) ? g_ptr_array_ref(sf_fork_frozen_disks(ticket->fork))
+                                               : frozen_disks_of(holder->vm);
+    store_snapshot(task, holder, sf_vm_loaded_snapshot(holder->vm), disks);
+    g_ptr_array_unref(disks);
+}
+
+void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm *hvm, SfHostTicket *ticket,
+                             guint32 request, GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    SaveCall *call = g_new0(SaveCall, 1);
+    g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, sf_ticket_random_id());
+
+    call->snapshots = snapshots;
+    call->name = g_strdup(name);
+    call->request = request;
+    call->family = ticket ? ticket->family : hvm->family;
+    call->agent = ticket ? ticket->fork && sf_fork_with_agent(ticket->fork) : sf_vm_expects_agent(hvm->vm);
+    g_task_set_task_data(task, call, save_call_free);
+    sf_host_family_join(call->family);
+    if (ticket) {
+        save_ticket(task, ticket);
+    } else if (sf_vm_is_lazy(hvm->vm)) {
+        save_call_end(task, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
+                                        "VM \"%s\": its memory comes from elsewhere and is not all on this host, so "
+                                        "it can't be saved here",
+                                        sf_vm_name(hvm->vm)));
+    } else {
+        sf_vm_snapshot_async(hvm->vm, id, on_snapshot, task);
+    }
+}
+
+gboolean sf_snapshots_save_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_boolean(G_TASK(result), error);
+}
+
+/* ---- what clones of a saved one need ---- */
+
+static char *family_name(const char *name)
+{
+    return g_strconcat(FAMILY_PREFIX, name, NULL);
+}
+
+static SfVmConfig *config_of(const SfSaved *saved, GError **error)
+{
+    g_autoptr(JsonObject) object = json_object_new();
+    g_autoptr(GList) members = json_object_get_members(saved->machine);
+    JsonArray *disks = json_array_new();
+
+    for (GList *item = members; item; item = item->next) {
+        json_object_set_member(object, item->data, json_object_dup_member(saved->machine, item->data));
+    }
+    json_object_set_string_member(object, "kernel", SHELL_KERNEL);
+    for (guint i = 0; i < saved->disks->len; i++) {
+        const SfSavedDisk *disk = g_ptr_array_index(saved->disks, i);
+        g_autofree char *path = sf_saved_path(saved, &disk->file);
+        JsonObject *entry = json_object_new();
+        json_object_set_string_member(entry, "path", path);
+        json_object_set_string_member(entry, "format", "qcow2");
+        json_object_set_boolean_member(entry, "readonly", disk->readonly);
+        json_object_set_int_member(entry, "size", (gint64)disk->size);
+        json_array_add_object_element(disks, entry);
+    }
+    json_object_set_array_member(object, "disks", disks);
+    return sf_vm_config_from_json(object, error);
+}
+
+static GPtrArray *chains_of(const SfSaved *saved)
+{
+    GPtrArray *chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+
+    for (guint i = 0; i < saved->disks->len; i++) {
+        const SfSavedDisk *disk = g_ptr_array_index(saved->disks, i);
+        g_autofree char *path = sf_saved_path(saved, &disk->file);
+        SfDiskChain *chain = sf_disk_chain_new(disk->id, disk->size, disk->readonly);
+        g_ptr_array_add(chain->layers, sf_disk_layer_new(path, "qcow2", FALSE));
+        g_ptr_array_add(chains, chain);
+    }
+    return chains;
+}
+
+static SfPageCache *cache_of(const SfDescriptor *descriptor, GError **error)
+{
+    SfCachedBlockSpec specs[SF_DESCRIPTOR_MAX_BLOCKS] = { 0 };
+
+    for (guint i = 0; i < descriptor->blocks->len; i++) {
+        const SfDescriptorBlock *block = g_ptr_array_index(descriptor->blocks, i);
+        specs[i] = (SfCachedBlockSpec){ block->id, block->length, block->present };
+    }
+    return sf_page_cache_new(specs, descriptor->blocks->len, error);
+}
+
+/* ---- clone ---- */
+
+typedef struct {
+    SfSnapshots *snapshots;
+    char *name, *owner;
+    guint count;
+    SfSaved *saved;
+    SfDescriptor *descriptor; /* read by the worker */
+    SfVmConfig *config;
+    SfFamily *family;     /* joined, or NULL */
+    SfHostTicket *ticket; /* NULL: not granted yet */
+    guint64 ticket_id;    /* of it: it may be released while we wait */
+    SfSnapshot *snapshot;
+    GPtrArray *chains;
+} CloneCall;
+
+static void clone_call_free(gpointer data)
+{
+    CloneCall *call = data;
+
+    g_clear_pointer(&call->snapshot, sf_snapshot_unref);
+    g_clear_pointer(&call->chains, g_ptr_array_unref);
+    g_clear_pointer(&call->config, sf_vm_config_unref);
+    g_clear_pointer(&call->descriptor, sf_descriptor_free);
+    g_clear_pointer(&call->saved, sf_saved_free);
+    if (call->family) {
+        sf_host_family_leave(call->snapshots->host, call->family);
+    }
+    g_free(call->owner);
+    g_free(call->name);
+    g_free(call);
+}
+
+/* Takes error. The ticket goes, and with it all that was started. */
+static void clone_fail(GTask *task, GError *error)
+{
+    CloneCall *call = g_task_get_task_data(task);
+    SfHostTicket *ticket = call->ticket_id ? sf_host_ticket(call->snapshots->host, call->ticket_id, NULL) : NULL;
+
+    if (ticket) {
+        sf_host_release_ticket(call->snapshots->host, ticket);
+    }
+    g_prefix_error(&error, "snapshot \"%s\": ", call->name);
+    g_task_return_error(task, error);
+    g_object_unref(task);
+}
+
+/* The ticket still, or the call has failed. */
+static gboolean clone_lives(GTask *task)
+{
+    CloneCall *call = g_task_get_task_data(task);
+
+    if (sf_host_ticket(call->snapshots->host, call->ticket_id, NULL)) {
+        return TRUE;
+    }
+    clone_fail(task, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_GONE, "its ticket was released"));
+    return FALSE;
+}
+
+static gboolean save_ticket_record(CloneCall *call, GError **error)
+{
+    g_autofree char *path = g_build_filename(call->ticket->directory, SAVED_FILE, NULL);
+    g_autoptr(JsonObject) object = json_object_new();
+
+    json_object_set_string_member(object, "name", call->name);
+    json_object_set_string_member(object, "pager", sf_pager_snapshot_id(call->ticket->pager));
+    return sf_state_write(path, object, error);
+}
+
+static void clone_begin(GTask *task)
+{
+    CloneCall *call = g_task_get_task_data(task);
+    SfHostTicket *ticket = call->ticket;
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(guint));
+    g_autoptr(GError) error = NULL;
+    SfForkPlaced placed = { .parent_name = ticket->family->name,
+                            .total = ticket->grant->granted,
+                            .snapshot = call->snapshot,
+                            .frozen_disks = call->chains };
+    SfForkOptions options = sf_host_fork_options(call->snapshots->host, ticket);
+
+    for (guint id = 1; id <= ticket->grant->granted; id++) {
+        g_array_append_val(ids, id);
+    }
+    placed.ids = (const guint *)(void *)ids->data;
+    if (!save_ticket_record(call, &error)) {
+        g_warning("ticket " ID_FORMAT ": %s; a restart of sfvmmd would lose its clones", ticket->grant->id,
+                  error->message);
+    }
+    options.count = ids->len;
+    options.with_agent = call->saved->agent;
+    options.clone_request = (guint32)call->saved->request;
+    g_clear_handle_id(&ticket->expiry, g_source_remove);
+    ticket->grant->used = TRUE;
+    sf_host_ticket_save(ticket);
+    ticket->fork = sf_fork_new_placed(&options, &placed);
+    sf_host_connect_fork(ticket);
+    sf_fork_start(ticket->fork);
+    g_task_return_pointer(task, ticket, NULL);
+    g_object_unref(task);
+}
+
+/* The server of the memory files is there: the pager connects to it. */
+static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *id, GError **error)
+{
+    const SfDaemonConfig *config = sf_host_config(call->snapshots->host);
+    g_autofree char *uri = sf_disk_server_uri(server, "{block}");
+    g_autoptr(SfPageCache) cache = cache_of(call->descriptor, error);
+    g_autoptr(SfRamBase) base = sf_ram_base_new();
+    SfPagerOptions options = { .binary = config->pager,
+                               .run_directory = config->launcher.run_directory,
+                               .snapshot = id,
+                               .uid = config->launcher.uid,
+                               .gid = config->launcher.gid,
+                               .listen_fd = -1 };
+    SfPageSource source = { .uri = uri, .security = SF_PAGER_PLAIN };
+    SfPager *pager;
+
+    if (!cache) {
+        return FALSE;
+    }
+    call->snapshot = sf_snapshot_new_cached(id, base, cache, call->descriptor->device_state, call->saved->device_length,
+                                            error);
+    pager = call->snapshot ? sf_pager_start(&options, error) : NULL;
+    if (!pager) {
+        return FALSE;
+    }
+    if (!sf_pager_add_source(pager, &source, error) || !sf_pager_set_snapshot(pager, call->snapshot, error)) {
+        sf_pager_stop(pager);
+        g_object_unref(pager);
+        return FALSE;
+    }
+    g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, sf_disk_server_ref(server), (GDestroyNotify)sf_disk_server_unref);
+    call->ticket->pager = pager;
+    return TRUE;
+}
+
+static void on_memory_served(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    CloneCall *call = g_task_get_task_data(task);
+    GError *error = NULL;
+    g_autoptr(SfDiskServer) server = sf_disk_server_start_finish(result, &error);
+    g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, call->ticket_id);
+
+    if (!clone_lives(task)) {
+        g_clear_error(&error);
+        return;
+    }
+    if (!server || !start_pager(call, server, id, &error)) {
+        clone_fail(task, error);
+        return;
+    }
+    clone_begin(task);
+}
+
+static void serve_memory(GTask *task)
+{
+    CloneCall *call = g_task_get_task_data(task);
+    g_autofree char *id = g_strdup_printf("m-" ID_FORMAT, call->ticket_id);
+    g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+    SfDiskServerOptions options = { .id = id, .listen_fd = -1 };
+    SfDiskExport exports[SF_DESCRIPTOR_MAX_BLOCKS] = { 0 };
+
+    for (guint i = 0; i < call->saved->blocks->len; i++) {
+        const SfSavedBlock *block = g_ptr_array_index(call->saved->blocks, i);
+        g_autofree char *path = sf_saved_path(call->saved, &block->file);
+        SfDiskChain *chain = sf_disk_chain_new(block->id, block->file.size, TRUE);
+        g_ptr_array_add(chain->layers, sf_disk_layer_new(path, "raw", FALSE));
+        g_ptr_array_add(chains, chain);
+        exports[i].name = block->id;
+        exports[i].chain = chain;
+    }
+    sf_disk_server_start_async(sf_host_launcher(call->snapshots->host), &options, exports, call->saved->blocks->len,
+                               on_memory_served, task);
+}
+
+/* Memory of this snapshot that clones of an earlier ticket have here. */
+static gboolean share_pager(CloneCall *call)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(call->snapshots->host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *other = item->data;
+        if (other == call->ticket || g_strcmp0(other->saved, call->name) != 0 || !other->pager || !other->fork) {
+            continue;
+        }
+        for (guint i = 0; i < sf_fork_count(other->fork); i++) {
+            SfVm *vm = sf_fork_nth(other->fork, i)->vm;
+            SfSnapshot *snapshot = vm ? sf_vm_loaded_snapshot(vm) : NULL;
+            if (snapshot && !snapshot->lost && strcmp(snapshot->id, sf_pager_snapshot_id(other->pager)) == 0) {
+                call->ticket->pager = g_object_ref(other->pager);
+                call->snapshot = sf_snapshot_ref(snapshot);
+                return TRUE;
+            }
+        }
+    }
+    return FALSE;
+}
+
+/* Of the QEMU that is configured; looked for once. */
+static const char *own_qemu_version(SfSnapshots *snapshots, GError **error)
+{
+    const char *argv[] = { sf_host_config(snapshots->host)->launcher.qemu, "--version", NULL };
+    g_autofree char *text = NULL;
+    const char *start;
+
+    if (!snapshots->qemu_version &&
+        g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_DEFAULT, NULL, NULL, &text, NULL, NULL, error)) {
+        start = strstr(text, "version ");
+        start = start ? start + strlen("version ") : "unknown";
+        snapshots->qemu_version = g_strndup(start, strcspn(start, " (\n"));
+    }
+    return snapshots->qemu_version;
+}
+
+static gboolean can_run(CloneCall *call, GError **error)
+{
+    const SfDescriptor *descriptor = call->descriptor;
+    const char *version = own_qemu_version(call->snapshots, error);
+    g_autofree char *hash = version ? sf_vm_config_hash(call->config, version) : NULL;
+
+    if (!version) {
+        return FALSE;
+    }
+    if (strcmp(descriptor->qemu_version, version) != 0) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_REFUSED,
+                    "it was saved with QEMU %s, this host has %s, which can't load it", descriptor->qemu_version, version);
+        return FALSE;
+    }
+    if (strcmp(descriptor->config_hash, hash) != 0) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                    "its machine and its descriptor don't fit together (configuration hash)");
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static SfFamily *take_family(CloneCall *call, GError **error)
+{
+    SfHost *host = call->snapshots->host;
+    g_autofree char *name = family_name(call->name);
+    SfFamily *family = sf_host_family(host, name);
+    g_autofree char *hash = family ? sf_vm_config_hash(family->config, call->descriptor->qemu_version) : NULL;
+
+    if (family && (family->root || strcmp(hash, call->descriptor->config_hash) != 0)) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_EXISTS, "clones of another snapshot or VM \"%s\" live", name);
+        return NULL;
+    }
+    return family ? family : sf_host_family_new(host, name, call->config, 0);
+}
+
+static gboolean take_ticket(CloneCall *call, GError **error)
+{
+    SfHost *host = call->snapshots->host;
+    SfTicket *grant = sf_resource_manager_request_here(sf_host_manager(host),
+                                                       call->owner ? call->owner : call->family->name,
+                                                       call->config->memory, call->count, FALSE, 0, error);
+
+    if (!grant) {
+        return FALSE;
+    }
+    call->ticket = sf_host_add_ticket(host, grant, call->family);
+    call->ticket->saved = g_strdup(call->name);
+    call->ticket_id = grant->id;
+    if (g_mkdir(call->ticket->directory, 0700) < 0) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "can't make \"%s\": %s", call->ticket->directory,
+                    g_strerror(errno));
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    CloneCall *call = g_task_get_task_data(task);
+    GError *error = NULL;
+
+    if (!g_task_propagate_boolean(G_TASK(result), &error) || !can_run(call, &error)) {
+        clone_fail(task, error);
+        return;
+    }
+    call->family = take_family(call, &error);
+    if (call->family) {
+        sf_host_family_join(call->family);
+    }
+    if (!call->family || !take_ticket(call, &error)) {
+        clone_fail(task, error);
+        return;
+    }
+    call->chains = chains_of(call->saved);
+    if (share_pager(call)) {
+        clone_begin(task);
+    } else {
+        serve_memory(task);
+    }
+}
+
+static gboolean check_disk(CloneCall *call, const SfSavedDisk *disk, GError **error)
+{
+    const SfLauncherOptions *launcher = sf_launcher_options(sf_host_launcher(call->snapshots->host));
+    g_autofree char *path = sf_saved_path(call->saved, &disk->file);
+    g_autofree char *format = NULL;
+    guint64 size;
+
+    if (!sf_disk_probe(launcher->qemu_img, path, "qcow2", &format, &size, error)) {
+        return FALSE;
+    }
+    if (size != disk->size) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                    "\"%s\" is a disk of %" G_GUINT64_FORMAT " bytes, not %" G_GUINT64_FORMAT, path, size, disk->size);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean prepare(CloneCall *call, GError **error)
+{
+    call->descriptor = sf_saved_descriptor(call->saved, error);
+    call->config = call->descriptor ? config_of(call->saved, error) : NULL;
+    for (guint i = 0; call->config && i < call->saved->disks->len; i++) {
+        if (!check_disk(call, g_ptr_array_index(call->saved->disks, i), error)) {
+            return FALSE;
+        }
+    }
+    return call->config != NULL;
+}
+
+static void prepare_thread(GTask *task, gpointer source, gpointer data, GCancellable *cancellable)
+{
+    GError *error = NULL;
+
+    if (prepare(data, &error)) {
+        g_task_return_boolean(task, TRUE);
+    } else {
+        g_task_return_error(task, error);
+    }
+}
+
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner,
+                              GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    CloneCall *call = g_new0(CloneCall, 1);
+    g_autoptr(GTask) work = NULL;
+    GError *error = NULL;
+
+    call->snapshots = snapshots;
+    call->name = g_strdup(name);
+    call->owner = g_strdup(owner);
+    call->count = count;
+    g_task_set_task_data(task, call, clone_call_free);
+    call->saved = sf_store_read(snapshots->store, name, &error);
+    if (!call->saved) {
+        clone_fail(task, error);
+        return;
+    }
+    work = g_task_new(NULL, NULL, on_prepared, task);
+    g_task_set_task_data(work, call, NULL);
+    g_task_run_in_thread(work, prepare_thread);
+}
+
+SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_pointer(G_TASK(result), error);
+}
+
+/* ---- the others ---- */
+
+gboolean sf_snapshots_remove(SfSnapshots *snapshots, const char *name, GError **error)
+{
+    g_autofree char *family = family_name(name);
+
+    if (sf_host_family(snapshots->host, family)) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
+                    "snapshot \"%s\": clones of it live, and read it; kill them first, or release their tickets", name);
+        return FALSE;
+    }
+    return sf_store_remove(snapshots->store, name, error);
+}
+
+JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name)
+{
+    JsonObject *object = json_object_new();
+    g_autoptr(GError) error = NULL;
+    g_autoptr(SfSaved) saved = sf_store_read(snapshots->store, name, &error);
+    g_autofree char *family = family_name(name);
+
+    json_object_set_string_member(object, "name", name);
+    json_object_set_string_member(object, "state", saved ? "saved" : "damaged");
+    json_object_set_boolean_member(object, "linked", sf_store_is_link(snapshots->store, name));
+    json_object_set_boolean_member(object, "in_use", sf_host_family(snapshots->host, family) != NULL);
+    json_object_set_string_member(object, "reason", error ? error->message : "");
+    if (saved) {
+        json_object_set_string_member(object, "id", saved->id);
+        json_object_set_string_member(object, "vm", saved->vm);
+        json_object_set_int_member(object, "created", (gint64)saved->created);
+        json_object_set_int_member(object, "memory",
+                                   json_object_get_int_member_with_default(saved->machine, "memory", 0));
+        json_object_set_int_member(object, "vcpus", json_object_get_int_member_with_default(saved->machine, "vcpus", 0));
+        json_object_set_boolean_member(object, "agent", saved->agent);
+        json_object_set_int_member(object, "disks", saved->disks->len);
+        json_object_set_int_member(object, "bytes", (gint64)sf_saved_disk_usage(saved));
+        json_object_set_string_member(object, "directory", saved->directory);
+    }
+    return object;
+}
+
+JsonArray *sf_snapshots_describe(SfSnapshots *snapshots)
+{
+    g_auto(GStrv) names = sf_store_names(snapshots->store);
+    g_auto(GStrv) busy = sf_store_busy(snapshots->store);
+    JsonArray *array = json_array_new();
+
+    for (char **name = names; *name; name++) {
+        json_array_add_object_element(array, sf_snapshots_describe_one(snapshots, *name));
+    }
+    for (char **name = busy; *name; name++) {
+        JsonObject *object = json_object_new();
+        json_object_set_string_member(object, "name", *name);
+        json_object_set_string_member(object, "state", "saving");
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
+/* ---- after a restart ---- */
+
+/* The pager of an earlier ticket, which this one shares. */
+static SfPager *find_pager(SfHost *host, const SfHostTicket *ticket, const char *id)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        const SfHostTicket *other = item->data;
+        if (other != ticket && other->pager && strcmp(sf_pager_snapshot_id(other->pager), id) == 0) {
+            return g_object_ref(other->pager);
+        }
+    }
+    return NULL;
+}
+
+static SfPager *adopt_pager(SfHost *host, const char *id, GError **error)
+{
+    g_autofree char *server_id = g_strconcat("m-", id + strlen("s-"), NULL);
+    SfPager *pager = sf_pager_adopt(sf_host_config(host)->launcher.run_directory, id, error);
+    SfDiskServer *server = pager ? sf_disk_server_find(sf_host_launcher(host), server_id) : NULL;
+
+    if (server) {
+        g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, server, (GDestroyNotify)sf_disk_server_unref);
+    }
+    return pager;
+}
+
+void sf_snapshots_recover(SfHostTicket *ticket)
+{
+    g_autofree char *path = g_build_filename(ticket->directory, SAVED_FILE, NULL);
+    g_autoptr(JsonObject) object = g_file_test(path, G_FILE_TEST_EXISTS) ? sf_state_read(path, NULL) : NULL;
+    const char *name = object ? json_object_get_string_member_with_default(object, "name", NULL) : NULL;
+    const char *pager = object ? json_object_get_string_member_with_default(object, "pager", NULL) : NULL;
+    g_autoptr(GError) error = NULL;
+
+    if (!name || !pager || !g_str_has_prefix(pager, "s-")) {
+        return;
+    }
+    ticket->saved = g_strdup(name);
+    ticket->pager = find_pager(ticket->host, ticket, pager);
+    if (!ticket->pager) {
+        ticket->pager = adopt_pager(ticket->host, pager, &error);
+    }
+    if (!ticket->pager) {
+        g_warning("ticket " ID_FORMAT ": the memory of its clones is gone: %s", ticket->grant->id, error->message);
+    }
+}
+
+static gboolean restore_placed(SfHostTicket *ticket, GError **error)
+{
+    SfSnapshots *snapshots = sf_snapshots_of(ticket->host);
+    g_autoptr(SfSaved) saved = sf_store_read(snapshots->store, ticket->saved, error);
+    g_autoptr(SfDescriptor) descriptor = saved ? sf_saved_descriptor(saved, error) : NULL;
+    g_autoptr(GPtrArray) chains = NULL;
+    g_autoptr(SfRamBase) base = NULL;
+    g_autoptr(SfSnapshot) snapshot = NULL;
+
+    if (!descriptor) {
+        return FALSE;
+    }
+    if (!ticket->pager || !sf_pager_cache(ticket->pager)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "its memory on this host is gone");
+        return FALSE;
+    }
+    base = sf_ram_base_new();
+    snapshot = sf_snapshot_new_cached(sf_pager_snapshot_id(ticket->pager), base, sf_pager_cache(ticket->pager),
+                                      descriptor->device_state, saved->device_length, error);
+    if (!snapshot) {
+        return FALSE;
+    }
+    chains = chains_of(saved);
+    sf_pager_keep_snapshot(ticket->pager, snapshot);
+    sf_fork_set_placed(ticket->fork, snapshot, chains);
+    return TRUE;
+}
+
+void sf_snapshots_recover_fork(SfHostTicket *ticket)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!sf_fork_is_done(ticket->fork) && !restore_placed(ticket, &error)) {
+        g_warning("ticket " ID_FORMAT ": %s", ticket->grant->id, error->message);
+    }
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfSnapshots: saved snapshots as sfvmmd uses them: taken from VMs, kept in the store, cloned from.
+ *
+ *     save     snapshot of a running VM (or that of a ticket's fork) --> store, in the background
+ *     clone    disk server of its memory files --> sf-pager --> page cache --> clones, as those of another host's fork
+ *
+ * Clones of a saved snapshot are a family of their own, "saved-NAME", without a VM that was started. All of them share
+ * one sf-pager and one page cache; the memory is read as they touch it. A ticket of theirs has `saved` set.
+ *
+ * Main thread only.
+ */
+#ifndef SF_SNAPSHOTS_H
+#define SF_SNAPSHOTS_H
+
+#include "sfvmm/control/host.h"
+#include "sfvmm/store/store.h"
+
+typedef struct SfSnapshots SfSnapshots;
+
+SfSnapshots *sf_snapshots_of(SfHost *host); /* one for each host, made when it is first asked for; borrowed */
+SfStore *sf_snapshots_store(SfSnapshots *snapshots);
+
+/*
+ * Saves a VM: a snapshot is taken, the VM runs on, and the call finishes when the snapshot is whole on disk. With a
+ * ticket: the snapshot that its clones run on, while one of them lives. request: of the agent, 0: an operator.
+ */
+void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm *hvm, SfHostTicket *ticket_or_null,
+                             guint32 request, GAsyncReadyCallback callback, gpointer data);
+gboolean sf_snapshots_save_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
+
+/*
+ * Clones of a saved snapshot. owner: the VM whose ticket it shall be (it joins them), NULL: an operator's. Finishes with
+ * a ticket whose fork has begun.
+ */
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner,
+                              GAsyncReadyCallback callback, gpointer data);
+SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
+
+/* Removes it; G_IO_ERROR_BUSY while clones of it live. */
+gboolean sf_snapshots_remove(SfSnapshots *snapshots, const char *name, GError **error);
+
+/* SAVED objects of the control protocol. */
+JsonArray *sf_snapshots_describe(SfSnapshots *snapshots);
+JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name);
+
+/*
+ * After a restart, for each ticket: recognizes one of a saved snapshot (ticket->saved is set then), before its fork is
+ * restored; then gives that its memory and disks.
+ */
+void sf_snapshots_recover(SfHostTicket *ticket);
+void sf_snapshots_recover_fork(SfHostTicket *ticket);
+
+#endif
