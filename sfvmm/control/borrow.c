@@ -174,12 +174,14 @@ void sf_borrow_free(SfBorrow *borrow)
 
 /* ---- pages and disks are served ---- */
 
-/* A listening socket on a port of page-ports, or any. */
-static int listen_on_port(guint port, GError **error)
+/* A listening socket on that port, 0: any. What is not encrypted does not leave this machine. */
+static int listen_on_port(guint port, gboolean loopback, GError **error)
 {
     struct sockaddr_in6 address = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT, .sin6_port = htons(port) };
-    struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_ANY), .sin_port = htons(port) };
-    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in v4 = { .sin_family = AF_INET,
+                              .sin_addr.s_addr = htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY),
+                              .sin_port = htons(port) };
+    int fd = loopback ? -1 : socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
     const int no = 0, yes = 1;
     gboolean ok;
 
@@ -187,7 +189,7 @@ static int listen_on_port(guint port, GError **error)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof(no));
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
         ok = bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0;
-    } else { /* a host without IPv6 */
+    } else { /* that, or a host without IPv6 */
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         ok = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) == 0 &&
              bind(fd, (struct sockaddr *)&v4, sizeof(v4)) == 0;
@@ -211,7 +213,7 @@ static int listen_for_pages(const SfDaemonConfig *config, guint *port, GError **
 
     for (guint p = first; fd < 0 && p <= last; p++) {
         g_clear_error(error);
-        fd = listen_on_port(p, error);
+        fd = listen_on_port(p, config->cluster.pages == SF_PAGER_PLAIN, error);
     }
     if (fd < 0) {
         g_prefix_error(error, "no port of page-ports is free: ");

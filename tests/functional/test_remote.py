@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Clones on other hosts: two or three sfvmmds with run directories of their own, on the loopback interface."""
+import os
+import re
+import signal
+import unittest
+
+import harness
+import hosts
+from harness import on_all
+
+MEMORY = 256 * harness.MIB
+AWAY_SECONDS = 20               # a host that is not heard of for so long has lost its clones
+
+
+class Remote(harness.Case):
+    """Hosts a (where the VM is) and b. A test says with at() where clones go."""
+
+    names = ("a", "b")
+    keys = {}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.hosts = hosts.cluster(cls, cls.names, config={"identify-seconds": 60},
+                                  **dict({"away-seconds": AWAY_SECONDS}, **cls.keys))
+        cls.daemon = cls.a = cls.hosts["a"]
+        cls.b = cls.hosts["b"]
+        cls.parent = harness.linux(cls.a, memory=MEMORY, pool=2)
+        cls.probe = cls.parent.probe()
+
+    def setUp(self):
+        self.others = [(host, host.footprint()) for host in self.hosts.values() if host is not self.a]
+        super().setUp()
+        self.addCleanup(self.compare_others)
+        self.addCleanup(self.a.end_tickets)
+
+    def compare_others(self):
+        """On the other hosts nothing is left either."""
+        for host, before in self.others:
+            last = None
+
+            def same():
+                nonlocal last
+                after = host.footprint()
+                last = {key: (before[key], after[key]) for key in after if after[key] != before[key]}
+                return not last
+            try:
+                harness.wait(same, harness.SHORT, "footprint of host " + host.name)
+            except AssertionError:
+                self.fail("left behind on host %s (before, after): %s" % (host.name, last))
+
+    def at(self, *names):
+        """Clones are placed on these hosts alone."""
+        for host in self.hosts.values():
+            self.a.call("host.drain", name=host.name, drain=host.name not in names)
+
+    def fork(self, count, slot=0):
+        """Ticket and clone by libsf. The TICKET, and the clones' probes by id."""
+        got = self.probe("ticket %d %d" % (slot, count))
+        self.assertEqual(got["granted"], str(count))
+        reply = self.probe("clone %d" % slot)
+        self.assertEqual((reply["id"], reply["count"]), ("0", "0"))
+        state = self.a.call("ticket.status", ticket=got["ticket"])["ticket"]
+        return state, self.probes(state)
+
+    def probes(self, state):
+        found = {}
+        for clone in state["clones"]:
+            probe = harness.Probe(self.hosts[clone["host"] or "a"].vm(clone["vm"]))
+            answer = probe.reply()
+            self.assertEqual((answer["id"], answer["count"]), (str(clone["id"]), str(len(state["clones"]))))
+            found[clone["id"]] = probe
+        return found
+
+    def join(self, slot=0, command="join"):
+        reply = self.probe("%s %d" % (command, slot))
+        return {int(key[1:]): (value.split(":")[0], int(value.split(":")[1]), int(value.split(":")[2]))
+                for key, value in reply.items() if re.match(r"m\d+$", key)}
+
+    def places(self, state):
+        return {place["host"]: place["count"] for place in state["places"]}
+
+
+class Basic:
+    """What holds whatever the transport."""
+
+    def test_results_and_statuses(self):
+        self.at("b")
+        state, probes = self.fork(2)
+        self.assertEqual(self.places(state), {"b": 2})
+        self.assertEqual([c["host"] for c in state["clones"]], ["b", "b"])
+        probes[1]("sync 1000000 5")
+        harness.wait(lambda: self.join(command="look")[1][2] == 1000000, what="the result of clone 1")
+        self.probe("fetch 0 1 5")
+        probes[1].send("exit 4")                            # its result stays
+        probes[2].send("exit 5 800008 7")
+        self.assertEqual(self.join(), {1: ("exited", 4, 1000000), 2: ("exited", 5, 800008)})
+        self.probe("fetch 0 2 7")
+        self.probe("release 0")
+
+    def test_here_and_there(self):
+        self.at("a", "b")
+        state, probes = self.fork(4)
+        self.assertEqual(self.places(state), {"a": 2, "b": 2})
+        self.probe("open m mem 40")
+        self.probe("fill m 1")
+        on_all(list(probes.values()), "open m mem 20")
+        for number, probe in probes.items():
+            probe("fill m %d" % (10 + number))
+        for number, probe in probes.items():
+            probe("verify m %d" % (10 + number))
+            probe.send("exit %d" % number)
+        self.assertEqual(self.join(), {n: ("exited", n, 0) for n in (1, 2, 3, 4)})
+        self.probe("verify m 1")
+        self.probe("close m")
+        self.probe("release 0")
+
+    def test_memory_and_disk_of_the_parent(self):
+        """What the parent had when it forked, whatever it writes afterwards; one layer, then two."""
+        self.at("b")
+        self.probe("open m mem 40")
+        self.probe("fill m 1")
+        state, probes = self.fork(1)
+        self.probe("fill m 2")
+        probes[1]("verify m 1")
+        second, more = self.fork(1, slot=1)
+        self.probe("fill m 3")
+        more[1]("verify m 2")
+        probes[1]("verify m 1")
+        probes[1]("fill m 4")
+        more[1]("verify m 2")
+        for probe in (probes[1], more[1]):
+            probe.send("exit 0")
+        self.assertEqual(self.join(0), {1: ("exited", 0, 0)})
+        self.assertEqual(self.join(1), {1: ("exited", 0, 0)})
+        self.probe("verify m 3")
+        self.probe("close m")
+        self.probe("release 0")
+        self.probe("release 1")
+
+    def test_kill_and_release(self):
+        self.at("b")
+        _, probes = self.fork(2)
+        self.probe("kill 0")
+        self.assertEqual({k: v[0] for k, v in self.join().items()}, {1: "killed", 2: "killed"})
+        self.probe("release 0")
+        self.fork(1)
+        self.probe("release 0")                             # while it runs
+
+    def test_clone_of_a_clone(self):
+        """It forks on the host where it is; its memory may not have come yet."""
+        self.at("b")
+        self.probe("open m mem 40")
+        self.probe("fill m 1")
+        _, probes = self.fork(1)
+        child = probes[1]
+        child("ticket 1 1")
+        child("clone 1")
+        ticket = self.b.call("ticket.list")["tickets"][-1]
+        self.assertEqual(ticket["vm"], child.vm.name)
+        grandchild = harness.Probe(self.b.vm(ticket["clones"][0]["vm"]))
+        grandchild.reply()
+        grandchild("verify m 1")
+        grandchild("fill m 2")
+        child("verify m 1")
+        grandchild.send("exit 9")
+        self.assertIn("exited:9:0", child("join 1").values())
+        child("release 1")
+        child.send("exit 0")
+        self.assertEqual(self.join(), {1: ("exited", 0, 0)})
+        self.probe("release 0")
+        self.probe("close m")
+
+
+class Tls(Basic, Remote):
+    keys = {"pages": "tls"}
+
+
+class Plain(Basic, Remote):
+    keys = {"pages": "plain"}
+
+
+if __name__ == "__main__":
+    harness.main()
