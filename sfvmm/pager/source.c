@@ -390,15 +390,15 @@ static void review(struct link *link)
         link_break(link, "it speaks the old NBD handshake");
         return;
     }
-    if (link->state == ASKING && link->go_answered) {
+    if (link->state == WAITING && link->assigned && loop_now() >= link->retry_at) {
+        ask(link);
+    }
+    if (link->state == ASKING && link->go_answered) { /* perhaps from within ask() */
         if (link->go_error) {
             go_refused(link);
         } else {
             go_granted(link);
         }
-    }
-    if (link->state == WAITING && link->assigned && link->since >= link->retry_at) {
-        ask(link);
     }
     if (link->nbd) {
         poll_socket(link);
@@ -584,10 +584,7 @@ static void bound_reached(struct link *link)
         link_connect(link);
         break;
     case WAITING:
-        ask(link);
-        if (link->nbd) {
-            poll_socket(link);
-        }
+        review(link);
         break;
     case READY:
         link_break(link, "it has not answered for some seconds");
