@@ -149,7 +149,8 @@ struct sf_qc_extent {
 
 /*
  * LOAD into a paused QEMU of the same configuration that has not been loaded yet. Followed by n_blocks
- * sf_qc_load_block. fds: state; then for each block its base memfd and for each of its layers, lowest first, delta and extents.
+ * sf_qc_load_block. fds: state; then for each block its base memfd and for each of its layers, lowest first, delta and
+ * extents.
  * With RESUME the vCPUs start at the end, and EVENT_RUNNING follows.
  * With MAPPED the memory is that of a MAP before: n_blocks is 0, the only descriptor is the state.
  * After an error the process is of no further use: kill it.
@@ -191,7 +192,9 @@ struct sf_qc_load_reply {
  * fds of the reply: the userfaultfd, after UFFDIO_API, O_NONBLOCK; none if no block is LAZY (the device is not used
  * then). QEMU keeps it open for ever: were all its descriptors closed, missing pages would read as zero. Whoever serves
  * it must do so from the reply on and must not need this QEMU for it: LOAD reads some pages, with the main loop waiting
- * for them. Then LOAD with MAPPED. After an error the process is of no further use: kill it.
+ * for them. A server that takes over from one that has died wakes all blocks once: faults that were read from the
+ * userfaultfd and not answered come again then. Then LOAD with MAPPED. After an error the process is of no further use:
+ * kill it.
  */
 
 /* Followed by n_blocks sf_qc_mapped_block: the LAZY ones, in the order of the request. */

@@ -308,10 +308,8 @@ class Snapshot:
 
 
 class PageCache:
-    """
-    The memory of a snapshot on a host where it was not taken: a sparse memfd for each block, filled on demand. source is
-    the snapshot where it was taken; only content and extents of the cache's own blocks are ever mapped.
-    """
+    """The memory of a snapshot on a host where it was not taken: a sparse memfd for each block, filled on demand.
+    source: the snapshot where it was taken, which is read here and then not needed any more."""
 
     Block = collections.namedtuple("Block", "id length cache present table content zero")
     MERGED = 64 * 1024          # zeros shorter than this do not make two extents of one
@@ -324,7 +322,7 @@ class PageCache:
             zero = [content.count(0, at, at + PAGE) == PAGE for at in range(0, b.length, PAGE)]
             present = []
             for at in (i * PAGE for i, is_zero in enumerate(zero) if not is_zero):
-                if present and at - sum(present[-1]) < merged:
+                if present and at - sum(present[-1]) < max(merged, 1):
                     present[-1] = (present[-1][0], at + PAGE - present[-1][0])
                 else:
                     present.append((at, PAGE))
@@ -338,11 +336,17 @@ class PageCache:
     def block(self, name):
         return next(b for b in self.blocks if b.id == name)
 
-    def map_request(self, layers=None):
-        """For MAP; layers: those of a snapshot that was taken of a VM over this cache."""
+    def map_request(self, layers=None, whole=()):
+        """For MAP; layers: those of a snapshot that was taken of a VM over this cache; whole: blocks of the source that
+        are not on demand."""
         payload = LOAD_REQUEST.pack(0, len(self.blocks), 0)
         fds = [userfaultfd()]
         for b in self.blocks:
+            source = next((w for w in whole if w.id == b.id), None)
+            if source:
+                payload += LOAD_BLOCK.pack(b.id.encode(), b.length, 0, 0, 0, 0, *[0] * MAX_LAYERS)
+                fds.append(source.base)
+                continue
             above = layers.block(b.id).layers if layers else []
             counts = [layer.count for layer in above]
             payload += LOAD_BLOCK.pack(b.id.encode(), b.length, len(above), LAZY, len(b.present), 0,
@@ -377,6 +381,7 @@ class Memtap:
         self.times = []             # of each answer, ns
         self.allowed = threading.Event()
         self.allowed.set()
+        self.holds = threading.Event()      # a fault was read while that is not allowed
         self.uffds = {}             # uffd: [(address, length, block)]
         self.mapped = None          # what attach() was told last
         self.wake, other = socket.socketpair()
@@ -388,6 +393,8 @@ class Memtap:
         """Takes uffd; mapped: {block id: (address, length)}."""
         self.mapped = mapped
         self.uffds[uffd] = [(address, length, self.cache.block(name)) for name, (address, length) in mapped.items()]
+        for address, length, _ in self.uffds[uffd]:     # what another one has read and not answered
+            fcntl.ioctl(uffd, UFFDIO_WAKE, struct.pack("<QQ", address, length))
         self.wake.send(b"x")
 
     def run(self, told):
@@ -415,7 +422,9 @@ class Memtap:
         for i in range(0, len(data), self.MESSAGE.size):
             event, _, _, _, address, _ = self.MESSAGE.unpack_from(data, i)
             assert event == self.PAGEFAULT, event
-            self.allowed.wait()
+            if not self.allowed.is_set():
+                self.holds.set()
+                self.allowed.wait()
             start = time.monotonic_ns()
             self.answer(uffd, address & ~(PAGE - 1))
             self.times.append(time.monotonic_ns() - start)
@@ -571,9 +580,9 @@ class Vm:
         payload, fds = snapshot.load_request(flags)
         return LOAD_REPLY.unpack(self.channel.call(LOAD, payload, fds)[0])
 
-    def map(self, memtap, layers=None):
+    def map(self, memtap, layers=None, whole=()):
         """Memory on demand: MAP, and memtap serves it; the number of the userfaultfd in QEMU, and ns."""
-        request, sent = memtap.cache.map_request(layers)
+        request, sent = memtap.cache.map_request(layers, whole)
         try:
             payload, fds = self.channel.call(MAP, request, sent)
         finally:

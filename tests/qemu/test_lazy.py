@@ -275,6 +275,85 @@ class Memory(Base):
         sfqemu.wait(waits, "QEMU waits for a page")
         return path
 
+    def test_memtap_dies_with_a_fault(self):
+        """The fault was read, and never answered: who takes over wakes all, and is asked again."""
+        snapshot = self.take(self.parent)
+        memtap = self.cache(snapshot)
+        shell = self.vm(paused=True)
+        number, _ = shell.map(memtap)
+        shell.load_mapped(snapshot, flags=0)
+        asked = len(memtap.faults)
+        memtap.allowed.clear()
+        path = self.read_memory(shell, 16 * MIB)
+        sfqemu.wait(memtap.holds.is_set, "memtap has read the fault")
+        again = Memtap(memtap.cache)
+        self.addCleanup(again.close)
+        again.attach(sfqemu.descriptor_of(shell.process.pid, number), memtap.mapped)
+        shell.qmp.answer()
+        with open(path, "rb") as f:
+            self.assertEqual(f.read(), memtap.cache.block("pc.ram").content[16 * MIB:16 * MIB + PAGE])
+        self.assertEqual((len(memtap.faults), again.faults[0]), (asked, ("pc.ram", 16 * MIB)))
+        memtap.allowed.set()
+
+    def test_killed_while_it_waits(self):
+        """A clone whose pages never come can be ended."""
+        snapshot = self.take(self.parent)
+        memtap = self.cache(snapshot)
+        clone = self.lazy(snapshot, memtap, flags=0)
+        memtap.allowed.clear()
+        self.addCleanup(memtap.allowed.set)
+        self.read_memory(clone, 16 * MIB)
+        clone.process.kill()
+        clone.process.wait(sfqemu.PATIENCE)
+
+    def test_complete_cache(self):
+        """When all is there, also the zero pages between others, nobody is asked any more."""
+        snapshot = self.take(self.parent)
+        memtap = self.cache(snapshot)
+        block = memtap.cache.block("pc.ram")
+        memtap.fill("pc.ram")
+        for offset, length in block.present:
+            os.posix_fallocate(block.cache, offset, length)     # keeps what is there
+        memtap.allowed.clear()
+        self.addCleanup(memtap.allowed.set)
+        clone = self.lazy(snapshot, memtap, flags=0)
+        self.assertEqual(clone.memory(), block.content)
+        self.assertEqual(memtap.faults, [])
+        again = self.take(clone)
+        late = self.lazy(again, memtap, layers=again, flags=0)
+        self.assertEqual(late.memory(), block.content)
+        self.assertEqual(memtap.faults, [])
+
+    def test_several_blocks(self):
+        """Two blocks on demand behind one userfaultfd; or one of them, and the other whole."""
+        options = []
+        for node in ("m0", "m1"):
+            options += ["-object", "memory-backend-memfd,id=%s,share=on,size=32M" % node]
+            options += ["-numa", "node,memdev=" + node]
+
+        def make(**keywords):
+            return self.vm(*options, memory=64, ram="", **keywords)
+        parent = make()
+        parent.lines()
+        parent.command("s", 5)
+        parent.command("f", 40)
+        parent.qmp.call("stop")
+        then = parent.memory()
+        snapshot = self.take(parent)
+        for lazy in (("m0", "m1"), ("m0",), ("m1",)):
+            with self.subTest(lazy):
+                memtap = self.cache(snapshot)
+                clone = make(paused=True)
+                clone.map(memtap, whole=[b for b in snapshot.blocks if b.id not in lazy])
+                self.assertEqual({name for name, block in clone.hello()[1].items() if block[2]}, set(lazy))
+                clone.load_mapped(snapshot, flags=0)
+                self.assertEqual(clone.memory(), then)
+                self.assertEqual({name for name, _ in memtap.faults}, set(lazy))
+                clone.qmp.call("cont")
+                clone.channel.running()
+                clone.lines()
+                self.assertContinues(snapshot, clone)
+
     def test_descriptors(self):
         """MAP and LOAD leave one descriptor more than LOAD alone: the userfaultfd."""
         snapshot = self.take(self.parent)
