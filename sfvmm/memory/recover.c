@@ -13,7 +13,10 @@
  * would confuse with it while a process of the given list still maps the snapshot; the size is compared all the same.
  * Whatever is opened is looked at again with fstat(): the process may have changed its mappings in between.
  *
- *     DIRECTORY/  snapshot.json  state  extents-BLOCK-LAYER
+ * An sf-pager that serves or fills the snapshot has its descriptors too, and gives them back; they are looked at first. The
+ * base of a lazy snapshot is a page cache: it is opened for writing again, and its present runs stand in a file.
+ *
+ *     DIRECTORY/  snapshot.json  state  extents-BLOCK-LAYER  present-BLOCK
  *
  * snapshot.json is written last: without it the directory is no snapshot.
  */
@@ -100,6 +103,22 @@ static char *extents_name(guint block, guint layer)
     return g_strdup_printf("extents-%u-%u", block, layer);
 }
 
+static char *present_name(guint block)
+{
+    return g_strdup_printf("present-%u", block);
+}
+
+/* What the page cache is below the base. */
+static gboolean save_cached(JsonBuilder *builder, const SfSnapshot *snapshot, guint index, const char *directory,
+                            GError **error)
+{
+    const SfCachedBlock *block = &snapshot->cache->blocks[index];
+    g_autofree char *name = present_name(index);
+
+    add_int(builder, "n_present", block->n_present);
+    return save_file(snapshot, directory, name, block->present, block->n_present * sizeof(struct sf_qc_extent), error);
+}
+
 static gboolean save_block(JsonBuilder *builder, const SfSnapshot *snapshot, guint index, const char *directory,
                            GError **error)
 {
@@ -109,7 +128,8 @@ static gboolean save_block(JsonBuilder *builder, const SfSnapshot *snapshot, gui
     json_builder_set_member_name(builder, "id");
     json_builder_add_string_value(builder, block->id);
     add_int(builder, "length", block->length);
-    if (!add_identity(builder, "base", snapshot, block->base, error)) {
+    if (!add_identity(builder, "base", snapshot, block->base, error) ||
+        (snapshot->cache && !save_cached(builder, snapshot, index, directory, error))) {
         return FALSE;
     }
     json_builder_set_member_name(builder, "layers");
@@ -192,6 +212,8 @@ typedef struct {
     const char *directory;
     SfSnapshot *snapshot;
     GArray *wanted; /* of Wanted */
+    guint n_cached; /* blocks whose base is a page cache: all or none */
+    SfCachedBlock cached[SF_QC_MAX_BLOCKS];
 } Restore;
 
 G_GNUC_PRINTF(3, 4) static gboolean fail(const char *directory, GError **error, const char *format, ...)
@@ -287,6 +309,31 @@ static gboolean load_layer(Restore *r, JsonNode *node, guint block_index, guint 
     return open_saved(r, name, &layer->extents, error);
 }
 
+/* Of a lazy snapshot; its memory is opened for writing when it has been found. */
+static gboolean load_cached(Restore *r, JsonObject *object, guint index, GError **error)
+{
+    const SfBlock *block = &r->snapshot->blocks[index];
+    SfCachedBlock *cached = &r->cached[index];
+    g_autofree char *name = present_name(index);
+    guint64 n_present;
+
+    if (index != r->n_cached) {
+        return fail(r->directory, error, "only some blocks are cached");
+    }
+    if (!get_int(r, object, "n_present", SF_QC_MAX_EXTENTS, &n_present, error)) {
+        return FALSE;
+    }
+    memcpy(cached->id, block->id, sizeof(cached->id));
+    cached->length = block->length;
+    cached->n_present = n_present;
+    cached->memory = -1;
+    if (!open_saved(r, name, &cached->present, error)) {
+        return FALSE;
+    }
+    r->n_cached++;
+    return TRUE;
+}
+
 static gboolean load_block(Restore *r, JsonNode *node, guint index, GError **error)
 {
     JsonObject *object = as_object(r, node, "block", error);
@@ -301,7 +348,8 @@ static gboolean load_block(Restore *r, JsonNode *node, guint index, GError **err
     }
     memcpy(block->id, id, strlen(id)); /* the snapshot is new: the rest is zero */
     JsonArray *layers = get_array(r, object, "layers", SF_QC_MAX_LAYERS, error);
-    if (!layers || !want(r, object, "base", block->length, &block->base, error)) {
+    if (!layers || !want(r, object, "base", block->length, &block->base, error) ||
+        (json_object_has_member(object, "n_present") && !load_cached(r, object, index, error))) {
         return FALSE;
     }
     block->n_layers = json_array_get_length(layers);
@@ -434,12 +482,73 @@ static void search_mappings(const Restore *r, pid_t pid)
     }
 }
 
-SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids, GError **error)
+/* An own open file: what others hold may be writable, and shares its offset. */
+static void search_given(const Restore *r, const int *fds, guint n_fds)
+{
+    int directory = n_fds ? open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+
+    for (guint i = 0; directory >= 0 && i < n_fds && !all_found(r); i++) {
+        g_autofree char *name = g_strdup_printf("%d", fds[i]);
+        try_link(r, directory, name);
+    }
+    if (directory >= 0) {
+        close(directory);
+    }
+}
+
+/* The page cache of a lazy snapshot, from its memfds and the saved runs, which it takes. */
+static gboolean restore_cache(Restore *r, GError **error)
+{
+    guint n = r->n_cached;
+
+    r->n_cached = 0;
+    for (guint i = 0; i < n; i++) {
+        g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", r->snapshot->blocks[i].base);
+        r->cached[i].memory = open(path, O_RDWR | O_CLOEXEC);
+    }
+    if (n > 0 && n != r->snapshot->n_blocks) {
+        for (guint i = 0; i < n; i++) {
+            close(r->cached[i].present);
+            close(r->cached[i].memory);
+        }
+        return fail(r->directory, error, "only some blocks are cached");
+    }
+    r->snapshot->cache = n > 0 ? sf_page_cache_new_from_fds(r->cached, n, error) : NULL;
+    return n == 0 || r->snapshot->cache;
+}
+
+static SfSnapshot *restore(Restore *r, JsonObject *root, const pid_t *pids, guint n_pids, const int *fds, guint n_fds,
+                           GError **error)
+{
+    if (!load_description(r, root, error)) {
+        return NULL;
+    }
+    search_given(r, fds, n_fds);
+    for (guint i = 0; i < n_pids && !all_found(r); i++) {
+        search_fds(r, pids[i]);
+    }
+    for (guint i = 0; i < n_pids && !all_found(r); i++) {
+        search_mappings(r, pids[i]);
+    }
+    if (!all_found(r)) {
+        g_set_error(
+            error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+            "snapshot %s: its memory is in none of %u processes: they have ended, or /proc/PID/fd and map_files can't "
+            "be read (run sfvmmd as the user that started them)",
+            r->snapshot->id, n_pids);
+        return NULL;
+    }
+    return restore_cache(r, error) && sf_snapshot_validate(r->snapshot, error) ? sf_snapshot_ref(r->snapshot) : NULL;
+}
+
+SfSnapshot *sf_snapshot_restore_from(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids,
+                                     const int *fds, guint n_fds, GError **error)
 {
     g_autofree char *path = g_build_filename(directory, "snapshot.json", NULL);
     g_autofree char *text = NULL;
     g_autoptr(GArray) wanted = g_array_new(FALSE, FALSE, sizeof(Wanted));
     Restore r = { .directory = directory, .wanted = wanted };
+    SfSnapshot *result;
     gsize length;
     guint64 version;
 
@@ -460,22 +569,14 @@ SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pi
         return NULL;
     }
     g_autoptr(SfSnapshot) snapshot = r.snapshot = sf_snapshot_new_empty(id, base);
-    if (!load_description(&r, root, error)) {
-        return NULL;
+    result = restore(&r, root, pids, n_pids, fds, n_fds, error);
+    for (guint i = 0; i < r.n_cached; i++) { /* not taken by a cache */
+        close(r.cached[i].present);
     }
-    for (guint i = 0; i < n_pids && !all_found(&r); i++) {
-        search_fds(&r, pids[i]);
-    }
-    for (guint i = 0; i < n_pids && !all_found(&r); i++) {
-        search_mappings(&r, pids[i]);
-    }
-    if (!all_found(&r)) {
-        g_set_error(
-            error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
-            "snapshot %s: its memory is in none of %u processes: they have ended, or /proc/PID/fd and map_files can't "
-            "be read (run sfvmmd as the user that started them)",
-            snapshot->id, n_pids);
-        return NULL;
-    }
-    return sf_snapshot_validate(snapshot, error) ? g_steal_pointer(&snapshot) : NULL;
+    return result;
+}
+
+SfSnapshot *sf_snapshot_restore(const char *directory, SfRamBase *base, const pid_t *pids, guint n_pids, GError **error)
+{
+    return sf_snapshot_restore_from(directory, base, pids, n_pids, NULL, 0, error);
 }
