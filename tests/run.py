@@ -353,7 +353,7 @@ GROUPS = [
     Group("house", python_modules, fast=True),
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
     Group("guest", python_modules, needs=("build",), fast=True),
-    Group("pager", python_modules, needs=("build",), fast=True),
+    Group("pager", python_modules, needs=("asan",), fast=True, env=SANITIZERS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu")),
     Group("functional", python_modules, needs=("build", "qemu", "image"), bound=600),

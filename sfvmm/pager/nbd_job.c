@@ -26,6 +26,8 @@
 #include <unistd.h>
 
 #define READ_MAX         (UINT32_C(32) << 20) /* what clients send at most; said in the block size info */
+/* A look at up to this much is quick; at more, page_store searches for the end of the data. */
+#define LOOK_MAX         (UINT32_C(1) << 20)
 #define EXTENTS_MAX      2048u                /* in one reply; the client asks on from there */
 #define LOOKS_MAX        16384u               /* steps of the search for extents for one request */
 #define CACHE_LOOKS_MAX  256u                 /* the same for one slice of CACHE */
@@ -200,7 +202,8 @@ static bool find_absent(const struct nbd_session *session, const struct nbd_job 
     int fd;
 
     for (*offset = job->at; *offset < job->end; *offset += length) {
-        if (nbd_export_look(&session->export, *offset, job->end - *offset, &length, &fd, &where) == PAGE_ABSENT) {
+        if (nbd_export_look(&session->export, *offset, MIN(job->end - *offset, LOOK_MAX), &length, &fd, &where) ==
+            PAGE_ABSENT) {
             return true;
         }
     }
@@ -296,7 +299,7 @@ static enum nbd_job_step read_structured(struct nbd_session *session, struct nbd
     int fd;
 
     while (job->at < stop) {
-        switch (nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where)) {
+        switch (nbd_export_look(&session->export, job->at, MIN(job->end - job->at, LOOK_MAX), &length, &fd, &where)) {
         case PAGE_ABSENT:
             return fetch(session, job, job->at);
         case PAGE_ZERO:
@@ -365,6 +368,16 @@ static enum nbd_job_step read_simple(struct nbd_session *session, struct nbd_job
 
 /* ---- BLOCK_STATUS, CACHE ---- */
 
+/* A short look does not search for holes in what it calls data. */
+static void search_hole(int fd, uint64_t where, uint64_t *length)
+{
+    off_t hole = *length <= LOOK_MAX ? lseek(fd, (off_t)where, SEEK_HOLE) : 0;
+
+    if (hole > 0 && (uint64_t)hole > where) {
+        *length = MIN(*length, (uint64_t)hole - where);
+    }
+}
+
 static enum nbd_job_step block_status(struct nbd_session *session, struct nbd_job *job)
 {
     unsigned max = job->request.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS_MAX, n = 0;
@@ -377,6 +390,9 @@ static enum nbd_job_step block_status(struct nbd_session *session, struct nbd_jo
     for (unsigned looks = 0; job->at < job->end && looks < LOOKS_MAX; looks++) {
         enum page_state state =
             nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where);
+        if (state == PAGE_DATA) {
+            search_hole(fd, where, &length);
+        }
         flags = state == PAGE_ZERO ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
         if (last && flags == last_flags) {
             nbd_put32(last, nbd_get32(last) + (uint32_t)length);
@@ -404,7 +420,8 @@ static enum nbd_job_step cache(struct nbd_session *session, struct nbd_job *job)
         if (looks == CACHE_LOOKS_MAX) {
             return NBD_JOB_SLICE;
         }
-        if (nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where) == PAGE_ABSENT) {
+        if (nbd_export_look(&session->export, job->at, MIN(job->end - job->at, LOOK_MAX), &length, &fd, &where) ==
+            PAGE_ABSENT) {
             return fetch(session, job, job->at);
         }
         job->at += length;

@@ -6,7 +6,7 @@
  * A client may connect and negotiate before the snapshot exists: what names an export of it (INFO, GO,
  * SET_META_CONTEXT) is answered when page_store_set() has been called, or after `pending` seconds with
  * NBD_REP_ERR_SHUTDOWN (libnbd: ESHUTDOWN). An export that this snapshot does not have is NBD_REP_ERR_UNKNOWN (ENOENT),
- * a client that is not allowed gets NBD_REP_ERR_POLICY (EPERM).
+ * a client that is not allowed gets NBD_REP_ERR_POLICY (libnbd 1.14 has ENOTSUP for it).
  */
 #ifndef SF_NBD_SERVER_H
 #define SF_NBD_SERVER_H
