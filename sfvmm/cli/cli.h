@@ -45,6 +45,7 @@ extern const SfCtlCommand sf_ctl_vm_commands[];
 extern const SfCtlCommand sf_ctl_fork_commands[];
 extern const SfCtlCommand sf_ctl_watch_commands[];
 extern const SfCtlCommand sf_ctl_descriptor_commands[];
+extern const SfCtlCommand sf_ctl_snapshot_commands[];
 extern const SfCtlCommand sf_ctl_cluster_commands[];
 extern const SfCtlCommand sf_ctl_daemon_commands[];
 

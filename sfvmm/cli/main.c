@@ -26,6 +26,7 @@ static const struct {
     {"Forking", sf_ctl_fork_commands},
     {"Watching", sf_ctl_watch_commands},
     {"Snapshots", sf_ctl_descriptor_commands},
+    {"Saved snapshots", sf_ctl_snapshot_commands},
     {"Hosts", sf_ctl_cluster_commands},
     {"The daemon", sf_ctl_daemon_commands},
 };

@@ -57,6 +57,7 @@ _sfctl_arguments()
         vm) words+=" $("${ctl[@]}" list -q 2>/dev/null)" ;;
         ticket) words+=" $("${ctl[@]}" tickets -q 2>/dev/null)" ;;
         host) words+=" $("${ctl[@]}" host list -q 2>/dev/null)" ;;
+        snapshot) words+=" $("${ctl[@]}" snapshot list -q 2>/dev/null)" ;;
         file) files=1 ;;
         esac
     done

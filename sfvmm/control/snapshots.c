@@ -79,8 +79,8 @@ SfStore *sf_snapshots_store(SfSnapshots *snapshots)
 typedef struct {
     SfSnapshots *snapshots;
     char *name;
+    char *ticket_vm; /* the VM that was forked; NULL: the VM itself is saved */
     SfFamily *family;
-    SfHostVm *hvm; /* only until the snapshot is there */
     guint32 request;
     gboolean agent;
 } SaveCall;
@@ -89,6 +89,7 @@ static void save_call_free(gpointer data)
 {
     SaveCall *call = data;
 
+    g_free(call->ticket_vm);
     g_free(call->name);
     g_free(call);
 }
@@ -148,7 +149,8 @@ static void store_snapshot(GTask *task, SfHostVm *holder, SfSnapshot *snapshot, 
                     "VM \"%s\": its memory comes from elsewhere and is not all on this host, so it can't be saved here",
                     sf_vm_name(holder->vm));
     } else {
-        bytes = sf_describe_snapshot(holder, snapshot, &error);
+        bytes = sf_describe_snapshot_of(holder->vm, call->ticket_vm ? call->ticket_vm : sf_vm_name(holder->vm), snapshot,
+                                        disks, &error);
         descriptor = bytes ? sf_descriptor_decode(bytes, &error) : NULL;
     }
     if (!descriptor) {
@@ -179,18 +181,33 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
     g_clear_pointer(&disks, g_ptr_array_unref);
 }
 
-/* The clone's chains without their own tops: what it was made from. */
+static const SfDiskChain *find_chain(GPtrArray *chains, const char *id)
+{
+    for (guint i = 0; i < chains->len; i++) {
+        const SfDiskChain *chain = g_ptr_array_index(chains, i);
+        if (strcmp(chain->id, id) == 0) {
+            return chain;
+        }
+    }
+    return NULL;
+}
+
+/* The clone's chains without their own tops: what it was made from, in the order of its configuration. */
 static GPtrArray *frozen_disks_of(SfVm *clone)
 {
     GPtrArray *disks = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
-    GPtrArray *chains = sf_vm_disks(clone);
+    const SfVmConfig *config = sf_vm_config(clone);
 
-    for (guint i = 0; i < chains->len; i++) {
-        SfDiskChain *chain = sf_disk_chain_copy(g_ptr_array_index(chains, i));
-        if (!chain->readonly) {
+    for (guint i = 0; i < config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
+        const SfDiskChain *own = find_chain(sf_vm_disks(clone), disk->id);
+        SfDiskChain *chain = own ? sf_disk_chain_copy(own) : NULL;
+        if (chain && !chain->readonly) {
             g_ptr_array_set_size(chain->layers, (gint)chain->layers->len - 1);
         }
-        g_ptr_array_add(disks, chain);
+        if (chain) {
+            g_ptr_array_add(disks, chain);
+        }
     }
     return disks;
 }
@@ -238,6 +255,7 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
     call->snapshots = snapshots;
     call->name = g_strdup(name);
     call->request = request;
+    call->ticket_vm = ticket ? g_strdup(ticket->grant->vm) : NULL;
     call->family = ticket ? ticket->family : hvm->family;
     call->agent = ticket ? ticket->fork && sf_fork_with_agent(ticket->fork) : sf_vm_expects_agent(hvm->vm);
     g_task_set_task_data(task, call, save_call_free);

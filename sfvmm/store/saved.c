@@ -450,8 +450,7 @@ static gboolean check_size(const SfSaved *saved, const SfSavedFile *file, guint6
     struct stat st;
 
     if (lstat(path, &st) < 0) {
-        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "saved snapshot: \"%s\": %s", path,
-                    g_strerror(errno));
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "saved snapshot: \"%s\": %s", path, g_strerror(errno));
         return FALSE;
     }
     if (!S_ISREG(st.st_mode) || (guint64)st.st_size != file->size) {
@@ -495,6 +494,9 @@ SfSaved *sf_saved_read(const char *directory, GError **error)
     gsize length;
 
     if (!read_small(path, SF_SAVED_JSON_MAX, &text, &length, error)) {
+        if (error && *error) {
+            (*error)->code = G_IO_ERROR_INVALID_DATA; /* the snapshot is there, or was said to be, but is none */
+        }
         return NULL;
     }
     saved = sf_saved_parse(text, length, error);

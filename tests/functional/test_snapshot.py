@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Saved snapshots: what is saved is what was, in open formats; clones of it, lazily, later, after the VM has ended and
+sfvmmd was restarted; bad files and full disks.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import unittest
+
+import harness
+import tiny
+from harness import MIB, on_all
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while True:
+            piece = file.read(MIB)
+            if not piece:
+                return digest.hexdigest()
+            digest.update(piece)
+
+
+class Saving(harness.Case):
+    """Daemons with a folder of their own for what outlives a reboot."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = harness.Daemon(config={"pager": harness.program("sfvmm/pager/sf-pager")})
+        cls.addClassCleanup(cls.daemon.close)
+        cls.daemon.config["state-directory"] = os.path.join(cls.daemon.top, "state")
+        cls.store = os.path.join(cls.daemon.top, "state", "snapshots")
+        cls.daemon.start()
+        harness.wait(lambda: not cls.daemon.processes(), what="the end of what the daemon asks QEMU at its start")
+
+    def save(self, vm, name):
+        saved = self.daemon.call("snapshot.save", vm=vm.name, name=name)["snapshot"]
+        self.addCleanup(self.remove, name)
+        return saved
+
+    def remove(self, name):
+        def removed():
+            try:
+                self.daemon.call("snapshot.rm", name=name)
+            except harness.ControlError as error:
+                return error.code == "no-such-snapshot"
+            return True
+        harness.wait(removed, what="end of snapshot " + name)
+
+    def clone(self, name, count=1):
+        ticket = self.daemon.call("snapshot.clone", name=name, count=count)["ticket"]
+        self.addCleanup(self.end, ticket["ticket"])
+        self.assertEqual([clone["state"] for clone in ticket["clones"]], ["running"] * count, ticket)
+        return ticket
+
+    def end(self, ticket):
+        try:
+            self.daemon.end_ticket(ticket)
+        except harness.ControlError as error:
+            self.assertEqual(error.code, "no-such-ticket")
+
+
+class Files(Saving):
+    """With the tiny guest: no agent."""
+
+    def test_content(self):
+        vm = tiny.start(self.daemon)
+        self.addCleanup(vm.stop)
+        saved = self.save(vm, "tiny.1")
+        self.assertEqual(saved["state"], "saved")
+        self.assertEqual(saved["vm"], vm.name)
+        folder = os.path.join(self.store, "tiny.1")
+        with open(os.path.join(folder, "snapshot.json")) as file:
+            told = json.load(file)
+        parts = told["blocks"] + told["disks"] + [told["descriptor"]]
+        self.assertEqual(sorted(os.listdir(folder)), sorted(["snapshot.json"] + [part["file"] for part in parts]))
+        for part in parts:
+            path = os.path.join(folder, part["file"])
+            self.assertEqual(os.path.getsize(path), part["bytes"])
+            self.assertEqual(sha256(path), part["sha256"])
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        self.assertEqual(sum(block["bytes"] for block in told["blocks"]), vm.info["memory"])
+        vm.counts_on()
+        self.assertEqual([s["name"] for s in self.daemon.call("snapshot.list")["snapshots"]], ["tiny.1"])
+
+    def test_clones(self):
+        vm = tiny.start(self.daemon)
+        self.save(vm, "tiny.2")
+        vm.stop()
+        for clone in tiny.clones(self.daemon, self.clone("tiny.2", 3)):
+            clone.counts_on()
+        self.error("busy", "snapshot.rm", "tiny.2", name="tiny.2")
+        for clone in tiny.clones(self.daemon, self.clone("tiny.2")):
+            clone.counts_on()
+
+    def test_names(self):
+        vm = tiny.start(self.daemon)
+        self.addCleanup(vm.stop)
+        self.save(vm, "taken")
+        self.error("exists", "snapshot.save", "taken", vm=vm.name, name="taken")
+        for name in ("", "..", "a/b", "-x", "x" * 41, "\u00e4"):
+            self.error("bad-params", "snapshot.save", vm=vm.name, name=name)
+        self.error("no-such-snapshot", "snapshot.clone", "nothing", name="nothing")
+        self.error("no-such-snapshot", "snapshot.rm", "nothing", name="nothing")
+        self.error("no-such-vm", "snapshot.save", "nobody", vm="nobody", name="x")
+        self.error("bad-params", "snapshot.save", name="x")
+
+    @contextlib.contextmanager
+    def damaged(self, name):
+        """A folder of a snapshot that may be changed for a while."""
+        folder = os.path.join(self.store, name)
+        subprocess.run(["cp", "-a", "--sparse=always", folder, folder + ".good"], check=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+            os.rename(folder + ".good", folder)
+
+    def test_damaged(self):
+        """Each is refused with an error that names the file, before a process is started for it."""
+        vm = tiny.start(self.daemon)
+        self.addCleanup(vm.stop)
+        self.save(vm, "bad")
+        with open(os.path.join(self.store, "bad", "snapshot.json")) as file:
+            told = json.load(file)
+        memory, disk = told["blocks"][0]["file"], told["disks"][0]["file"]
+
+        def flip(path):
+            with open(path, "r+b") as file:
+                file.seek(os.path.getsize(path) // 2)
+                byte = file.read(1)[0]
+                file.seek(-1, 1)
+                file.write(bytes([byte ^ 1]))
+
+        def other_file(path):
+            """A disk that names a file of this host as what stands below it, or as what holds its data."""
+            os.unlink(path)
+            subprocess.run([harness.qemu_img(), "create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", path,
+                            "1M"], check=True)
+            told["disks"][0]["bytes"] = os.path.getsize(path)
+            with open(os.path.join(os.path.dirname(path), "snapshot.json"), "w") as file:
+                json.dump(told, file)
+
+        def cut(path):
+            os.truncate(path, 100)
+        for name, change, word in (("descriptor.dtb", flip, "descriptor.dtb"), ("snapshot.json", cut, "snapshot.json"),
+                                   (memory, cut, memory), (memory, os.unlink, memory), (disk, other_file, "/etc/passwd")):
+            with self.subTest(name), self.damaged("bad") as folder:
+                change(os.path.join(folder, name))
+                self.error("failed", "snapshot.clone", word, name="bad")
+        for clone in tiny.clones(self.daemon, self.clone("bad")):
+            clone.counts_on()
+
+    def test_load(self):
+        """A copy of the directory somewhere else; a copy that is damaged where nobody has looked yet."""
+        vm = tiny.start(self.daemon)
+        self.save(vm, "first")
+        vm.stop()
+        copy = os.path.join(self.daemon.top, "copy")
+        subprocess.run(["cp", "-a", "--sparse=always", os.path.join(self.store, "first"), copy], check=True)
+        self.addCleanup(shutil.rmtree, copy)
+        loaded = self.daemon.call("snapshot.load", directory=copy, name="second")["snapshot"]
+        self.addCleanup(self.remove, "second")
+        self.assertTrue(loaded["linked"])
+        for clone in tiny.clones(self.daemon, self.clone("second")):
+            clone.counts_on()
+        with open(os.path.join(copy, "snapshot.json")) as file:
+            memory = os.path.join(copy, json.load(file)["blocks"][0]["file"])
+        with open(memory, "r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"!")
+        self.error("failed", "snapshot.load", memory, directory=copy, name="third")
+        self.error("bad-params", "snapshot.load", directory="copy", name="third")
+
+    def test_no_room(self):
+        """A file system that is too small: an error, the VM goes on, nothing is left."""
+        if os.geteuid() != 0:
+            self.skipTest("mounting a small file system needs root")
+        vm = tiny.start(self.daemon)
+        self.addCleanup(vm.stop)
+        os.makedirs(self.store, exist_ok=True)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", self.store]).returncode != 0:
+            self.skipTest("mounting is not allowed here")
+        try:
+            error = self.error("failed", "snapshot.save", "make room", vm=vm.name, name="big")
+            self.assertIn("big", error.message)
+            self.assertEqual(os.listdir(self.store), [])
+        finally:
+            subprocess.run(["umount", "-l", self.store], check=True)
+        vm.counts_on()
+        self.save(vm, "big")
+
+
+class Life(Saving):
+    """Restarts of sfvmmd and deaths of its helpers, with the tiny guest."""
+
+    check_footprint = False
+
+    def test_later(self):
+        """The VM has ended, its sfvmmd too, its run directory is gone: as after a reboot."""
+        vm = tiny.start(self.daemon)
+        self.save(vm, "later")
+        vm.stop()
+        harness.wait(lambda: not self.daemon.qemus(), what="end of the VM")
+        self.daemon.end()
+        shutil.rmtree(self.daemon.run)
+        os.makedirs(self.daemon.run, mode=0o755)
+        self.daemon.start()
+        for clone in tiny.clones(self.daemon, self.clone("later", 2)):
+            clone.counts_on()
+
+    def test_restart(self):
+        """Clones of a saved snapshot go on while sfvmmd is killed and started; then there are more of them."""
+        vm = tiny.start(self.daemon)
+        self.save(vm, "restart")
+        vm.stop()
+        clones = tiny.clones(self.daemon, self.clone("restart", 2))
+        self.daemon.restart(signal.SIGKILL)
+        for clone in clones:
+            clone = tiny.Tiny(self.daemon, self.daemon.call("vm.status", vm=clone.name)["vm"])
+            clone.counts_on()
+        for clone in tiny.clones(self.daemon, self.clone("restart")):
+            clone.counts_on()
+
+    def test_killed_in_a_save(self):
+        """sfvmmd is killed while it saves: nothing is left of that, and the VM does not notice."""
+        vm = tiny.start(self.daemon, memory=256 * MIB)
+        self.addCleanup(vm.stop)
+        with contextlib.closing(self.daemon.client()) as client:
+            client.send("snapshot.save", vm=vm.name, name="half")
+            harness.wait(lambda: os.path.exists(os.path.join(self.store, ".half.part")) or
+                         os.path.exists(os.path.join(self.store, "half")), what="the save")
+        self.daemon.restart(signal.SIGKILL)
+        names = [saved["name"] for saved in self.daemon.call("snapshot.list")["snapshots"]]
+        left = sorted(os.listdir(self.store))
+        self.assertIn(left, ([], ["half"]))
+        self.assertEqual(names, left)
+        tiny.Tiny(self.daemon, self.daemon.call("vm.status", vm=vm.name)["vm"]).counts_on()
+        if left:
+            self.remove("half")
+
+
+class Linux(Saving):
+    """Memory and disks by content, an agent."""
+
+    def setUp(self):
+        super().setUp()
+        self.parent = harness.linux(self.daemon, disks=[
+            {"path": harness.blank_disk(self.daemon, "data.raw", 8), "format": "raw"}])
+        self.ended = False
+        self.addCleanup(self.stop_parent)
+        self.probe = self.parent.probe()
+        self.probe("open m mem 48")
+        self.probe("open d dev /dev/vdc 0")
+        self.write([self.probe], 1)
+
+    def stop_parent(self):
+        if not self.ended:
+            self.ended = True
+            self.parent.stop()
+
+    def write(self, probes, number):
+        on_all(probes, "fill m %d" % number)
+        on_all(probes, "fill d %d" % number)
+
+    def check(self, probes, number):
+        on_all(probes, "verify m %d" % number)
+        on_all(probes, "verify d %d" % number)
+
+    def probes(self, ticket):
+        return [harness.Probe(vm) for vm in self.daemon.clones(ticket)]
+
+    def test_memory_and_disks(self):
+        self.save(self.parent, "warm")
+        self.write([self.probe], 2)
+        probes = self.probes(self.clone("warm", 2))
+        self.check(probes, 1)
+        self.write(probes[:1], 3)
+        self.check(probes[1:], 1)
+        self.check(probes[:1], 3)
+        self.check([self.probe], 2)
+        self.check(self.probes(self.clone("warm")), 1)
+
+    def test_fork_and_restart(self):
+        """Saved again from the fork of a ticket; a restart between; clones of clones of saved ones."""
+        self.before = None              # another daemon at the end
+        ticket = self.parent.clone(1)
+        self.addCleanup(self.end, ticket["ticket"])
+        self.write([self.probe], 2)
+        saved = self.daemon.call("snapshot.save", ticket=ticket["ticket"], name="of-a-fork")["snapshot"]
+        self.addCleanup(self.remove, saved["name"])
+        self.end(ticket["ticket"])
+        self.check([self.probe], 2)
+        self.stop_parent()
+        self.daemon.restart()
+        ticket = self.clone("of-a-fork")
+        self.check(self.probes(ticket), 1)
+        clone = self.daemon.clones(ticket)[0]
+        again = clone.clone(2)
+        self.addCleanup(self.end, again["ticket"])
+        probes = self.probes(again)
+        self.check(probes, 1)
+        self.write(probes[:1], 4)
+        self.check(probes[1:], 1)
+
+
+if __name__ == "__main__":
+    harness.main()
