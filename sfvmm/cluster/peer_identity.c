@@ -102,11 +102,9 @@ void sf_peer_identity_free(SfPeerIdentity *identity)
 
 gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean server, int fd, GError **error)
 {
-    /* The purpose that the other side's certificate must have. */
-    gnutls_typed_vdata_st purpose = {
-        .type = GNUTLS_DT_KEY_PURPOSE_OID,
-        .data = (unsigned char *)(server ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER),
-    };
+    /* The purpose that the other side's certificate must have. The session keeps the pointer. */
+    static gnutls_typed_vdata_st of_client = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT, 0 };
+    static gnutls_typed_vdata_st of_server = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_SERVER, 0 };
     gnutls_session_t session = NULL;
 
     if (!check(gnutls_init(&session, (server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL |
@@ -120,7 +118,7 @@ gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean ser
         gnutls_deinit(session);
         return NULL;
     }
-    gnutls_session_set_verify_cert2(session, &purpose, 1, 0);
+    gnutls_session_set_verify_cert2(session, server ? &of_client : &of_server, 1, 0);
     if (server) {
         gnutls_certificate_server_set_request(session, GNUTLS_CERT_REQUIRE);
     }

@@ -54,6 +54,7 @@ struct SfPeerLink {
     GSocketConnection *connection;
     gnutls_session_t session; /* NULL: it could not be made */
     gboolean server, established, lines_left, alerted;
+    guint turn_lines; /* served in this turn of the main loop */
     int state;
     char *name, *local_ip, *remote_ip;
     SfJsonLineReader *reader;
@@ -137,7 +138,9 @@ static void link_fail_tls(SfPeerLink *link, gssize code)
 
     if (code == 0 || code == GNUTLS_E_PREMATURE_TERMINATION || code == GNUTLS_E_PULL_ERROR ||
         code == GNUTLS_E_PUSH_ERROR) {
-        link_fail_with(link, SF_PEER_ERROR_LOST, "the connection was closed");
+        link_fail_with(link, SF_PEER_ERROR_LOST,
+                       link->state == HANDSHAKE ? "the connection was closed in the middle of TLS's handshake"
+                                                : "the connection was closed");
         return;
     }
     sf_peer_identity_set_error(link->session, (int)code, &error);
@@ -180,11 +183,11 @@ static void link_handshake(SfPeerLink *link)
 
 /* ---- input ---- */
 
-/* Lines that have been read, as many as a turn may take. */
+/* Lines that have been read, as many as a turn may still take. */
 static void link_serve(SfPeerLink *link)
 {
     link->lines_left = FALSE;
-    for (guint i = 0; i < LINES_TURN; i++) {
+    for (; link->turn_lines < LINES_TURN; link->turn_lines++) {
         g_autoptr(JsonObject) object = NULL;
         g_autoptr(GError) error = NULL;
 
@@ -329,6 +332,7 @@ static gboolean io_dispatch(GSource *source, GSourceFunc callback, gpointer data
     SfPeerLink *link = io->link;
     GIOCondition condition = g_source_query_unix_fd(source, io->tag);
 
+    link->turn_lines = 0;
     if (link->state == HANDSHAKE) {
         link_handshake(link);
         condition = 0;

@@ -98,10 +98,15 @@ static guint64 host_memory_left(const SfClusterHost *host)
     return memory > host->booked_memory ? memory - host->booked_memory : 0;
 }
 
+static gboolean has_refused(SfResourceManager *manager, const SfClusterHost *host, const SfTicket *ticket)
+{
+    return g_ptr_array_find_with_equal_func(ticket->refused_by, place_name(manager, host), g_str_equal, NULL);
+}
+
 gboolean sf_resource_manager_has_room(SfResourceManager *manager, const SfClusterHost *host, const SfTicket *ticket)
 {
-    return host->up && !host->draining && !host->told_draining && host_slots_left(host) > 0 && host_memory_left(host) >= ticket->reserved &&
-           !g_ptr_array_find_with_equal_func(ticket->refused_by, place_name(manager, host), g_str_equal, NULL);
+    return host->up && !host->draining && !host->told_draining && host_slots_left(host) > 0 &&
+           host_memory_left(host) >= ticket->reserved && !has_refused(manager, host, ticket);
 }
 
 GList *sf_resource_manager_hosts(SfResourceManager *manager)
@@ -295,18 +300,25 @@ static void set_capacity_error(SfResourceManager *manager, const SfTicket *ticke
                                GError **error)
 {
     const char *who = manager->hosts->len > 1 ? "the hosts have" : "this host has";
-    gboolean slots = FALSE, draining = TRUE;
+    gboolean slots = FALSE, draining = TRUE, refused = FALSE;
 
     for (guint i = 0; i < manager->hosts->len; i++) {
         const SfClusterHost *host = g_ptr_array_index(manager->hosts, i);
         gboolean usable = host->up && !host->draining && !host->told_draining;
         draining = draining && !usable;
-        slots = slots || (usable && host_slots_left(host) > 0);
+        if (usable && host_slots_left(host) > 0) {
+            gboolean no = has_refused(manager, host, ticket);
+            refused = refused || no;
+            slots = slots || !no;
+        }
     }
     if (draining) {
         g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
                     "VM \"%s\": %u clones asked, but every host drains or can't be reached; see `sfctl host list`",
                     ticket->vm, count);
+    } else if (refused && !slots) {
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
+                    "VM \"%s\": %u clones asked, but every host that has room has refused it", ticket->vm, count);
     } else if (slots) {
         g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
                     "VM \"%s\": %u clones asked, but %s memory for %u more clones of it (%" G_GUINT64_FORMAT
