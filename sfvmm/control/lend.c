@@ -36,6 +36,7 @@
 #define DESCRIPTOR_FILE  "descriptor.dtb"
 #define DISKS_FILE       "disks.json"
 #define PAGER_COMPLETE   "sf-lend-complete"
+#define PAGER_CUT_OFF    "sf-lend-cut-off"
 #define RESERVES         "sf-lend-reserves"
 #define TICKET4_SHIFT    48 /* a ticket's first four digits, as in the names of clones */
 
@@ -282,6 +283,17 @@ static void on_pager_complete(SfPager *pager, gpointer data)
     g_object_set_data(G_OBJECT(pager), PAGER_COMPLETE, GINT_TO_POINTER(TRUE));
 }
 
+static void on_pager_sources(SfPager *pager, guint up, gpointer data)
+{
+    g_object_set_data(G_OBJECT(pager), PAGER_CUT_OFF, GINT_TO_POINTER(up == 0));
+}
+
+static void watch_pager(SfPager *pager)
+{
+    g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), NULL);
+    g_signal_connect(pager, "sources", G_CALLBACK(on_pager_sources), NULL);
+}
+
 /* As a URI has it. */
 static char *bracketed_ip(SfPeer *peer)
 {
@@ -321,7 +333,7 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
         g_clear_object(&pager);
     }
     if (pager) {
-        g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), NULL);
+        watch_pager(pager);
     }
     return pager;
 }
@@ -1132,16 +1144,19 @@ void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
 
 /* ---- an origin that stays away ---- */
 
-/* Nobody waits for what its clones do: none lives, or they will never have all of their memory. */
+/*
+ * Its clones can't go on, or nobody will ask for what they have done. Those that live go on: their memory may be
+ * complete, or come from the origin's sf-pager, which needs no sfvmmd.
+ */
 static gboolean is_abandoned(const SfHostTicket *ticket, gint64 away_us)
 {
-    gboolean complete = ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE);
+    GObject *pager = G_OBJECT(ticket->pager);
 
     if (!ticket->fork) {
         return TRUE;
     }
     if (sf_fork_alive(ticket->fork) > 0) {
-        return !complete;
+        return !pager || (g_object_get_data(pager, PAGER_CUT_OFF) && !g_object_get_data(pager, PAGER_COMPLETE));
     }
     return away_us > KEEP_SECONDS * (gint64)US_PER_S;
 }
@@ -1150,11 +1165,14 @@ static gboolean on_away(gpointer data)
 {
     SfHostTicket *ticket = data;
 
-    if (!is_abandoned(ticket, g_get_monotonic_time() - ticket->away)) {
+    gint64 away_us = g_get_monotonic_time() - ticket->away;
+    gboolean abandoned = is_abandoned(ticket, away_us);
+
+    g_message("ticket %016" G_GINT64_MODIFIER "x: its host %s has not been heard of for %u s; %s", ticket->grant->id,
+              ticket->grant->origin, (guint)(away_us / US_PER_S), abandoned ? "released" : "kept");
+    if (!abandoned) {
         return G_SOURCE_CONTINUE;
     }
-    g_message("ticket %016" G_GINT64_MODIFIER "x: its host %s has not been heard of for %u s; released",
-              ticket->grant->id, ticket->grant->origin, sf_host_config(ticket->host)->cluster.away_seconds);
     ticket->expiry = 0;
     sf_host_release_ticket(ticket->host, ticket);
     return G_SOURCE_REMOVE;
@@ -1205,7 +1223,7 @@ void sf_lend_recover(SfHostTicket *ticket)
     if (!ticket->pager) {
         g_warning("ticket %s: the memory of its clones is gone: %s", id, error->message);
     } else {
-        g_signal_connect(ticket->pager, "complete", G_CALLBACK(on_pager_complete), NULL);
+        watch_pager(ticket->pager);
     }
     ticket->lend->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
     await_origin(ticket);

@@ -7,8 +7,8 @@
  *     kill, result, release
  *     sync       what the origin and this host know is made one again, after they have met again
  *
- * A peer may speak of its own tickets only. When the origin stays away longer than `away-seconds`, tickets that have
- * no living clone with complete memory are released; others wait for it.
+ * A peer may speak of its own tickets only. When the origin stays away longer than `away-seconds`, tickets whose clones
+ * can't go on are released; others wait for it.
  *
  * Main thread only.
  */

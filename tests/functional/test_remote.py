@@ -11,7 +11,7 @@ import hosts
 from harness import on_all
 
 MEMORY = 256 * harness.MIB
-AWAY_SECONDS = 20               # a host that is not heard of for so long has lost its clones
+AWAY_SECONDS = 10               # a host that is not heard of for so long has lost its clones
 
 
 class Remote(harness.Case):
@@ -171,6 +171,109 @@ class Basic:
         self.assertEqual(self.join(), {1: ("exited", 0, 0)})
         self.probe("release 0")
         self.probe("close m")
+
+
+class Restart(Remote):
+    """Either sfvmmd ends, or a data plane; nothing is lost."""
+
+    def busy(self):
+        """A fork whose clones still lack most of their memory."""
+        self.at("b")
+        self.probe("open m mem 40")
+        self.probe("fill m 1")
+        self.addCleanup(self.probe, "close m")
+        state, probes = self.fork(2)
+        return state["ticket"], probes
+
+    def finish(self, ticket, probes, statuses):
+        for number, status in statuses.items():
+            probes[number].send("exit %d 100000 %d" % (status, number))
+        self.assertEqual(self.join(), {n: ("exited", status, 100000) for n, status in statuses.items()})
+        for number in statuses:
+            self.probe("fetch 0 %d %d" % (number, number))
+        self.probe("verify m 1")
+        self.probe("release 0")
+
+    def other_host_ends(self, how):
+        ticket, probes = self.busy()
+        probes[1]("sync 300000 5")
+        self.b.end(how)
+        on_all(list(probes.values()), "verify m 1")         # their memory still comes
+        self.probe.send("join 0")
+        probes[2].send("exit 7 200000 8")                   # while nobody is there
+        self.b.start()
+        on_all([probes[1]], "verify m 1")
+        probes[1].send("exit 3")
+        reply = self.probe.reply()
+        self.assertEqual([reply["m1"], reply["m2"]], ["exited:3:300000", "exited:7:200000"])
+        self.probe("fetch 0 1 5")
+        self.probe("fetch 0 2 8")
+        self.probe("release 0")
+
+    def test_other_host_ends(self):
+        self.other_host_ends(signal.SIGTERM)
+
+    def test_other_host_is_killed(self):
+        self.other_host_ends(signal.SIGKILL)
+
+    def origin_ends(self, how):
+        """For longer than a host may be away: pages come from its sf-pager all the same."""
+        ticket, probes = self.busy()
+        self.a.end(how)
+        probes[1]("verify m 1")
+        probes[2].send("exit 7 200000 8")
+        harness.wait(lambda: not harness.alive(probes[2].vm.pid), what="the end of clone 2")
+        harness.wait(lambda: "not been heard of" in self.b.log_tail(), (AWAY_SECONDS + 10) * harness.SCALE,
+                     "word that the origin is away")
+        self.a.start()
+        self.a.wait_up("b")
+        on_all([probes[1]], "verify m 1")
+        probes[1].send("exit 3 1000 9")
+        self.assertEqual(self.join(), {1: ("exited", 3, 1000), 2: ("exited", 7, 200000)})
+        self.probe("fetch 0 1 9")
+        self.probe("fetch 0 2 8")
+        self.probe("verify m 1")
+        self.probe("release 0")
+
+    def test_origin_ends(self):
+        self.origin_ends(signal.SIGTERM)
+
+    def test_origin_is_killed(self):
+        self.origin_ends(signal.SIGKILL)
+
+    def test_both(self):
+        ticket, probes = self.busy()
+        self.a.end(signal.SIGKILL)
+        self.b.end(signal.SIGKILL)
+        self.a.start()
+        on_all(list(probes.values()), "verify m 1")
+        self.b.start()
+        self.a.wait_up("b")
+        self.finish(ticket, probes, {1: 3, 2: 4})
+
+    def test_killed_pagers(self):
+        ticket, probes = self.busy()
+        for host in (self.a, self.b):
+            for pid in host.pagers():
+                os.kill(pid, signal.SIGKILL)
+        on_all(list(probes.values()), "verify m 1")
+        self.finish(ticket, probes, {1: 3, 2: 4})
+
+    def test_forks_after_a_restart(self):
+        """The clones that are there fork, and the parent forks to the same host again."""
+        ticket, probes = self.busy()
+        self.b.restart(signal.SIGKILL)
+        self.a.restart(signal.SIGKILL)
+        self.a.wait_up("b")
+        second, more = self.fork(1, slot=1)
+        more[1]("verify m 1")
+        made = probes[1].vm.clone(1)
+        self.assertEqual([c["state"] for c in made["clones"]], ["running"], made)
+        self.b.end_ticket(made["ticket"])
+        more[1].send("exit 0")
+        self.assertEqual(self.join(1), {1: ("exited", 0, 0)})
+        self.probe("release 1")
+        self.finish(ticket, probes, {1: 3, 2: 4})
 
 
 class Tls(Basic, Remote):
