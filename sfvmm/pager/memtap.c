@@ -17,7 +17,8 @@
  * Faults of many clones on one page wait for one read. A page that another thread writes meanwhile (prefetch) may be
  * written twice, with the same content, which nobody can tell.
  *
- * Neighbours: the rest of the aligned unit around the page is asked for on the near link. The unit grows as faults
+ * Neighbours: when the page has come and its waiters are awake, the rest of the aligned unit around it is asked for on the near
+ * link; not before, as it would share the source's time with the page. The unit grows as faults
  * follow each other and falls back when they jump. A fault on a page that is on its way so waits for it.
  *
  * A read that fails is sent again, on the demand link, when it is ready again, as long as somebody waits for it. Who has
@@ -301,9 +302,7 @@ static void fault_in_block(struct memtap *memtap, struct clone *clone, unsigned 
     list_add(memtap, read);
     send_or_queue(memtap, read);
     atomic_fetch_add_explicit(&memtap->stats.demand_faults, 1, memory_order_relaxed);
-    if (memtap->neighbours) {
-        fetch_neighbours(memtap, block, offset);
-    } else {
+    if (!memtap->neighbours) {
         record(memtap, block, offset, SF_PAGE_SIZE);
     }
 }
@@ -396,8 +395,13 @@ static void read_succeeded(struct memtap *memtap, struct read *read)
 {
     struct memtap_stats *stats = &memtap->stats;
 
+    bool waited_for = read->waiters;
+
     wake_waiters(memtap, read);
     list_remove(memtap, read);
+    if (memtap->neighbours && waited_for && read->user == ROLE_DEMAND) {
+        fetch_neighbours(memtap, read->block, read->offset);
+    }
     atomic_fetch_add_explicit(&stats->fetched_bytes, read->length, memory_order_relaxed);
     if (read->user == ROLE_DEMAND) {
         atomic_fetch_add_explicit(&stats->demand_bytes, read->length, memory_order_relaxed);
