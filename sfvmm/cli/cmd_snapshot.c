@@ -9,12 +9,14 @@
 
 #define COUNT_MAX 1024 /* clones of one ticket: SF_GP_MAX_CLONES */
 
-static char *option_count, *option_timeout, *option_ticket;
+static char *option_count, *option_timeout, *option_ticket, *option_memory_uri;
 static gboolean option_no_wait, option_quiet;
 
 static const GOptionEntry snapshot_options[] = {
     { "ticket", 0, 0, G_OPTION_ARG_STRING, &option_ticket, "save: what the clones of this ticket were made from",
       "TICKET" },
+    { "memory-uri", 0, 0, G_OPTION_ARG_STRING, &option_memory_uri,
+      "load: an NBD server has the memory; {block} in it is a block's id", "URI" },
     { "count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "clone: how many (default 1)", "N" },
     { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "clone: fail when it takes longer", "TIME" },
     { "no-wait", 0, 0, G_OPTION_ARG_NONE, &option_no_wait,
@@ -78,6 +80,9 @@ static int run_load(SfCtl *ctl, int argc, char **argv)
     name = argc == 2 ? g_strdup(argv[1]) : g_path_get_basename(directory);
     params = sf_ctl_params("directory", directory);
     json_object_set_string_member(params, "name", name);
+    if (option_memory_uri) {
+        json_object_set_string_member(params, "memory_uri", option_memory_uri);
+    }
     what = g_strdup_printf("snapshot \"%s\" is checked", name);
     g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, what, "snapshot.load", params, SF_CTL_NO_LIMIT, &error);
     return result ? show_saved(ctl, result, "loaded from") : sf_ctl_fail_call(ctl, error);

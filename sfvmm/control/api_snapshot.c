@@ -130,8 +130,8 @@ static void api_load(SfHost *host, JsonObject *params, SfCall *call)
 {
     const char *name = text_param(params, "name");
 
-    sf_store_load_async(sf_snapshots_store(sf_snapshots_of(host)), text_param(params, "directory"), name, on_loaded,
-                        name_call_new(host, call, name));
+    sf_store_load_async(sf_snapshots_store(sf_snapshots_of(host)), text_param(params, "directory"),
+                        text_param(params, "memory_uri"), name, on_loaded, name_call_new(host, call, name));
 }
 
 /* ---- list, rm ---- */
@@ -280,7 +280,8 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
 
 const SfApiMethod sf_api_snapshot_methods[] = {
     { "snapshot.save", api_save, { NAME, { "vm", SF_API_TEXT, FALSE }, { "ticket", SF_API_TEXT, FALSE } } },
-    { "snapshot.load", api_load, { NAME, { "directory", SF_API_TEXT, TRUE } } },
+    { "snapshot.load", api_load, { NAME, { "directory", SF_API_TEXT, TRUE },
+      { "memory_uri", SF_API_TEXT, FALSE } } },
     { "snapshot.list", api_list, { { 0 } } },
     { "snapshot.rm", api_rm, { NAME } },
     { "snapshot.clone", api_clone, { NAME, { "count", SF_API_INTEGER, FALSE }, { "wait", SF_API_TEXT, FALSE },

@@ -435,11 +435,20 @@ static void clone_begin(GTask *task)
     g_object_unref(task);
 }
 
-/* The server of the memory files is there: the pager connects to it. */
+/* Memory that somebody else serves: over TLS with this host's page certificates, or plain if the URI says so. */
+static SfPageSource other_source(const SfDaemonConfig *config, const char *uri)
+{
+    gboolean tls = g_str_has_prefix(uri, "nbds");
+
+    return (SfPageSource){ .uri = uri, .security = tls ? SF_PAGER_X509 : SF_PAGER_PLAIN,
+                           .keys = tls ? config->cluster.pages_directory : NULL };
+}
+
+/* The memory is served, by the disk server or by somebody else (server NULL): the pager connects. */
 static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *id, GError **error)
 {
     const SfDaemonConfig *config = sf_host_config(call->snapshots->host);
-    g_autofree char *uri = sf_disk_server_uri(server, "{block}");
+    g_autofree char *uri = server ? sf_disk_server_uri(server, "{block}") : g_strdup(call->saved->memory_uri);
     g_autoptr(SfPageCache) cache = cache_of(call->descriptor, error);
     g_autoptr(SfRamBase) base = sf_ram_base_new();
     SfPagerOptions options = { .binary = config->pager,
@@ -448,10 +457,15 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
                                .uid = config->launcher.uid,
                                .gid = config->launcher.gid,
                                .listen_fd = -1 };
-    SfPageSource source = { .uri = uri, .security = SF_PAGER_PLAIN };
+    SfPageSource source = other_source(config, uri);
     SfPager *pager;
 
     if (!cache) {
+        return FALSE;
+    }
+    if (source.security == SF_PAGER_X509 && !source.keys) {
+        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED,
+                    "its memory is at %s, and this host has no certificates (pki-directory in sfvmmd.conf)", uri);
         return FALSE;
     }
     call->snapshot = sf_snapshot_new_cached(id, base, cache, call->descriptor->device_state, call->saved->device_length,
@@ -465,7 +479,10 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
         g_object_unref(pager);
         return FALSE;
     }
-    g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, sf_disk_server_ref(server), (GDestroyNotify)sf_disk_server_unref);
+    if (server) {
+        g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, sf_disk_server_ref(server),
+                               (GDestroyNotify)sf_disk_server_unref);
+    }
     call->ticket->pager = pager;
     return TRUE;
 }
@@ -627,8 +644,15 @@ static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
     call->chains = chains_of(call->saved);
     if (share_pager(call)) {
         clone_begin(task);
-    } else {
+    } else if (!call->saved->memory_uri) {
         serve_memory(task);
+    } else {
+        g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, call->ticket_id);
+        if (start_pager(call, NULL, id, &error)) {
+            clone_begin(task);
+        } else {
+            clone_fail(task, error);
+        }
     }
 }
 
@@ -738,6 +762,7 @@ JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name)
         json_object_set_int_member(object, "disks", saved->disks->len);
         json_object_set_int_member(object, "bytes", (gint64)sf_saved_disk_usage(saved));
         json_object_set_string_member(object, "directory", saved->directory);
+        json_object_set_string_member(object, "memory_uri", saved->memory_uri ? saved->memory_uri : "");
     }
     return object;
 }

@@ -64,6 +64,7 @@ void sf_saved_free(SfSaved *saved)
         g_ptr_array_unref(saved->disks);
         file_clear(&saved->descriptor);
         g_clear_pointer(&saved->machine, json_object_unref);
+        g_free(saved->memory_uri);
         g_free(saved->directory);
         g_free(saved->id);
         g_free(saved->vm);
@@ -473,7 +474,7 @@ static gboolean for_each_file(const SfSaved *saved, FileVisit visit, guint64 *su
     if (!visit(saved, &saved->descriptor, sum, error)) {
         return FALSE;
     }
-    for (guint i = 0; i < saved->blocks->len; i++) {
+    for (guint i = 0; i < saved->blocks->len && !saved->memory_uri; i++) {
         if (!visit(saved, &((SfSavedBlock *)g_ptr_array_index(saved->blocks, i))->file, sum, error)) {
             return FALSE;
         }
@@ -486,7 +487,7 @@ static gboolean for_each_file(const SfSaved *saved, FileVisit visit, guint64 *su
     return TRUE;
 }
 
-SfSaved *sf_saved_read(const char *directory, GError **error)
+SfSaved *sf_saved_read(const char *directory, const char *memory_uri, GError **error)
 {
     g_autofree char *path = g_build_filename(directory, SF_SAVED_JSON, NULL);
     g_autofree char *text = NULL;
@@ -505,6 +506,7 @@ SfSaved *sf_saved_read(const char *directory, GError **error)
         return NULL;
     }
     saved->directory = g_strdup(directory);
+    saved->memory_uri = g_strdup(memory_uri);
     return for_each_file(saved, check_size, NULL, error) ? g_steal_pointer(&saved) : NULL;
 }
 

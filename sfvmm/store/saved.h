@@ -44,7 +44,8 @@ typedef struct {
 } SfSavedDisk;
 
 typedef struct {
-    char *directory; /* where it was read from; NULL after parse() */
+    char *directory;  /* where it was read from; NULL after parse() */
+    char *memory_uri; /* where its memory is served by NBD, "{block}" standing for a block's id; NULL: in the directory */
     char *id;        /* of the snapshot, "s-0123456789abcdef" */
     char *vm;        /* that was saved */
     guint64 created; /* ns since the epoch */
@@ -69,8 +70,9 @@ SfSavedDisk *sf_saved_add_disk(SfSaved *saved, const char *id, guint64 size, gbo
 char *sf_saved_format(const SfSaved *saved, gsize *length);
 SfSaved *sf_saved_parse(const char *text, gsize length, GError **error);
 
-/* Reads DIR/snapshot.json, and looks that each file is there and has its size. */
-SfSaved *sf_saved_read(const char *directory, GError **error);
+/* Reads DIR/snapshot.json, and looks that each file is there and has its size; with memory_uri those of memory may be
+ * elsewhere. */
+SfSaved *sf_saved_read(const char *directory, const char *memory_uri_or_null, GError **error);
 
 /* The path of one of its files. Caller frees. */
 char *sf_saved_path(const SfSaved *saved, const SfSavedFile *file);
@@ -78,7 +80,7 @@ char *sf_saved_path(const SfSaved *saved, const SfSavedFile *file);
 /* Its descriptor, checksum verified, and compared with the rest: the same id, blocks and lengths. */
 SfDescriptor *sf_saved_descriptor(const SfSaved *saved, GError **error);
 
-/* Computes the checksums of all its files. Reads all of them: for a worker thread. */
+/* Computes the checksums of all its files, but of memory that is elsewhere. Reads all of them: for a worker thread. */
 gboolean sf_saved_verify(const SfSaved *saved, GError **error);
 
 /* Bytes that it takes on its file system. */

@@ -27,6 +27,8 @@
 #define DIRECTORY_MODE 0700
 #define FILE_MODE      0600
 #define PART_SUFFIX    ".part"
+#define SOURCE_FILE    "source.json"
+#define URI_MAX        1024u /* bytes */
 
 struct SfStore {
     char *directory;
@@ -148,18 +150,35 @@ static gboolean take_name(SfStore *store, const char *name, GError **error)
     return TRUE;
 }
 
+static char *source_path(SfStore *store, const char *name)
+{
+    return g_build_filename(store->directory, name, SOURCE_FILE, NULL);
+}
+
 SfSaved *sf_store_read(SfStore *store, const char *name, GError **error)
 {
     g_autofree char *path = store_path(store, name);
+    g_autofree char *source = source_path(store, name);
+    g_autoptr(JsonObject) object = NULL;
 
-    return check_exists(store, name, error) ? sf_saved_read(path, error) : NULL;
+    if (!check_exists(store, name, error)) {
+        return NULL;
+    }
+    if (!g_file_test(source, G_FILE_TEST_EXISTS)) {
+        return sf_saved_read(path, NULL, error);
+    }
+    object = sf_state_read(source, error);
+    return object ? sf_saved_read(json_object_get_string_member_with_default(object, "directory", ""),
+                                  json_object_get_string_member_with_default(object, "memory_uri", ""), error)
+                  : NULL;
 }
 
 gboolean sf_store_is_link(SfStore *store, const char *name)
 {
     g_autofree char *path = store_path(store, name);
+    g_autofree char *source = source_path(store, name);
 
-    return g_file_test(path, G_FILE_TEST_IS_SYMLINK);
+    return g_file_test(path, G_FILE_TEST_IS_SYMLINK) || g_file_test(source, G_FILE_TEST_EXISTS);
 }
 
 gboolean sf_store_remove(SfStore *store, const char *name, GError **error)
@@ -170,7 +189,7 @@ gboolean sf_store_remove(SfStore *store, const char *name, GError **error)
     if (!check_exists(store, name, error)) {
         return FALSE;
     }
-    if (sf_store_is_link(store, name)) {
+    if (g_file_test(path, G_FILE_TEST_IS_SYMLINK)) {
         return unlink(path) == 0 || fail_errno(error, path);
     }
     if (rename(path, hidden) < 0) { /* whole or gone, whatever happens while it is removed */
@@ -487,6 +506,7 @@ gboolean sf_store_save_finish(SfStore *store, GAsyncResult *result, GError **err
 typedef struct {
     SfStore *store;
     char *directory;
+    char *memory_uri; /* or NULL */
     char *name;
 } LoadOp;
 
@@ -495,6 +515,7 @@ static void load_op_free(gpointer data)
     LoadOp *op = data;
 
     g_free(op->directory);
+    g_free(op->memory_uri);
     g_free(op->name);
     g_free(op);
 }
@@ -503,7 +524,7 @@ static void load_thread(GTask *task, gpointer source, gpointer data, GCancellabl
 {
     LoadOp *op = data;
     GError *error = NULL;
-    g_autoptr(SfSaved) saved = sf_saved_read(op->directory, &error);
+    g_autoptr(SfSaved) saved = sf_saved_read(op->directory, op->memory_uri, &error);
 
     if (saved && sf_saved_verify(saved, &error)) {
         g_task_return_boolean(task, TRUE);
@@ -512,14 +533,56 @@ static void load_thread(GTask *task, gpointer source, gpointer data, GCancellabl
     }
 }
 
+static gboolean make_link(LoadOp *op, GError **error)
+{
+    g_autofree char *path = store_path(op->store, op->name);
+    g_autofree char *source = source_path(op->store, op->name);
+    g_autoptr(JsonObject) object = NULL;
+
+    if (!op->memory_uri) {
+        return symlink(op->directory, path) == 0 || fail_errno(error, path);
+    }
+    object = json_object_new();
+    json_object_set_string_member(object, "directory", op->directory);
+    json_object_set_string_member(object, "memory_uri", op->memory_uri);
+    if (mkdir(path, DIRECTORY_MODE) < 0) {
+        return fail_errno(error, path);
+    }
+    if (!sf_state_write(source, object, error)) {
+        sf_state_remove_folder(path);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+/* An NBD URI (of the kinds that libnbd knows) in printable characters. */
+static gboolean check_uri(const char *uri, GError **error)
+{
+    static const char *const schemes[] = { "nbd://", "nbds://", "nbd+unix://", "nbds+unix://" };
+    gboolean ok = strlen(uri) <= URI_MAX;
+    gboolean known = FALSE;
+
+    for (const char *p = uri; *p; p++) {
+        ok = ok && g_ascii_isgraph(*p);
+    }
+    for (guint i = 0; i < G_N_ELEMENTS(schemes); i++) {
+        known = known || g_str_has_prefix(uri, schemes[i]);
+    }
+    if (!ok || !known) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                    "memory at \"%.64s\": an NBD URI is needed, nbds://HOST:PORT/EXPORT for instance, with {block} for the "
+                    "id of a block",
+                    uri);
+    }
+    return ok && known;
+}
+
 static void on_verified(GObject *source, GAsyncResult *result, gpointer data)
 {
     g_autoptr(GTask) task = data;
     LoadOp *op = g_task_get_task_data(task);
-    g_autofree char *path = store_path(op->store, op->name);
     GError *error = NULL;
-    gboolean ok = g_task_propagate_boolean(G_TASK(result), &error) &&
-                  (symlink(op->directory, path) == 0 || fail_errno(&error, path));
+    gboolean ok = g_task_propagate_boolean(G_TASK(result), &error) && make_link(op, &error);
 
     g_hash_table_remove(op->store->busy, op->name);
     if (ok) {
@@ -529,8 +592,8 @@ static void on_verified(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-void sf_store_load_async(SfStore *store, const char *directory, const char *name, GAsyncReadyCallback callback,
-                         gpointer data)
+void sf_store_load_async(SfStore *store, const char *directory, const char *memory_uri, const char *name,
+                         GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
     LoadOp *op = g_new0(LoadOp, 1);
@@ -539,12 +602,13 @@ void sf_store_load_async(SfStore *store, const char *directory, const char *name
 
     op->store = store;
     op->directory = g_strdup(directory);
+    op->memory_uri = g_strdup(memory_uri);
     op->name = g_strdup(name);
     g_task_set_task_data(task, op, load_op_free);
     if (!g_path_is_absolute(directory)) {
         g_set_error(&error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT, "snapshot in \"%s\": give its absolute path",
                     directory);
-    } else {
+    } else if (!memory_uri || check_uri(memory_uri, &error)) {
         take_name(store, name, &error);
     }
     if (error) {

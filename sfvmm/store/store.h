@@ -2,8 +2,9 @@
 /*
  * SfStore: the saved snapshots of this host.
  *
- *     DIRECTORY/NAME/         a saved snapshot (saved.h), or a link to its directory elsewhere (load)
- *              /.NAME.part/   one that is being written; appears under its name when it is whole, or never
+ *     DIRECTORY/NAME/              a saved snapshot (saved.h), or a link to its directory elsewhere (load)
+ *              /NAME/source.json   of one whose memory is served by NBD: where that is, and the directory of the rest
+ *              /.NAME.part/        one that is being written; appears under its name when it is whole, or never
  *
  * Main thread only; the work is done in worker threads. Errors are G_IO_ERROR, EXISTS and NOT_FOUND for names.
  */
@@ -40,9 +41,12 @@ void sf_store_save_async(SfStore *store, const char *name, SfSnapshot *snapshot,
                          GAsyncReadyCallback callback, gpointer data);
 gboolean sf_store_save_finish(SfStore *store, GAsyncResult *result, GError **error);
 
-/* Load: verifies the snapshot in a directory (absolute path) and links to it. */
-void sf_store_load_async(SfStore *store, const char *directory, const char *name, GAsyncReadyCallback callback,
-                         gpointer data);
+/*
+ * Load: verifies the snapshot in a directory (absolute path) and links to it. memory_uri: an NBD server that has its memory
+ * (see SfSaved), which is not looked at yet; NULL: it is in the directory.
+ */
+void sf_store_load_async(SfStore *store, const char *directory, const char *memory_uri, const char *name,
+                         GAsyncReadyCallback callback, gpointer data);
 gboolean sf_store_load_finish(SfStore *store, GAsyncResult *result, GError **error);
 
 #endif

@@ -178,6 +178,43 @@ class Files(Saving):
         self.error("failed", "snapshot.load", memory, directory=copy, name="third")
         self.error("bad-params", "snapshot.load", directory="copy", name="third")
 
+    def served(self, command, socket, uri):
+        """Clones of a snapshot whose memory another program serves; the directory lacks it."""
+        vm = tiny.start(self.daemon)
+        self.save(vm, "local")
+        vm.stop()
+        folder = os.path.join(self.daemon.top, "rest")
+        memory = os.path.join(self.daemon.top, "memory")
+        shutil.copytree(os.path.join(self.store, "local"), folder)
+        self.addCleanup(shutil.rmtree, folder)
+        os.makedirs(memory)
+        self.addCleanup(shutil.rmtree, memory)
+        os.rename(os.path.join(folder, "ram0.raw"), os.path.join(memory, "ram0.raw"))
+        server = subprocess.Popen(command(memory))
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        harness.wait(lambda: os.path.exists(socket) or server.poll() is not None, what="the server's socket")
+        os.chmod(socket, 0o666)
+        loaded = self.daemon.call("snapshot.load", directory=folder, name="served", memory_uri=uri)["snapshot"]
+        self.addCleanup(self.remove, "served")
+        self.assertEqual(loaded["memory_uri"], uri)
+        for clone in tiny.clones(self.daemon, self.clone("served", 2)):
+            clone.counts_on()
+
+    def test_nbdkit(self):
+        nbdkit = shutil.which("nbdkit")
+        if not nbdkit:
+            self.skipTest("nbdkit is missing")
+        socket = os.path.join(self.daemon.top, "nbdkit.sock")
+        self.served(lambda memory: [nbdkit, "-f", "-r", "-U", socket, "file", "dir=" + memory], socket,
+                    "nbd+unix:///{block}.raw?socket=" + socket)
+
+    def test_qemu_nbd(self):
+        program = harness.need(os.path.join(os.path.dirname(harness.qemu_img()), "qemu-nbd"), "qemu-nbd")
+        socket = os.path.join(self.daemon.top, "qemu-nbd.sock")
+        self.served(lambda memory: [program, "-r", "-t", "-f", "raw", "-x", "anything", "-e", "0", "-k", socket,
+                                    os.path.join(memory, "ram0.raw")], socket, "nbd+unix:///anything?socket=" + socket)
+
     def test_no_room(self):
         """A file system that is too small: an error, the VM goes on, nothing is left."""
         if os.geteuid() != 0:

@@ -306,12 +306,17 @@ static void on_loaded(GObject *source, GAsyncResult *result, gpointer data)
     f->done = TRUE;
 }
 
-static gboolean load(Fixture *f, const char *directory, const char *name)
+static gboolean load_from(Fixture *f, const char *directory, const char *uri, const char *name)
 {
     g_clear_error(&f->error);
-    sf_store_load_async(f->store, directory, name, on_loaded, f);
+    sf_store_load_async(f->store, directory, uri, name, on_loaded, f);
     wait_done(f);
     return f->ok;
+}
+
+static gboolean load(Fixture *f, const char *directory, const char *name)
+{
+    return load_from(f, directory, NULL, name);
 }
 
 static void test_load(Fixture *f, gconstpointer data)
@@ -349,6 +354,33 @@ static void test_load(Fixture *f, gconstpointer data)
     g_assert_cmpint(unlink(memory), ==, 0);
     g_assert_cmpint(symlink("/etc/passwd", memory), ==, 0);
     g_assert_false(load(f, elsewhere, "again"));
+}
+
+/* Memory that an NBD server has: the directory needs the rest only. */
+static void test_load_uri(Fixture *f, gconstpointer data)
+{
+    g_autofree char *elsewhere = g_build_filename(f->top, "elsewhere", NULL);
+    g_autofree char *warm = g_build_filename(f->directory, "warm", NULL);
+    g_autofree char *memory = g_build_filename(elsewhere, "ram0.raw", NULL);
+    const char *uri = "nbds://example.org:10809/{block}.raw";
+    g_autoptr(GError) error = NULL;
+
+    g_assert_true(save(f, "warm"));
+    g_assert_cmpint(rename(warm, elsewhere), ==, 0);
+    g_assert_cmpint(unlink(memory), ==, 0);
+    g_assert_false(load(f, elsewhere, "served"));
+    g_assert_false(load_from(f, elsewhere, "http://example.org/", "served"));
+    g_assert_error(f->error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT);
+    g_assert_false(load_from(f, elsewhere, "nbd://a b/", "served"));
+    g_assert_true(load_from(f, elsewhere, uri, "served"));
+    g_autoptr(SfSaved) saved = sf_store_read(f->store, "served", &error);
+    g_assert_no_error(error);
+    g_assert_cmpstr(saved->memory_uri, ==, uri);
+    g_assert_cmpstr(saved->directory, ==, elsewhere);
+    g_assert_true(sf_store_is_link(f->store, "served"));
+    g_assert_true(sf_store_remove(f->store, "served", &error));
+    g_assert_cmpuint(count_files(f->directory), ==, 0);
+    g_assert_cmpuint(count_files(elsewhere), ==, 2);
 }
 
 /* ---- snapshot.json ---- */
@@ -503,6 +535,7 @@ int main(int argc, char **argv)
     ADD("no-room", test_no_room);
     ADD("interrupted", test_interrupted);
     ADD("load", test_load);
+    ADD("load-uri", test_load_uri);
     ADD("strict", test_strict);
     ADD("mixed", test_mixed);
     ADD("layers", test_layers);
