@@ -9,21 +9,19 @@
  * asked for, and marked as claimed meanwhile, so that memtap does not ask for them as neighbours. What has failed is put right by
  * going over it again: the cursors are set back.
  *
- * The thread is nicer than memtap's. All that lasts belongs to it.
+ * All that lasts belongs to the thread.
  */
 #include "sfvmm/pager/prefetch.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #define CONNECTIONS       3u
 #define CONNECTIONS_MAX   16u
 #define READ_BYTES        (256u << 10)
 #define IN_FLIGHT         8u /* reads of one link */
-#define NICE              5
 #define RETRY_MS          50
 #define TICK_MS           1000 /* while reads are in flight: links look after their bounds */
 
@@ -39,7 +37,7 @@ struct prefetch {
     struct page_store *store;
     struct prefetch_options options;
     struct sources sources;
-    bool is_set, want_set, want_all, told_complete, is_nice;
+    bool is_set, want_set, want_all, told_complete;
     unsigned n_links;
     struct link *links[CONNECTIONS_MAX + SF_QC_MAX_BLOCKS];
     struct cursor cursors[SF_QC_MAX_BLOCKS];
@@ -159,10 +157,6 @@ static int turn(void *owner, int64_t now)
     unsigned in_flight = 0;
     int wish = -1;
 
-    if (!prefetch->is_nice) {
-        prefetch->is_nice = true;
-        setpriority(PRIO_PROCESS, 0, NICE); /* of this thread alone */
-    }
     for (unsigned i = 0; i < prefetch->n_links; i++) {
         int one = link_turn(prefetch->links[i], now);
         wish = wish < 0 ? one : one < 0 || wish < one ? wish : one;
