@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "sfvmm/control/api_method.h"
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/control/describe.h"
 
 #define RESULT_CHUNK_MAX (512u << 10) /* bytes of a result in one answer; base64 of it fits a line */
@@ -737,6 +738,44 @@ static void api_join(SfHost *host, JsonObject *params, SfCall *call)
     }
 }
 
+static void complete_finish(Wait *wait)
+{
+    reply_with(wait->call, "ticket", sf_describe_ticket(wait->ticket));
+    wait_free(wait);
+}
+
+static void on_complete_changed(SfFork *fork, SfClone *clone, Wait *wait)
+{
+    if (sf_borrow_is_complete(wait->ticket)) {
+        complete_finish(wait);
+    }
+}
+
+/* A clone here has all of its memory from the start. */
+static void api_complete(SfHost *host, JsonObject *params, SfCall *call)
+{
+    SfHostTicket *ticket = ticket_param(host, params, call);
+    gint64 timeout;
+    Wait *wait;
+
+    if (!ticket || !int_param(params, "timeout_ms", 0, TIMEOUT_MAX_MS, 0, &timeout, call)) {
+        return;
+    }
+    if (!ticket->fork || !sf_fork_is_placed(ticket->fork)) {
+        fail(call, SF_HOST_ERROR_BUSY, "ticket %s: it has no clones yet", text_param(params, "ticket"));
+        return;
+    }
+    sf_borrow_complete(ticket);
+    wait = wait_new(call, ticket->fork, timeout,
+                    g_strdup_printf("ticket %s: memory is still being fetched", text_param(params, "ticket")));
+    wait->ticket = ticket;
+    if (sf_borrow_is_complete(ticket)) {
+        complete_finish(wait);
+    } else {
+        wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_complete_changed), wait);
+    }
+}
+
 static void api_result(SfHost *host, JsonObject *params, SfCall *call)
 {
     SfHostTicket *ticket = ticket_param(host, params, call);
@@ -906,6 +945,7 @@ static const SfApiMethod methods[] = {
     { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "ticket", TEXT, FALSE },
       { "wait", TEXT, FALSE }, TIMEOUT } },
     { "join", api_join, { TICKET_REQUIRED, { "release", BOOLEAN, FALSE }, TIMEOUT } },
+    { "complete", api_complete, { TICKET_REQUIRED, TIMEOUT } },
     { "result", api_result, { TICKET_REQUIRED, { "id", INTEGER, TRUE }, { "offset", INTEGER, FALSE },
       { "length", INTEGER, FALSE } } },
     { "kill", api_kill, { { "ticket", TEXT, FALSE }, { "vm", TEXT, FALSE } } },

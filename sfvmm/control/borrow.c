@@ -55,6 +55,7 @@ struct SfBorrow {
     SfHostTicket *ticket;
     guint wanted; /* places of the first grant */
     guint asking; /* reserve calls under way */
+    GHashTable *asked; /* set of hosts that they are under way to: one at a time for each */
     char *reason; /* why a host took fewer than asked; the last one */
     GTask *task;  /* of reserve_async */
     SfPager *server;
@@ -65,6 +66,7 @@ struct SfBorrow {
     guint disks_port;
     GPtrArray *waiting;  /* char *: hosts to order when the disks are served */
     GHashTable *fetches; /* id -> Fetch */
+    GHashTable *complete; /* set of hosts that have all of the memory */
 };
 
 /* What a call needs when it is answered. */
@@ -141,6 +143,8 @@ static SfBorrow *borrow_new(SfHostTicket *ticket)
     borrow->wanted = ticket->grant->granted;
     borrow->waiting = g_ptr_array_new_with_free_func(g_free);
     borrow->fetches = g_hash_table_new_full(NULL, NULL, NULL, fetch_free);
+    borrow->complete = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    borrow->asked = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     ticket->borrow = borrow;
     return borrow;
 }
@@ -168,6 +172,8 @@ void sf_borrow_free(SfBorrow *borrow)
     g_clear_pointer(&borrow->descriptor, g_bytes_unref);
     g_ptr_array_unref(borrow->waiting);
     g_hash_table_unref(borrow->fetches);
+    g_hash_table_unref(borrow->complete);
+    g_hash_table_unref(borrow->asked);
     g_free(borrow->reason);
     g_free(borrow);
 }
@@ -260,6 +266,18 @@ static GPtrArray *host_names(SfHostTicket *ticket)
         if (!sf_place_is_local(place)) {
             g_ptr_array_add(names, g_strdup(place->host));
         }
+    }
+    return names;
+}
+
+/* Whoever may get clones of a ticket: a disk server is told once, when its places may still change. */
+static GPtrArray *all_host_names(SfHost *host)
+{
+    g_autoptr(GList) hosts = sf_resource_manager_hosts(sf_host_manager(host));
+    GPtrArray *names = g_ptr_array_new_with_free_func(g_free);
+
+    for (GList *item = hosts; item; item = item->next) {
+        g_ptr_array_add(names, g_strdup(((const SfClusterHost *)item->data)->name));
     }
     return names;
 }
@@ -365,7 +383,7 @@ static void start_disk_server(SfHostTicket *ticket, SfHostVm *hvm)
     const SfDaemonConfig *config = sf_host_config(ticket->host);
     SfBorrow *borrow = ticket->borrow;
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
-    g_autoptr(GPtrArray) allowed = host_names(ticket);
+    g_autoptr(GPtrArray) allowed = all_host_names(ticket->host);
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
     g_autoptr(GArray) exports = exports_of(ticket, sf_vm_disks(hvm->vm), TRUE, names);
     g_autoptr(GError) error = NULL;
@@ -454,7 +472,6 @@ static void reserve_review(SfHostTicket *ticket)
 
     if (borrow->asking == 0 && borrow->task) {
         g_autoptr(GTask) task = g_steal_pointer(&borrow->task);
-        allow_hosts(ticket);
         g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
     }
 }
@@ -465,41 +482,46 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonObject) answer = sf_peer_call_finish(result, &error);
     SfHostTicket *ticket = call_ticket(call);
-    gint64 granted = answer ? json_object_get_int_member_with_default(answer, "granted", 0) : 0;
+    gint64 number = answer ? json_object_get_int_member_with_default(answer, "granted", 0) : 0;
+    guint granted = (guint)CLAMP(number, 0, (gint64)call->count), wanted;
 
     if (!ticket) {
         return; /* its release has been told, or sync will */
     }
     ticket->borrow->asking--;
-    granted = CLAMP(granted, 0, (gint64)call->count);
-    if (granted < (gint64)call->count) {
+    g_hash_table_remove(ticket->borrow->asked, call->peer);
+    wanted = sf_ticket_count_at(ticket->grant, call->peer);
+    if (granted < call->count) {
         g_free(ticket->borrow->reason);
         ticket->borrow->reason = error ? g_strdup(error->message)
-                                       : g_strdup_printf("host %s has room for %u of %u clones", call->peer,
-                                                         (guint)granted, call->count);
+                                       : g_strdup_printf("host \"%s\" has room for %u of %u clones", call->peer,
+                                                         granted, call->count);
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, ticket->borrow->reason);
-    }
-    if (call->then_place) {
-        allow_hosts(ticket);
-        if (granted == (gint64)call->count) {
-            order(ticket, call->peer);
-        } else {
-            move_clones(ticket, call->peer, ticket->borrow->reason);
-        }
+    } else if (granted < wanted) {
+        ask(ticket, ticket->family->config, call->peer, call->then_place); /* it got more of them meanwhile */
         return;
-    }
-    if (granted < (gint64)call->count) {
-        g_autofree char *host = g_strdup(call->peer);
-        replace(ticket, ticket->family->config, host, call->count - (guint)granted);
     }
     if (granted == 0) {
         tell(ticket, call->peer, "release", params_of(ticket)); /* it may have been reserved, and the answer lost */
     }
-    reserve_review(ticket);
+    if (!call->then_place) {
+        if (granted < wanted) {
+            replace(ticket, ticket->family->config, call->peer, wanted - granted);
+        }
+        reserve_review(ticket);
+    } else if (granted == wanted) {
+        order(ticket, call->peer);
+    } else {
+        move_clones(ticket, call->peer, ticket->borrow->reason);
+    }
 }
 
+/* For all places that the ticket has there. */
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place)
 {
+    if (g_hash_table_contains(ticket->borrow->asked, host)) {
+        return; /* its answer asks again */
+    }
     Call *call = call_new(ticket, host, sf_ticket_count_at(ticket->grant, host));
     const SfDaemonConfig *daemon = sf_host_config(ticket->host);
     SfHostVm *hvm = sf_host_vm(ticket->host, ticket->grant->vm, NULL);
@@ -524,7 +546,9 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     json_object_set_object_member(params, "pages", pages);
     json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
     call->then_place = then_place;
+    allow_hosts(ticket);
     ticket->borrow->asking++;
+    g_hash_table_add(ticket->borrow->asked, g_strdup(host));
     if (peer) {
         sf_peer_call_async(peer, "reserve", params, RESERVE_MS, on_asked, call);
     } else {
@@ -559,7 +583,6 @@ void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCal
                                           sf_ticket_count_at(ticket->grant, host));
         }
     } else {
-        allow_hosts(ticket);
         if (hvm->family->config->disks->len > 0) {
             start_disk_server(ticket, hvm);
         }
@@ -758,6 +781,7 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     json_object_set_int_member(params, "total", sf_fork_total(ticket->fork));
     json_object_set_boolean_member(params, "with_agent", sf_fork_with_agent(ticket->fork));
     json_object_set_int_member(params, "clone_request", sf_fork_clone_request(ticket->fork));
+    json_object_set_boolean_member(params, "complete", sf_host_config(ticket->host)->cluster.complete);
     json_object_set_int_member(params, "identify_seconds", sf_host_config(ticket->host)->identify_seconds);
     if (ticket->borrow->disks_state == DISKS_READY) {
         json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
@@ -985,6 +1009,51 @@ static void take_report(SfHostTicket *ticket, const char *host, JsonObject *obje
     fetch_review(ticket, fetch);
 }
 
+/* ---- memory that is all there ---- */
+
+gboolean sf_borrow_is_complete_at(const SfHostTicket *ticket, const char *host)
+{
+    return ticket->borrow && g_hash_table_contains(ticket->borrow->complete, host);
+}
+
+gboolean sf_borrow_is_complete(SfHostTicket *ticket)
+{
+    for (guint i = 0; ticket->borrow && ticket->fork && i < sf_fork_count(ticket->fork); i++) {
+        const SfClone *clone = sf_fork_nth(ticket->fork, i);
+        if (clone->host && sf_clone_is_alive(clone) && !sf_borrow_is_complete_at(ticket, clone->host)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+void sf_borrow_complete(SfHostTicket *ticket)
+{
+    g_autoptr(GPtrArray) hosts = host_names(ticket);
+
+    for (guint i = 0; ticket->borrow && i < hosts->len; i++) {
+        tell(ticket, g_ptr_array_index(hosts, i), "complete", params_of(ticket));
+    }
+}
+
+/* The last host that lacked some needs no source: the snapshot is not kept for it any more. */
+static void take_complete(SfHostTicket *ticket, const char *host)
+{
+    if (sf_ticket_count_at(ticket->grant, host) == 0 || sf_fork_is_done(ticket->fork)) {
+        return;
+    }
+    g_hash_table_add(ticket->borrow->complete, g_strdup(host));
+    if (sf_borrow_is_complete(ticket) && sf_fork_state(ticket->fork) == SF_FORK_RUNNING) {
+        g_message("ticket %016" G_GINT64_MODIFIER "x: its clones on other hosts have all of their memory",
+                  ticket->grant->id);
+        if (ticket->borrow->server) {
+            sf_pager_stop(ticket->borrow->server);
+            g_clear_object(&ticket->borrow->server);
+        }
+        sf_fork_source_done(ticket->fork);
+    }
+}
+
 /* The ticket that a peer speaks of, if it is one of ours that has clones. */
 static SfHostTicket *ticket_of_text(SfHost *host, const char *text)
 {
@@ -1001,6 +1070,8 @@ void sf_borrow_event(SfHost *host, SfPeer *peer, const char *name, JsonObject *d
 
     if (strcmp(name, "clone") == 0 && ticket && node && JSON_NODE_HOLDS_OBJECT(node)) {
         take_report(ticket, sf_peer_name(peer), json_node_get_object(node));
+    } else if (strcmp(name, "complete") == 0 && ticket) {
+        take_complete(ticket, sf_peer_name(peer));
     }
 }
 
@@ -1072,6 +1143,9 @@ static void on_synced(GObject *source, GAsyncResult *result, gpointer data)
             take_reports(ticket, call->peer, entry);
         }
         settle_missing(ticket, call->peer, entry != NULL, entry);
+        if (entry && json_object_get_boolean_member_with_default(entry, "complete", FALSE)) {
+            take_complete(ticket, call->peer);
+        }
     }
 }
 

@@ -29,6 +29,11 @@ GArray *sf_borrow_fork_places(SfHostTicket *ticket);
 SfPager *sf_borrow_server(SfHostTicket *ticket);
 SfForkRemote sf_borrow_remote(SfHost *host);
 
+/* Have the other hosts fetch all of the memory; then this host is not needed any more (but for disks). */
+void sf_borrow_complete(SfHostTicket *ticket);
+gboolean sf_borrow_is_complete(SfHostTicket *ticket);                         /* all of them, of hosts with living clones */
+gboolean sf_borrow_is_complete_at(const SfHostTicket *ticket, const char *host);
+
 void sf_borrow_done(SfHostTicket *ticket);    /* all clones have ended */
 void sf_borrow_release(SfHostTicket *ticket); /* tells the hosts */
 void sf_borrow_free(SfBorrow *borrow);

@@ -49,6 +49,7 @@ static const struct {
     { CLUSTER, "policy" },
     { CLUSTER, "page-ports" },
     { CLUSTER, "pages" },
+    { CLUSTER, "complete" },
 };
 
 static gboolean is_same(const char *group, const char *key, const char *known_group, const char *known_key)
@@ -220,6 +221,7 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     g_autofree char *policy = g_key_file_get_string(file, CLUSTER, "policy", NULL);
     g_autofree char *ports = g_key_file_get_string(file, CLUSTER, "page-ports", NULL);
     g_autofree char *pages = g_key_file_get_string(file, CLUSTER, "pages", NULL);
+    g_autofree char *complete = g_key_file_get_string(file, CLUSTER, "complete", NULL);
 
     if (manager && strcmp(manager, "local") != 0 && strcmp(manager, "static") != 0) {
         return set_value_error(path, "resource-manager", manager, "local or static", error);
@@ -230,6 +232,10 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     if (pages && strcmp(pages, "tls") != 0 && strcmp(pages, "plain") != 0) {
         return set_value_error(path, "pages", pages, "tls or plain", error);
     }
+    if (complete && strcmp(complete, "yes") != 0 && strcmp(complete, "no") != 0) {
+        return set_value_error(path, "complete", complete, "yes or no", error);
+    }
+    config->cluster.complete = complete && strcmp(complete, "yes") == 0;
     if (ports && !read_ports(config, ports)) {
         return set_value_error(path, "page-ports", ports, "a range of ports like 7420-7519", error);
     }

@@ -31,6 +31,7 @@ typedef struct {
         guint page_port_first, page_port_last; /* for page sources; 0: any port */
         SfPagerSecurity pages; /* how pages and disks travel: X509, or PLAIN when asked for */
         char *pages_directory; /* certificates for it, or NULL */
+        gboolean complete;     /* clones on other hosts fetch all of their memory, whether they need it or not */
         guint away_seconds;    /* a host that is not heard of for so long is given up */
     } cluster;
 } SfDaemonConfig;

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/descriptor/descriptor.h"
 
 #define NS_PER_US 1000
@@ -105,6 +106,8 @@ static JsonArray *describe_places(const SfHostTicket *ticket)
         json_object_set_string_member(
             object, "host", sf_place_is_local(place) ? sf_host_config(ticket->host)->cluster.name : place->host);
         json_object_set_int_member(object, "count", place->count);
+        json_object_set_boolean_member(object, "complete",
+                                       sf_place_is_local(place) || sf_borrow_is_complete_at(ticket, place->host));
         json_array_add_object_element(array, object);
     }
     return array;

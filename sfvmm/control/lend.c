@@ -278,20 +278,30 @@ static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError 
     return !config_has_paths(params->config) || bad(error, "config", "without paths");
 }
 
-static void on_pager_complete(SfPager *pager, gpointer data)
+static void tell_origin(SfHostTicket *ticket, const char *event, JsonObject *data);
+
+static void on_pager_complete(SfPager *pager, SfHost *host)
 {
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
     g_object_set_data(G_OBJECT(pager), PAGER_COMPLETE, GINT_TO_POINTER(TRUE));
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (ticket->pager == pager && ticket->grant->origin) {
+            tell_origin(ticket, "complete", json_object_new());
+        }
+    }
 }
 
-static void on_pager_sources(SfPager *pager, guint up, gpointer data)
+static void on_pager_sources(SfPager *pager, guint up, SfHost *host)
 {
     g_object_set_data(G_OBJECT(pager), PAGER_CUT_OFF, GINT_TO_POINTER(up == 0));
 }
 
-static void watch_pager(SfPager *pager)
+static void watch_pager(SfPager *pager, SfHost *host)
 {
-    g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), NULL);
-    g_signal_connect(pager, "sources", G_CALLBACK(on_pager_sources), NULL);
+    g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), host);
+    g_signal_connect(pager, "sources", G_CALLBACK(on_pager_sources), host);
 }
 
 /* As a URI has it. */
@@ -333,7 +343,7 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
         g_clear_object(&pager);
     }
     if (pager) {
-        watch_pager(pager);
+        watch_pager(pager, host);
     }
     return pager;
 }
@@ -912,13 +922,14 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
     g_autoptr(SfDescriptor) descriptor = NULL;
     g_autoptr(SfSnapshot) snapshot = NULL;
     gint64 total, clone_request, identify, disks_port = 0;
-    gboolean with_agent, has_disks = ticket->family->config->disks->len > 0;
+    gboolean with_agent, complete, has_disks = ticket->family->config->disks->len > 0;
     const char *text;
     JsonArray *array;
 
     if (!int_param(params, "total", 1, SF_GP_MAX_CLONES, &total, error) ||
         !array_param(params, "ids", ticket->grant->granted, &array, error) ||
         !parse_ids(array, (guint)total, ids, error) || !bool_param(params, "with_agent", &with_agent, error) ||
+        !bool_param(params, "complete", &complete, error) ||
         !int_param(params, "clone_request", 0, G_MAXUINT32, &clone_request, error) ||
         !int_param(params, "identify_seconds", 1, IDENTIFY_MAX, &identify, error) ||
         !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error) ||
@@ -931,6 +942,9 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
     }
     snapshot = cached_snapshot(descriptor, NULL, error);
     if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, text, error)) {
+        return FALSE;
+    }
+    if (complete && !sf_pager_complete(ticket->pager, error)) {
         return FALSE;
     }
     place->snapshot = g_steal_pointer(&snapshot);
@@ -988,6 +1002,22 @@ static void handle_kill(SfHost *host, SfPeerRequest *request)
         sf_fork_clone_kill(sf_fork_clone(ticket->fork, (guint)id), reason);
     }
     sf_peer_request_reply(request, NULL);
+}
+
+static void handle_complete(SfHost *host, SfPeerRequest *request)
+{
+    g_autoptr(GError) error = NULL;
+    SfHostTicket *ticket =
+        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+
+    if (ticket && ticket->pager && sf_pager_complete(ticket->pager, &error)) {
+        sf_peer_request_reply(request, NULL);
+        return;
+    }
+    if (!error) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "its memory is gone");
+    }
+    sf_peer_request_fail(request, error);
 }
 
 static void handle_result(SfHost *host, SfPeerRequest *request)
@@ -1094,6 +1124,8 @@ static void handle_sync(SfHost *host, SfPeerRequest *request)
         entry = json_object_new();
         json_object_set_string_member(entry, "ticket", id);
         json_object_set_array_member(entry, "clones", reports_of(ticket->fork));
+        json_object_set_boolean_member(
+            entry, "complete", ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE));
         json_array_add_object_element(told, entry);
     }
     result = json_object_new();
@@ -1109,6 +1141,7 @@ typedef struct {
 static const Method methods[] = {
     { "reserve", handle_reserve }, { "place", handle_place },     { "kill", handle_kill },
     { "result", handle_result },   { "release", handle_release }, { "sync", handle_sync },
+    { "complete", handle_complete },
 };
 
 void sf_lend_request(SfHost *host, SfPeerRequest *request)
@@ -1126,20 +1159,27 @@ void sf_lend_request(SfHost *host, SfPeerRequest *request)
     sf_peer_request_fail(request, error);
 }
 
-void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
+/* data: taken. What is lost because the origin is not there, sync makes up for. */
+static void tell_origin(SfHostTicket *ticket, const char *event, JsonObject *data)
 {
     SfPeers *peers = sf_host_peers(ticket->host);
     SfPeer *peer = peers ? sf_peers_get(peers, ticket->grant->origin) : NULL;
     g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
-    JsonObject *data;
 
     if (!peer || !sf_peer_is_up(peer)) {
-        return; /* sync tells it */
+        json_object_unref(data);
+        return;
     }
-    data = json_object_new();
     json_object_set_string_member(data, "ticket", id);
+    sf_peer_send_event(peer, event, data);
+}
+
+void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
+{
+    JsonObject *data = json_object_new();
+
     json_object_set_object_member(data, "clone", sf_clone_report(clone));
-    sf_peer_send_event(peer, "clone", data);
+    tell_origin(ticket, "clone", data);
 }
 
 /* ---- an origin that stays away ---- */
@@ -1161,6 +1201,19 @@ static gboolean is_abandoned(const SfHostTicket *ticket, gint64 away_us)
     return away_us > KEEP_SECONDS * (gint64)US_PER_S;
 }
 
+/* Nothing of it is kept but what the origin may want to know. */
+static void lose_clones(SfHostTicket *ticket)
+{
+    g_autofree char *reason = g_strdup_printf("host %s, which has the rest of its memory, has not been heard of for %u s",
+                                              ticket->grant->origin,
+                                              sf_host_config(ticket->host)->cluster.away_seconds);
+
+    for (guint i = 0; i < sf_fork_count(ticket->fork); i++) {
+        sf_fork_clone_lose(sf_fork_nth(ticket->fork, i), reason);
+    }
+    sf_host_set_pool(ticket->host, ticket->family, 0);
+}
+
 static gboolean on_away(gpointer data)
 {
     SfHostTicket *ticket = data;
@@ -1169,9 +1222,13 @@ static gboolean on_away(gpointer data)
     gboolean abandoned = is_abandoned(ticket, away_us);
 
     g_message("ticket %016" G_GINT64_MODIFIER "x: its host %s has not been heard of for %u s; %s", ticket->grant->id,
-              ticket->grant->origin, (guint)(away_us / US_PER_S), abandoned ? "released" : "kept");
+              ticket->grant->origin, (guint)(away_us / US_PER_S), abandoned ? "given up" : "kept");
     if (!abandoned) {
         return G_SOURCE_CONTINUE;
+    }
+    if (ticket->fork && sf_fork_alive(ticket->fork) > 0) {
+        lose_clones(ticket);
+        return G_SOURCE_CONTINUE; /* what became of them is told when the origin is back */
     }
     ticket->expiry = 0;
     sf_host_release_ticket(ticket->host, ticket);
@@ -1223,7 +1280,7 @@ void sf_lend_recover(SfHostTicket *ticket)
     if (!ticket->pager) {
         g_warning("ticket %s: the memory of its clones is gone: %s", id, error->message);
     } else {
-        watch_pager(ticket->pager);
+        watch_pager(ticket->pager, ticket->host);
     }
     ticket->lend->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
     await_origin(ticket);

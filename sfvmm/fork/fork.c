@@ -26,6 +26,7 @@ struct _SfFork {
     SfVm *parent; /* NULL when it has ended */
     SfShellPool *pool;
     gboolean pool_held;
+    gboolean source_done; /* other hosts don't need the snapshot any more */
     gboolean elsewhere; /* its snapshot was taken on another host; only the clones here are in it */
     guint total;        /* clones of all hosts */
     const SfForkRemote *remote;
@@ -300,6 +301,9 @@ static void fork_hold_pool(SfFork *fork, gboolean hold)
 /* Other hosts may still fetch pages of the snapshot. */
 static gboolean fork_alive_elsewhere(SfFork *fork)
 {
+    if (fork->source_done) {
+        return FALSE;
+    }
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
         if (clone->host && sf_clone_is_alive(clone)) {
@@ -718,6 +722,17 @@ SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm)
         }
     }
     return NULL;
+}
+
+void sf_fork_source_done(SfFork *fork)
+{
+    if (fork->state != SF_FORK_RUNNING) {
+        return; /* more clones may be placed from it */
+    }
+    fork->source_done = TRUE;
+    g_clear_object(&fork->server);
+    fork_drop_snapshot(fork);
+    sf_fork_changed(fork, NULL);
 }
 
 void sf_fork_set_placed(SfFork *fork, SfSnapshot *snapshot, GPtrArray *frozen_disks)

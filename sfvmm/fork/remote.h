@@ -47,6 +47,9 @@ void sf_clone_give_up(SfClone *clone, guint32 state, const char *reason);
 gboolean sf_clone_is_being_placed(const SfClone *clone);
 gboolean sf_clone_is_alive(const SfClone *clone);
 
+/* The hosts of its clones have all that they need of the snapshot. */
+void sf_fork_source_done(SfFork *fork);
+
 /* Of sf_fork_restore() of an SfFork of sf_fork_new_placed(), before sf_fork_resume(): its memory and disks. */
 void sf_fork_set_placed(SfFork *fork, SfSnapshot *snapshot, GPtrArray *frozen_disks);
 

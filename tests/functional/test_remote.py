@@ -276,6 +276,131 @@ class Restart(Remote):
         self.finish(ticket, probes, {1: 3, 2: 4})
 
 
+class Lost(Remote):
+    """The source of pages goes for good, before and after a clone has all of its memory."""
+
+    names = ("a", "b", "c")
+
+    def setUp(self):
+        super().setUp()
+        self.probe("open m mem 60")
+        self.addCleanup(self.probe, "close m")
+        self.probe("fill m 1")
+        self.at("b")
+
+    def cut_source(self):
+        """The origin's data plane ends, and nobody starts it anew."""
+        self.a.end(signal.SIGKILL)
+        for pid in self.a.pagers():
+            os.kill(pid, signal.SIGKILL)
+            harness.wait(lambda: not harness.alive(pid), what="the end of the page server")
+
+    def test_incomplete_clone_is_lost(self):
+        _, probes = self.fork(1)
+        self.cut_source()
+        probes[1].send("verify m 1")                        # needs pages that nobody has
+        harness.wait(lambda: not harness.alive(probes[1].vm.pid), harness.LONG, "the end of the clone")
+        self.a.start()
+        self.a.wait_up("b")
+        self.assertEqual(self.join(), {1: ("lost", 0, 0)})
+        state = self.a.call("ticket.list")["tickets"][-1]
+        self.assertRegex(state["clones"][0]["reason"], r"host b: .*memory")
+        self.probe("release 0")
+
+    def test_complete_clone_does_not_notice(self):
+        state, probes = self.fork(1)
+        done = self.a.call("complete", ticket=state["ticket"], timeout_ms=int(harness.LONG * 1000))["ticket"]
+        self.assertEqual([place["complete"] for place in done["places"]], [True])
+        self.assertEqual(self.a.pagers(), [], "nobody needs the snapshot's pages any more")
+        self.a.end(signal.SIGKILL)
+        probes[1]("verify m 1")
+        self.a.start()
+        self.a.wait_up("b")
+        probes[1].send("exit 6 1000 2")
+        self.assertEqual(self.join(), {1: ("exited", 6, 1000)})
+        self.probe("fetch 0 1 2")
+        self.probe("release 0")
+
+    def test_host_is_lost(self):
+        """What becomes of clones whose host does not come back."""
+        self.at("b", "c")
+        state, probes = self.fork(2)
+        self.assertEqual(self.places(state), {"b": 1, "c": 1})
+        gone = next(c["id"] for c in state["clones"] if c["host"] == "c")
+        rest = 3 - gone
+        host = self.hosts["c"]
+        host.end(signal.SIGKILL)
+        for pid in host.processes():
+            os.kill(pid, signal.SIGKILL)
+        probes[rest]("verify m 1")
+        probes[rest].send("exit 2")
+        members = self.join()
+        self.assertEqual({gone: members[gone][0], rest: members[rest][0]}, {gone: "lost", rest: "exited"})
+        clone = self.a.call("ticket.status", ticket=state["ticket"])["ticket"]["clones"][gone - 1]
+        self.assertRegex(clone["reason"], "host c has not been heard of for %d s" % AWAY_SECONDS)
+        self.probe("release 0")
+        host.start()
+        self.a.wait_up("c")
+
+
+class Refusal(Remote):
+    """A host that can't run the snapshot says so before it touches a shell; the clones go to another one."""
+
+    names = ("a", "b", "c")
+
+    def other_qemu(self, host, sed):
+        """From now on QEMU tells host's sfvmmd something else of itself than it is."""
+        path = os.path.join(host.top, "qemu")
+        with open(path, "w") as file:
+            file.write("#!/bin/sh\ncase \"$*\" in *\"-machine none\"*) %s \"$@\" | sed -u '%s' ;; *) exec %s \"$@\" ;; esac\n"
+                       % (harness.qemu(), sed, harness.qemu()))
+        os.chmod(path, 0o755)
+        host.qemu_path = path
+        self.addCleanup(self.own_qemu, host)
+        host.restart()
+        self.a.wait_up(host.name)
+
+    def own_qemu(self, host):
+        host.qemu_path = None
+        host.restart()
+        self.a.wait_up(host.name)
+
+    def test_other_version(self):
+        self.other_qemu(self.b, 's/"micro": *[0-9]*/"micro": 99/')
+        self.at("b", "c")
+        state, probes = self.fork(2)
+        self.assertEqual(self.places(state), {"c": 2})
+        self.probe("kill 0")
+        self.join()
+        self.probe("release 0")
+
+    def test_nobody_can(self):
+        self.other_qemu(self.b, 's/"micro": *[0-9]*/"micro": 99/')
+        self.at("b")
+        with self.assertRaises(harness.ControlError) as caught:
+            self.a.call("ticket.request", vm=self.parent.name, count=1)
+        self.assertEqual(caught.exception.code, "no-capacity")
+        self.assertRegex(caught.exception.message, r'host "b".*version')
+
+    def test_missing_machine_type(self):
+        self.other_qemu(self.b, 's/pc-q35-10.0/pc-q35-99.0/g')
+        self.at("b", "c")
+        state, _ = self.fork(1)
+        self.assertEqual(self.places(state), {"c": 1})
+        self.probe("kill 0")
+        self.join()
+        self.probe("release 0")
+
+    def test_here_when_nobody_else_can(self):
+        self.other_qemu(self.b, 's/"micro": *[0-9]*/"micro": 99/')
+        self.at("a", "b")
+        state, _ = self.fork(2)
+        self.assertEqual(self.places(state), {"a": 2})
+        self.probe("kill 0")
+        self.join()
+        self.probe("release 0")
+
+
 class Tls(Basic, Remote):
     keys = {"pages": "tls"}
 
