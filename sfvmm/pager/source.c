@@ -34,7 +34,8 @@
 #define CONNECT_MS          5000
 #define STALL_MS            5000
 #define PATIENCE_MS         3000
-#define ASK_AGAIN_MS        2
+#define ASK_AGAIN_MS        2 /* then twice as long each time */
+#define ASK_DOUBLINGS       7
 #define RETRY_MS_FIRST      20
 #define RETRY_MS_MAX        1000
 #define KEEPALIVE_SECONDS   10 /* an idle connection is asked after */
@@ -64,6 +65,7 @@ struct link {
     int64_t since;     /* when the state began; of READY: when bytes came last */
     int64_t ask_since; /* first question for the export on this connection; 0: not asked yet */
     int64_t retry_at;  /* BROKEN: connect; WAITING: ask */
+    unsigned asked;    /* how often on this connection */
     unsigned failures; /* in a row, over all sources */
     bool go_answered;
     int go_error;
@@ -298,7 +300,7 @@ static void set_keepalive(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
 }
 
-static void review(struct link *link);
+static void review(struct link *link, const char *problem);
 
 static void link_connect(struct link *link)
 {
@@ -307,7 +309,9 @@ static void link_connect(struct link *link)
 
     link->nbd = nbd_create();
     link->ask_since = 0;
+    link->asked = 0;
     link->go_answered = false;
+    link->go_error = 0;
     set_state(link, CONNECTING);
     if (!link->nbd || nbd_set_handle_name(link->nbd, link->role) < 0 || nbd_set_opt_mode(link->nbd, true) < 0 ||
         nbd_set_pread_initialize(link->nbd, false) < 0 || set_keys(link->nbd, source) < 0 ||
@@ -316,7 +320,7 @@ static void link_connect(struct link *link)
         link_break(link, reason ? reason : "no memory");
         return;
     }
-    review(link);
+    review(link, NULL);
 }
 
 static int on_go(void *data, int *error)
@@ -333,6 +337,7 @@ static void ask(struct link *link)
     g_autofree char *export = source_export_name(current(link)->uri, link->name);
 
     link->go_answered = false;
+    link->asked++;
     if (link->ask_since == 0) {
         link->ask_since = loop_now();
     }
@@ -344,17 +349,22 @@ static void ask(struct link *link)
     }
 }
 
-static void go_refused(struct link *link)
+static char *refusal(const struct link *link)
 {
     g_autofree char *export = source_export_name(current(link)->uri, link->name);
 
+    return g_strdup_printf("it has no export \"%s\", or we may not read it (%s)", export, g_strerror(link->go_error));
+}
+
+/* The source's snapshot may be on its way: asked again, ever later. */
+static void go_refused(struct link *link)
+{
     if (loop_now() - link->ask_since < PATIENCE_MS * LOOP_NS_PER_MS) {
         set_state(link, WAITING);
-        link->retry_at = link->since + ASK_AGAIN_MS * LOOP_NS_PER_MS;
+        link->retry_at = link->since + ((ASK_AGAIN_MS * LOOP_NS_PER_MS) << MIN(link->asked - 1, ASK_DOUBLINGS));
         return;
     }
-    g_autofree char *reason = g_strdup_printf("it has no export \"%s\", or we may not read it (%s)", export,
-                                              g_strerror(link->go_error));
+    g_autofree char *reason = refusal(link);
     link_break(link, reason);
 }
 
@@ -375,12 +385,14 @@ static void go_granted(struct link *link)
     set_state(link, READY);
 }
 
-/* Follows libnbd's state machine after it has been moved. */
-static void review(struct link *link)
+/* Follows libnbd's state machine after it has been moved. problem: libnbd's last word if that failed, or NULL. */
+static void review(struct link *link, const char *problem)
 {
     if (nbd_aio_is_dead(link->nbd) || nbd_aio_is_closed(link->nbd)) {
-        g_autofree char *reason = g_strdup(nbd_get_error());
-        link_break(link, reason && *reason ? reason : "it has closed the connection");
+        g_autofree char *reason = link->state != READY && link->go_error ? refusal(link)
+                                  : problem && *problem                  ? g_strdup(problem)
+                                                        : g_strdup("it has closed the connection");
+        link_break(link, reason);
         return;
     }
     if (link->state == CONNECTING && nbd_aio_is_negotiating(link->nbd)) {
@@ -420,17 +432,11 @@ static void on_socket(struct loop_target *target, uint32_t events)
     } else if ((direction & LIBNBD_AIO_DIRECTION_WRITE) && (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))) {
         result = nbd_aio_notify_write(link->nbd);
     }
-    if (result < 0) {
-        g_autofree char *reason = g_strdup(nbd_get_error());
-        if (nbd_aio_is_dead(link->nbd) || nbd_aio_is_closed(link->nbd)) {
-            link_break(link, reason && *reason ? reason : "it has closed the connection");
-            return;
-        }
-    }
+    g_autofree char *problem = result < 0 ? g_strdup(nbd_get_error()) : NULL;
     if (link->state == READY) {
         link->since = loop_now();
     }
-    review(link);
+    review(link, problem);
 }
 
 /* ---- the link ---- */
@@ -478,7 +484,7 @@ void link_assign(struct link *link, unsigned block, const char *name, uint64_t l
     link->length = length;
     link->assigned = true;
     if (link->state == WAITING) {
-        review(link);
+        review(link, NULL);
     }
 }
 
@@ -584,7 +590,7 @@ static void bound_reached(struct link *link)
         link_connect(link);
         break;
     case WAITING:
-        review(link);
+        review(link, NULL);
         break;
     case READY:
         link_break(link, "it has not answered for some seconds");
