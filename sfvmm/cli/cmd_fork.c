@@ -40,6 +40,11 @@ static const GOptionEntry tickets_options[] = {
     {NULL},
 };
 
+static const GOptionEntry complete_options[] = {
+    {"timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Wait at most so long; the fetching goes on", "TIME"},
+    {NULL},
+};
+
 static const GOptionEntry join_options[] = {
     {"timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Wait at most so long", "TIME"},
     {"results", 'r', 0, G_OPTION_ARG_FILENAME, &option_results, "Save each clone's result as DIR/ID", "DIR"},
@@ -359,7 +364,37 @@ static const char clone_help[] =
     "  sfctl clone web --count 8\n"
     "  sfctl join $(sfctl clone web -n 8 -q) --results out/";
 
+static int run_complete(SfCtl *ctl, int argc, char **argv)
+{
+    g_autoptr(GError) error = NULL;
+    int timeout;
+
+    if (!get_timeout("complete", &timeout)) {
+        return SF_CTL_USAGE;
+    }
+    g_autofree char *id = sf_ctl_find_ticket(ctl, argv[0], &error);
+    JsonObject *params = id ? sf_ctl_params("ticket", id) : NULL;
+    if (params && timeout != SF_CTL_NO_LIMIT) {
+        json_object_set_int_member(params, "timeout_ms", timeout);
+    }
+    g_autofree char *what = g_strdup_printf("memory of the clones of ticket %s", argv[0]);
+    g_autoptr(JsonObject) result =
+        params ? sf_ctl_call_patiently(ctl, what, "complete", params, SF_CTL_NO_LIMIT, &error) : NULL;
+    if (!result) {
+        return sf_ctl_fail_call(ctl, error);
+    }
+    if (ctl->json) {
+        sf_ctl_print_json(result);
+    } else {
+        puts("Its clones have all of their memory where they run.");
+    }
+    return SF_CTL_OK;
+}
+
 const SfCtlCommand sf_ctl_fork_commands[] = {
+    { "complete", "TICKET", "Fetch all memory of clones on other hosts, so that they need this host no more",
+      "Returns when it is there. Their disks are still read from this host.", complete_options, 1, 1, run_complete,
+      "ticket" },
     { "clone", "VM --count N", "Fork a running VM", clone_help, clone_options, 0, 1, run_clone, "vm" },
     { "join", "TICKET", "Wait until all clones of a ticket have ended; show statuses, save results",
       "A ticket may be shortened to its first digits, at least 4. When the clones have ended, the ticket is\n"

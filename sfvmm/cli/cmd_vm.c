@@ -24,6 +24,61 @@ static const GOptionEntry stop_options[] = {
     { NULL },
 };
 
+static JsonObject *find_vm(JsonArray *vms, const char *name)
+{
+    for (guint i = 0; i < json_array_get_length(vms); i++) {
+        JsonObject *vm = json_array_get_object_element(vms, i);
+        if (g_strcmp0(sf_ctl_string(vm, "name"), name) == 0) {
+            return vm;
+        }
+    }
+    return NULL;
+}
+
+/* A clone on another host as the VM that it is there, as far as its ticket and its parent tell. */
+static JsonObject *vm_elsewhere(JsonObject *clone, JsonObject *ticket, JsonObject *parent)
+{
+    JsonObject *vm = json_object_new();
+
+    json_object_set_string_member(vm, "name", sf_ctl_string(clone, "vm"));
+    json_object_set_string_member(vm, "role", "clone");
+    json_object_set_string_member(vm, "state", sf_ctl_string(clone, "state"));
+    json_object_set_string_member(vm, "host", sf_ctl_string(clone, "host"));
+    json_object_set_string_member(vm, "parent", sf_ctl_string(ticket, "vm"));
+    json_object_set_string_member(vm, "ticket", sf_ctl_string(ticket, "ticket"));
+    json_object_set_int_member(vm, "id", sf_ctl_int(clone, "id"));
+    json_object_set_boolean_member(vm, "agent", sf_ctl_int(clone, "answered") > 0);
+    json_object_set_int_member(vm, "started", sf_ctl_int(clone, "running"));
+    if (parent) {
+        json_object_set_int_member(vm, "memory", sf_ctl_int(parent, "memory"));
+        json_object_set_int_member(vm, "vcpus", sf_ctl_int(parent, "vcpus"));
+        json_object_set_string_member(vm, "accel", sf_ctl_string(parent, "accel"));
+        json_object_set_string_member(vm, "family", sf_ctl_string(parent, "family"));
+    }
+    return vm;
+}
+
+/* vm.list says what runs on this host; clones of its VMs that live on others stand in their tickets. */
+static gboolean add_vms_elsewhere(SfCtl *ctl, JsonArray *vms, GError **error)
+{
+    g_autoptr(JsonObject) result = sf_client_call(ctl->client, "ticket.list", NULL, SF_CTL_SOON_MS, error);
+    JsonArray *tickets = result ? sf_ctl_array(result, "tickets") : NULL;
+
+    for (guint i = 0; tickets && i < json_array_get_length(tickets); i++) {
+        JsonObject *ticket = json_array_get_object_element(tickets, i);
+        JsonArray *clones = sf_ctl_array(ticket, "clones");
+        for (guint c = 0; clones && c < json_array_get_length(clones); c++) {
+            JsonObject *clone = json_array_get_object_element(clones, c);
+            const char *host = sf_ctl_string(clone, "host"), *state = sf_ctl_string(clone, "state");
+            if (host && *host && (g_strcmp0(state, "running") == 0 || g_strcmp0(state, "starting") == 0)) {
+                json_array_add_object_element(vms,
+                                              vm_elsewhere(clone, ticket, find_vm(vms, sf_ctl_string(ticket, "vm"))));
+            }
+        }
+    }
+    return result != NULL;
+}
+
 static int run_list(SfCtl *ctl, int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
@@ -33,6 +88,9 @@ static int run_list(SfCtl *ctl, int argc, char **argv)
         return sf_ctl_fail_call(ctl, error);
     }
     JsonArray *vms = sf_ctl_array(result, "vms");
+    if (!ctl->json && !option_quiet && vms && !add_vms_elsewhere(ctl, vms, &error)) {
+        return sf_ctl_fail_call(ctl, error);
+    }
     if (ctl->json) {
         sf_ctl_print_json(result);
     } else if (option_quiet) {

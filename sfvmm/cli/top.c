@@ -41,6 +41,7 @@ typedef struct {
     guint64 private_bytes, shared_bytes;
     double cpu;               /* percent of one CPU; < 0: not known yet */
     double growth;            /* private bytes per second */
+    JsonObject *pages;        /* borrowed: counters of its sf-pager; NULL: its memory is all here */
 } Row;
 
 typedef struct {
@@ -81,6 +82,7 @@ static Row make_row(const SfFamilyRow *member, GHashTable *before, guint64 elaps
         .private_bytes = (guint64)sf_ctl_int(vm, "private"),
         .shared_bytes = (guint64)sf_ctl_int(vm, "shared"),
         .cpu = -1,
+        .pages = sf_ctl_object(vm, "pages"),
     };
     JsonObject *old = g_hash_table_lookup(before, row.name);
     if (old && elapsed_ns > 0) {
@@ -292,7 +294,24 @@ static void add_growth(SfTable *table, const Row *row)
     sf_table_add_cellf(table, SF_STYLE_PLAIN, "%c%s/s", row->growth < 0 ? '-' : '+', text);
 }
 
-static void add_row(SfTable *table, const Row *row)
+/* What all clones of the snapshot on this host have fetched together. */
+static void add_pages(SfTable *table, JsonObject *pages, SfStyle style)
+{
+    static const char *const sizes[] = {"fetched", "prefetched", "unused", "resident"};
+
+    if (!pages) {
+        for (guint i = 0; i < 1 + G_N_ELEMENTS(sizes); i++) {
+            sf_table_add_cell(table, NULL, style);
+        }
+        return;
+    }
+    sf_table_add_cellf(table, style, "%" G_GINT64_FORMAT, sf_ctl_int(pages, "demand_faults"));
+    for (guint i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        add_size(table, (guint64)MAX(sf_ctl_int(pages, sizes[i]), 0), style);
+    }
+}
+
+static void add_row(SfTable *table, const Row *row, gboolean pages)
 {
     SfStyle style = row->shells || is_shell(row) ? SF_STYLE_DIM : SF_STYLE_PLAIN;
 
@@ -313,11 +332,28 @@ static void add_row(SfTable *table, const Row *row)
     add_size(table, row->private_bytes, style);
     add_growth(table, row);
     add_size(table, row->shared_bytes, style);
+    if (pages) {
+        add_pages(table, row->pages, style);
+    }
+}
+
+static gboolean any_pages(const GPtrArray *families)
+{
+    for (guint i = 0; i < families->len; i++) {
+        const Family *family = g_ptr_array_index(families, i);
+        for (guint j = 0; j < family->rows->len; j++) {
+            if (g_array_index(family->rows, Row, j).pages) {
+                return TRUE;
+            }
+        }
+    }
+    return FALSE;
 }
 
 static char *render_rows(GPtrArray *families, const SfTopView *view)
 {
     g_autoptr(SfTable) table = sf_table_new();
+    gboolean pages = any_pages(families);
 
     sf_table_add_column(table, "NAME", SF_COLUMN_ELASTIC);
     sf_table_add_column(table, "ROLE", SF_COLUMN_LEFT);
@@ -326,10 +362,17 @@ static char *render_rows(GPtrArray *families, const SfTopView *view)
     sf_table_add_column(table, "PRIVATE", SF_COLUMN_RIGHT);
     sf_table_add_column(table, "GROWTH", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
     sf_table_add_column(table, "SHARED", SF_COLUMN_RIGHT);
+    if (pages) {
+        sf_table_add_column(table, "FAULTS", SF_COLUMN_RIGHT);
+        sf_table_add_column(table, "FETCHED", SF_COLUMN_RIGHT);
+        sf_table_add_column(table, "AHEAD", SF_COLUMN_RIGHT);
+        sf_table_add_column(table, "UNUSED", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
+        sf_table_add_column(table, "HERE", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
+    }
     for (guint i = 0; i < families->len; i++) {
         const Family *family = g_ptr_array_index(families, i);
         for (guint j = 0; j < family->rows->len; j++) {
-            add_row(table, &g_array_index(family->rows, Row, j));
+            add_row(table, &g_array_index(family->rows, Row, j), pages);
         }
     }
     return sf_table_to_text(table, view->width, view->color);

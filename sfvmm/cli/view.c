@@ -47,10 +47,44 @@ static void add_pool(SfTable *table, JsonObject *vm)
     }
 }
 
+/* Of a clone that is on another host; NULL: it is here. */
+static const char *host_of(JsonObject *clone)
+{
+    const char *host = sf_ctl_string(clone, "host");
+    return host && *host ? host : NULL;
+}
+
+static gboolean any_elsewhere(JsonArray *clones)
+{
+    for (guint i = 0; i < json_array_get_length(clones); i++) {
+        if (host_of(json_array_get_object_element(clones, i))) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/* A VM whose process is on another host has no pid here. */
+static gboolean is_elsewhere(JsonObject *vm)
+{
+    return sf_ctl_int(vm, "pid") == 0;
+}
+
+static gboolean any_vm_elsewhere(const GArray *rows)
+{
+    for (guint i = 0; i < rows->len; i++) {
+        if (is_elsewhere(g_array_index(rows, SfFamilyRow, i).vm)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
 void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
 {
     g_autoptr(SfTable) table = sf_table_new();
     g_autoptr(GArray) rows = sf_family_sort(vms);
+    gboolean elsewhere = any_vm_elsewhere(rows);
 
     if (rows->len == 0) {
         puts("No VM runs. `sfctl run IMAGE` starts one.");
@@ -58,6 +92,9 @@ void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
     }
     sf_table_add_column(table, "NAME", SF_COLUMN_ELASTIC);
     sf_table_add_column(table, "ROLE", SF_COLUMN_LEFT);
+    if (elsewhere) {
+        sf_table_add_column(table, "HOST", SF_COLUMN_LEFT);
+    }
     sf_table_add_column(table, "STATE", SF_COLUMN_LEFT);
     sf_table_add_column(table, "AGENT", SF_COLUMN_LEFT);
     sf_table_add_column(table, "MEMORY", SF_COLUMN_RIGHT);
@@ -77,13 +114,20 @@ void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
         sf_table_add_row(table);
         sf_table_add_cellf(table, SF_STYLE_PLAIN, "%*s%s", (int)row->depth * 2, "", sf_ctl_string(row->vm, "name"));
         sf_table_add_cell(table, sf_ctl_string(row->vm, "role"), SF_STYLE_PLAIN);
+        if (elsewhere) {
+            sf_table_add_cell(table, is_elsewhere(row->vm) ? host_of(row->vm) : NULL, SF_STYLE_PLAIN);
+        }
         add_state(table, row->vm);
         sf_table_add_cell(table, agent ? "yes" : NULL, SF_STYLE_GREEN);
         add_size(table, sf_ctl_int(row->vm, "memory"));
         sf_table_add_cellf(table, SF_STYLE_PLAIN, "%" G_GINT64_FORMAT, sf_ctl_int(row->vm, "vcpus"));
         sf_table_add_cell(table, sf_ctl_string(row->vm, "accel"), SF_STYLE_PLAIN);
         add_pool(table, row->vm);
-        sf_table_add_cellf(table, SF_STYLE_PLAIN, "%" G_GINT64_FORMAT, sf_ctl_int(row->vm, "pid"));
+        if (is_elsewhere(row->vm)) {
+            sf_table_add_cell(table, NULL, SF_STYLE_PLAIN);
+        } else {
+            sf_table_add_cellf(table, SF_STYLE_PLAIN, "%" G_GINT64_FORMAT, sf_ctl_int(row->vm, "pid"));
+        }
         sf_table_add_cell(table, ago, SF_STYLE_PLAIN);
         sf_table_add_cell(table, sf_ctl_string(row->vm, "ticket"), SF_STYLE_DIM);
     }
@@ -250,9 +294,13 @@ static void print_clones(const SfCtl *ctl, JsonArray *clones, gint64 called)
         {"exited", "EXITED", SF_COLUMN_RIGHT},
     };
     g_autoptr(SfTable) table = sf_table_new();
+    gboolean elsewhere = any_elsewhere(clones);
 
     sf_table_add_column(table, "ID", SF_COLUMN_RIGHT);
     sf_table_add_column(table, "CLONE", SF_COLUMN_ELASTIC);
+    if (elsewhere) {
+        sf_table_add_column(table, "HOST", SF_COLUMN_LEFT);
+    }
     sf_table_add_column(table, "STATE", SF_COLUMN_LEFT);
     sf_table_add_column(table, "STATUS", SF_COLUMN_RIGHT);
     sf_table_add_column(table, "RESULT", SF_COLUMN_RIGHT);
@@ -267,6 +315,9 @@ static void print_clones(const SfCtl *ctl, JsonArray *clones, gint64 called)
         sf_table_add_row(table);
         sf_table_add_cellf(table, SF_STYLE_PLAIN, "%" G_GINT64_FORMAT, sf_ctl_int(clone, "id"));
         sf_table_add_cell(table, sf_ctl_string(clone, "vm"), SF_STYLE_PLAIN);
+        if (elsewhere) {
+            sf_table_add_cell(table, host_of(clone), SF_STYLE_PLAIN);
+        }
         add_state(table, clone);
         if (g_strcmp0(state, "exited") == 0) {
             sf_table_add_cellf(table, status == 0 ? SF_STYLE_PLAIN : SF_STYLE_RED, "%" G_GINT64_FORMAT, status);

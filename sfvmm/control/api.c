@@ -512,9 +512,14 @@ static void api_vm_pool(SfHost *host, JsonObject *params, SfCall *call)
     sf_call_reply(call, result);
 }
 
+static void on_usage(GObject *source, GAsyncResult *result, gpointer data)
+{
+    sf_call_reply(data, sf_describe_usage_finish(result));
+}
+
 static void api_vm_usage(SfHost *host, JsonObject *params, SfCall *call)
 {
-    sf_call_reply(call, sf_describe_usage(host));
+    sf_describe_usage_async(host, on_usage, call);
 }
 
 /* ---- tickets ---- */

@@ -24,6 +24,7 @@
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/facts.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/lend.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/vm/disk_server.h"
 
@@ -787,6 +788,11 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
         json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
     }
     json_object_set_string_member(params, "descriptor", text);
+    if (ticket->family->working_set) {
+        GBytes *bytes = ticket->family->working_set;
+        g_autofree char *runs = g_base64_encode(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
+        json_object_set_string_member(params, "working_set", runs);
+    }
     return params;
 }
 
@@ -1054,6 +1060,20 @@ static void take_complete(SfHostTicket *ticket, const char *host)
     }
 }
 
+/* What a clone there needed first: given to the hosts of the next forks. The first one is kept. */
+static void take_working_set(SfHostTicket *ticket, JsonObject *data)
+{
+    const char *text = json_object_get_string_member_with_default(data, "runs", "");
+    gsize length = 0;
+    guchar *runs;
+
+    if (ticket->family->working_set || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
+        return;
+    }
+    runs = g_base64_decode(text, &length);
+    ticket->family->working_set = g_bytes_new_take(runs, length); /* checked by who uses it */
+}
+
 /* The ticket that a peer speaks of, if it is one of ours that has clones. */
 static SfHostTicket *ticket_of_text(SfHost *host, const char *text)
 {
@@ -1072,6 +1092,8 @@ void sf_borrow_event(SfHost *host, SfPeer *peer, const char *name, JsonObject *d
         take_report(ticket, sf_peer_name(peer), json_node_get_object(node));
     } else if (strcmp(name, "complete") == 0 && ticket) {
         take_complete(ticket, sf_peer_name(peer));
+    } else if (strcmp(name, "working-set") == 0 && ticket && sf_ticket_count_at(ticket->grant, sf_peer_name(peer))) {
+        take_working_set(ticket, data);
     }
 }
 

@@ -7,7 +7,8 @@
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/descriptor/descriptor.h"
 
-#define NS_PER_US 1000
+#define NS_PER_US      1000
+#define PAGER_COUNTERS "sf-describe-counters"
 
 static const char *role_name(SfVm *vm)
 {
@@ -179,6 +180,38 @@ JsonObject *sf_describe_host(SfHost *host)
 
 /* ---- usage ---- */
 
+/* Counters of an sf-pager as it last told them; kept with the object. */
+static JsonObject *pager_counters(SfPager *pager)
+{
+    return pager ? g_object_get_data(G_OBJECT(pager), PAGER_COUNTERS) : NULL;
+}
+
+static JsonObject *counters_to_json(const SfPagerStats *stats)
+{
+    JsonObject *object = json_object_new();
+
+    json_object_set_int_member(object, "faults", (gint64)stats->faults);
+    json_object_set_int_member(object, "demand_faults", (gint64)stats->demand_faults);
+    json_object_set_int_member(object, "fetched", (gint64)stats->fetched_bytes);
+    json_object_set_int_member(object, "demand", (gint64)stats->demand_bytes);
+    json_object_set_int_member(object, "prefetched", (gint64)stats->prefetched_bytes);
+    json_object_set_int_member(object, "unused", (gint64)stats->prefetched_unused);
+    json_object_set_int_member(object, "resident", (gint64)stats->resident_bytes);
+    json_object_set_int_member(object, "served", (gint64)stats->served_bytes);
+    json_object_set_int_member(object, "fault_ns_median", (gint64)stats->fault_ns_median);
+    json_object_set_int_member(object, "fault_ns_p99", (gint64)stats->fault_ns_p99);
+    json_object_set_int_member(object, "sources_up", stats->sources_up);
+    json_object_set_boolean_member(object, "complete", stats->complete);
+    return object;
+}
+
+static SfPager *pager_of(SfHostVm *hvm)
+{
+    SfHostTicket *ticket = hvm && hvm->ticket ? sf_host_ticket(hvm->host, hvm->ticket, NULL) : NULL;
+
+    return ticket ? ticket->pager : NULL;
+}
+
 static void add_usage(JsonArray *array, SfVm *vm, const char *parent, SfHostVm *hvm)
 {
     JsonObject *object = json_object_new();
@@ -202,6 +235,9 @@ static void add_usage(JsonArray *array, SfVm *vm, const char *parent, SfHostVm *
         g_autofree char *ticket = sf_ticket_id_to_text(hvm->ticket);
         json_object_set_string_member(object, "ticket", ticket);
         json_object_set_int_member(object, "id", hvm->id);
+    }
+    if (pager_counters(pager_of(hvm))) {
+        json_object_set_object_member(object, "pages", json_object_ref(pager_counters(pager_of(hvm))));
     }
     if (hvm && hvm->vm == hvm->family->root) {
         json_object_set_int_member(object, "shells_ready", sf_shell_pool_ready(hvm->family->pool));
@@ -229,7 +265,7 @@ static guint64 meminfo(const char *text, const char *key)
     return line ? g_ascii_strtoull(line + strlen(key), NULL, 10) << 10 : 0;
 }
 
-JsonObject *sf_describe_usage(SfHost *host)
+static JsonObject *describe_usage(SfHost *host)
 {
     JsonObject *object = json_object_new(), *memory = json_object_new();
     JsonArray *array = json_array_new();
@@ -253,6 +289,58 @@ JsonObject *sf_describe_usage(SfHost *host)
     json_object_set_object_member(object, "host", memory);
     json_object_set_array_member(object, "vms", array);
     return object;
+}
+
+typedef struct {
+    guint pending;
+} UsageCall;
+
+static void usage_step_done(GTask *task)
+{
+    UsageCall *call = g_task_get_task_data(task);
+
+    if (--call->pending == 0) {
+        g_task_return_pointer(task, describe_usage(g_task_get_source_object(task)),
+                              (GDestroyNotify)json_object_unref);
+    }
+}
+
+static void on_stats(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GTask) task = data;
+    g_autoptr(GError) error = NULL;
+    SfPagerStats stats = { 0 };
+
+    if (sf_pager_stats_finish(SF_PAGER(source), result, &stats, &error)) {
+        g_object_set_data_full(source, PAGER_COUNTERS, counters_to_json(&stats), (GDestroyNotify)json_object_unref);
+    } else {
+        g_debug("%s", error->message); /* its last ones are shown */
+    }
+    usage_step_done(task);
+}
+
+void sf_describe_usage_async(SfHost *host, GAsyncReadyCallback callback, gpointer data)
+{
+    g_autoptr(GTask) task = g_task_new(host, NULL, callback, data);
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    g_autoptr(GHashTable) asked = g_hash_table_new(NULL, NULL);
+    UsageCall *call = g_new0(UsageCall, 1);
+
+    call->pending = 1;
+    g_task_set_task_data(task, call, g_free);
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (ticket->pager && g_hash_table_add(asked, ticket->pager)) {
+            call->pending++;
+            sf_pager_stats_async(ticket->pager, on_stats, g_object_ref(task));
+        }
+    }
+    usage_step_done(task);
+}
+
+JsonObject *sf_describe_usage_finish(GAsyncResult *result)
+{
+    return g_task_propagate_pointer(G_TASK(result), NULL);
 }
 
 /* ---- descriptor ---- */

@@ -8,7 +8,10 @@
 JsonObject *sf_describe_vm(SfHostVm *vm);
 JsonObject *sf_describe_ticket(SfHostTicket *ticket);
 JsonObject *sf_describe_host(SfHost *host);  /* daemon.status */
-JsonObject *sf_describe_usage(SfHost *host); /* vm.usage */
+
+/* vm.usage; asks each sf-pager for its counters first. */
+void sf_describe_usage_async(SfHost *host, GAsyncReadyCallback callback, gpointer data);
+JsonObject *sf_describe_usage_finish(GAsyncResult *result);
 
 /* The descriptor of a snapshot that a VM or a ticket has at the moment. */
 GBytes *sf_describe_snapshot(SfHostVm *vm, SfSnapshot *snapshot, GError **error);

@@ -124,6 +124,7 @@ static void family_free(gpointer data)
     sf_shell_pool_close(family->pool);
     sf_shell_pool_unref(family->pool);
     sf_vm_config_unref(family->config);
+    g_clear_pointer(&family->working_set, g_bytes_unref);
     g_free(family->name);
     g_free(family);
 }
@@ -762,6 +763,7 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
     sf_borrow_done(ticket);
     sf_host_family_settle_later(host, ticket->family);
     if (ticket->grant->origin) {
+        sf_lend_done(ticket);
         return; /* its origin releases it, when it has fetched the results */
     }
     if (!ticket->saved && !g_hash_table_contains(host->vms, ticket->grant->vm)) {

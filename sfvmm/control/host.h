@@ -49,6 +49,7 @@ typedef struct {
     SfVmConfig *config;
     SfShellPool *pool;
     guint pool_target;
+    GBytes *working_set; /* what the first clone on another host touched first, for the next; NULL: not known yet */
     SfVm *root;         /* the VM that was started; NULL when it has ended */
     guint members;      /* VMs, forks in progress and unreleased tickets that need it */
     guint settle_timer; /* GSource id, 0: none */

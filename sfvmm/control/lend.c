@@ -30,6 +30,7 @@
 #define IDENTIFY_MAX     86400
 #define TICKETS_MAX      65536u /* in one sync */
 #define RESULT_PIECE_MAX (512 << 10)
+#define RECORD_MS        3000u /* after the order: what the first clone has touched by then is its working set */
 #define KEEP_SECONDS     86400 /* a finished ticket waits so long for its origin */
 #define US_PER_S         1000000
 #define SNAPSHOT_FORMAT  "s-%016" G_GINT64_MODIFIER "x" /* as fork/ names it */
@@ -396,12 +397,14 @@ typedef struct {
     char *parent_name;
     guint total;
     GArray *ids; /* of guint */
-    char *ip;    /* texts of the origin's disk server */
+    char *ip;    /* of the origin's disk server */
     gint64 disks_port;
+    gboolean has_working_set;
 } Place;
 
 struct SfLend {
     SfHostTicket *ticket;
+    guint record_timer;  /* GSource id, 0: none */
     SfDiskServer *disks; /* through which clones here read their disks; NULL: they have none */
     Place place;
 };
@@ -461,6 +464,7 @@ void sf_lend_free(SfLend *lend)
     }
     error = g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_GONE, "the ticket has been released");
     place_fail(&lend->place, error);
+    g_clear_handle_id(&lend->record_timer, g_source_remove);
     g_clear_pointer(&lend->disks, sf_disk_server_unref);
     g_free(lend);
 }
@@ -838,6 +842,82 @@ static void reply_reports(SfPeerRequest *request, SfFork *fork)
     sf_peer_request_reply(request, result);
 }
 
+/* ---- working sets: 32 bits of block, 32 of pages, 64 of offset, little-endian, in the order of use ---- */
+
+static char *pack_runs(const GArray *runs)
+{
+    guint n = MIN(runs->len, SF_WORKING_SET_RUNS_MAX);
+    g_autofree struct sf_pager_run *packed = g_new(struct sf_pager_run, n + 1);
+
+    for (guint i = 0; i < n; i++) {
+        const struct sf_pager_run *run = &g_array_index(runs, struct sf_pager_run, i);
+        packed[i] = (struct sf_pager_run){ GUINT32_TO_LE(run->block), GUINT32_TO_LE(run->pages),
+                                           GUINT64_TO_LE(run->offset) };
+    }
+    return g_base64_encode((const guchar *)packed, n * sizeof(*packed));
+}
+
+/* It is a hint: what does not fit the snapshot is left out. */
+static GArray *unpack_runs(const char *text, const SfSnapshot *snapshot)
+{
+    GArray *runs = g_array_new(FALSE, FALSE, sizeof(struct sf_pager_run));
+    gsize length = 0;
+    g_autofree guchar *data = g_base64_decode(text, &length);
+
+    for (gsize at = 0; at + sizeof(struct sf_pager_run) <= length && runs->len < SF_WORKING_SET_RUNS_MAX;
+         at += sizeof(struct sf_pager_run)) {
+        struct sf_pager_run run;
+        memcpy(&run, data + at, sizeof(run));
+        run = (struct sf_pager_run){ GUINT32_FROM_LE(run.block), GUINT32_FROM_LE(run.pages),
+                                     GUINT64_FROM_LE(run.offset) };
+        if (run.block < snapshot->n_blocks && run.pages > 0 && run.offset % SF_PAGE_SIZE == 0 &&
+            run.offset < snapshot->blocks[run.block].length &&
+            run.pages <= (snapshot->blocks[run.block].length - run.offset) / SF_PAGE_SIZE) {
+            g_array_append_val(runs, run);
+        }
+    }
+    return runs;
+}
+
+static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(Call) call = data;
+    g_autoptr(GArray) runs = sf_pager_working_set_finish(SF_PAGER(source), result, NULL);
+    SfLend *lend = call_lend(call);
+    g_autofree char *text = runs ? pack_runs(runs) : NULL;
+    JsonObject *object;
+
+    if (lend && runs && runs->len > 0) {
+        object = json_object_new();
+        json_object_set_string_member(object, "runs", text);
+        tell_origin(lend->ticket, "working-set", object);
+    }
+}
+
+static void record(SfLend *lend)
+{
+    g_clear_handle_id(&lend->record_timer, g_source_remove);
+    if (lend->ticket->pager) {
+        sf_pager_working_set_async(lend->ticket->pager, on_recorded, call_new(lend->ticket));
+    }
+}
+
+static gboolean on_record_timer(gpointer data)
+{
+    SfLend *lend = data;
+
+    lend->record_timer = 0;
+    record(lend);
+    return G_SOURCE_REMOVE;
+}
+
+void sf_lend_done(SfHostTicket *ticket)
+{
+    if (ticket->lend && ticket->lend->record_timer) {
+        record(ticket->lend);
+    }
+}
+
 /* Everything is there: the clones get their shells. */
 static void place_begin(SfLend *lend, GPtrArray *disks)
 {
@@ -865,6 +945,9 @@ static void place_begin(SfLend *lend, GPtrArray *disks)
     ticket->fork = sf_fork_new_placed(&options, &placed);
     sf_host_connect_fork(ticket);
     reply_reports(g_steal_pointer(&place->request), ticket->fork);
+    if (!place->has_working_set) {
+        lend->record_timer = g_timeout_add(RECORD_MS, on_record_timer, lend);
+    }
     place_clear(place);
     sf_fork_start(ticket->fork);
 }
@@ -943,6 +1026,16 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
     snapshot = cached_snapshot(descriptor, NULL, error);
     if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, text, error)) {
         return FALSE;
+    }
+    if (json_object_has_member(params, "working_set")) {
+        if (!text_param(params, "working_set", SF_WORKING_SET_TEXT_MAX, &text, error)) {
+            return FALSE;
+        }
+        g_autoptr(GArray) runs = unpack_runs(text, snapshot);
+        if (!sf_pager_set_working_set(ticket->pager, runs, error)) {
+            return FALSE;
+        }
+        place->has_working_set = TRUE;
     }
     if (complete && !sf_pager_complete(ticket->pager, error)) {
         return FALSE;

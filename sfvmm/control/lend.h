@@ -17,12 +17,16 @@
 
 #include "sfvmm/control/host.h"
 
+#define SF_WORKING_SET_RUNS_MAX 32768u                          /* of one that travels between hosts */
+#define SF_WORKING_SET_TEXT_MAX (SF_WORKING_SET_RUNS_MAX * 22u) /* in base64: 16 bytes a run */
+
 /* Carries out a request of a peer and answers it, now or later. */
 void sf_lend_request(SfHost *host, SfPeerRequest *request);
 
 /* A clone of a lent ticket has changed: its origin is told. */
 void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone);
 
+void sf_lend_done(SfHostTicket *ticket); /* all clones here have ended */
 void sf_lend_free(SfLend *lend);
 void sf_lend_peer_up(SfHost *host, SfPeer *peer);
 void sf_lend_peer_down(SfHost *host, SfPeer *peer);
