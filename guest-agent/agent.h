@@ -17,12 +17,12 @@
 #define AGENT_MAX_PER_USER     64       /* connections of one user other than root */
 #define AGENT_MAX_HOOKS        64
 #define AGENT_HOOK_NAME_LEN    64
-#define AGENT_ARGUMENT_MAX     32       /* payload bytes of every request but SYNC */
+#define AGENT_ARGUMENT_MAX     72       /* payload bytes of every request but SYNC */
 #define AGENT_RETRY_MS         1000     /* how often a port that is missing or has no host is tried again */
 #define AGENT_READ_SIZE        16384
 #define AGENT_CONTROL_SPACE    1024     /* room behind the largest frame for HELLO and IDENTITY replies */
 
-_Static_assert(SF_GP_FETCH_LENGTH <= AGENT_ARGUMENT_MAX, "the longest request besides SYNC");
+_Static_assert(SF_GP_CREATE_LENGTH <= AGENT_ARGUMENT_MAX, "the longest request besides SYNC");
 _Static_assert(AGENT_CONTROL_SPACE >= 2 * (SF_GP_HEADER_LENGTH + SF_GP_ERROR_LENGTH + 16), "both replies at once");
 
 /* Steps of becoming a clone that --skip leaves out. */
@@ -179,7 +179,7 @@ void slots_unsend(struct slots *slots);
 struct slot *slots_next(struct slots *slots, const uint8_t **payload);
 /* The requests so far are those of the parent. */
 void slots_fork(struct slots *slots);
-/* This is the clone: answers the CLONE with this host id, ends the parent's other requests with ECHILD. */
+/* This is the clone: answers the CLONE or CHECKPOINT with this host id, ends the parent's other requests with ECHILD. */
 void slots_forked(struct slots *slots, uint32_t clone_request);
 
 /* ---- agent.c ---- */

@@ -7,8 +7,8 @@
  * sent to the host in turn, and one buffer for the only request that carries data: SYNC, as a VM has one result. A
  * program that does not read its answers is cut off. Nothing is allocated.
  *
- * When a program goes away its request goes too, with two exceptions that stay behind without it: a TICKET, which is
- * given back when it is granted; and a waiting JOIN, which the next program that asks the same takes over, so that
+ * When a program goes away its request goes too, with two exceptions that stay behind without it: a TICKET (or CREATE),
+ * which is given back when it is granted; and a waiting JOIN, which the next program that asks the same takes over, so that
  * asking again and again (sf_join_timed()) leaves one request at the host and not a heap of them.
  */
 #include "guest-agent/agent.h"
@@ -157,7 +157,7 @@ void slots_connect(struct slots *slots, int fd, uid_t uid)
 void slots_hangup(struct slots *slots, struct slot *slot)
 {
     bool keep = slot->pending && slot->sent && !slot->foreign &&
-                (slot->type == SF_GP_TICKET || slot->type == SF_GP_JOIN);
+                (slot->type == SF_GP_TICKET || slot->type == SF_GP_CREATE || slot->type == SF_GP_JOIN);
 
     if (!keep) {
         slot_free(slots, slot);
@@ -296,7 +296,7 @@ void slots_answer(struct slots *slots, const struct sf_gp_header *header, const 
         return;
     }
     if (slot->fd < 0) {
-        if (slot->type == SF_GP_TICKET && header->type != SF_GP_ERROR) {
+        if ((slot->type == SF_GP_TICKET || slot->type == SF_GP_CREATE) && header->type != SF_GP_ERROR) {
             give_back(slots, slot, payload, header->length);
         } else {
             slot_free(slots, slot);
@@ -354,9 +354,10 @@ void slots_forked(struct slots *slots, uint32_t clone_request)
     for (unsigned i = 0; i < slots->end; i++) {
         struct slot *slot = &slots->slot[i];
 
-        if (slot->foreign && slot->pending && slot->type == SF_GP_CLONE && slot->host_request == clone_request) {
+        if (slot->foreign && slot->pending && (slot->type == SF_GP_CLONE || slot->type == SF_GP_CHECKPOINT) &&
+            slot->host_request == clone_request) {
             slot->foreign = false;
-            slot_send(slots, slot, SF_GP_CLONE | SF_GP_REPLY, payload, sizeof(payload));
+            slot_send(slots, slot, slot->type | SF_GP_REPLY, payload, sizeof(payload));
             break;
         }
     }

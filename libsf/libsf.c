@@ -27,7 +27,8 @@
 #include "libsf/wire/message.h"
 
 _Static_assert(SF_MAX_CLONES == SF_GP_MAX_CLONES && SF_MAX_RESULT == SF_GP_MAX_RESULT &&
-               SF_TEXT_LENGTH == SF_GP_TEXT_LEN, "the public limits are those of the protocol");
+               SF_TEXT_LENGTH == SF_GP_TEXT_LEN && SF_MAX_CHECKPOINT == SF_GP_CHECKPOINT_MAX,
+               "the public limits are those of the protocol");
 _Static_assert(SF_STARTING == SF_GP_STATE_STARTING && SF_RUNNING == SF_GP_STATE_RUNNING &&
                SF_EXITED == SF_GP_STATE_EXITED && SF_FAILED == SF_GP_STATE_FAILED && SF_LOST == SF_GP_STATE_LOST &&
                SF_KILLED == SF_GP_STATE_KILLED, "the public states are those of the protocol");
@@ -361,6 +362,86 @@ int sf_clone(sf_ticket *ticket)
         atomic_store(&ticket->state, TICKET_FOREIGN);
     }
     return (int)cloned.id;
+}
+
+/* ---- checkpoints ---- */
+
+static int check_name(const char *name)
+{
+    if (!name || !sf_gp_checkpoint_name_valid(name)) {
+        return failed(EINVAL, "checkpoint name \"%.64s\": 1 to %d of a-z, 0-9 and '-' are needed, a letter or digit first",
+                      name ? name : "", SF_MAX_CHECKPOINT);
+    }
+    return 0;
+}
+
+/* A request that is a name. */
+static ssize_t ask_name(uint8_t type, const char *name, uint8_t *reply, size_t capacity)
+{
+    struct sf_gp_checkpoint checkpoint = { .name = "" };
+    uint8_t argument[SF_GP_CHECKPOINT_LENGTH];
+
+    if (check_name(name) < 0) {
+        return -1;
+    }
+    memcpy(checkpoint.name, name, strlen(name));
+    sf_gp_checkpoint_pack(argument, &checkpoint);
+    return ask(type, argument, sizeof(argument), reply, capacity);
+}
+
+int sf_checkpoint_parent(const char *name)
+{
+    uint8_t reply[SF_GP_ERROR_LENGTH];
+    struct sf_gp_cloned cloned;
+    ssize_t length = ask_name(SF_GP_CHECKPOINT, name, reply, sizeof(reply));
+
+    if (length < 0) {
+        return -1;
+    }
+    return sf_gp_cloned_parse(&cloned, reply, (size_t)length) ? (int)cloned.id : malformed(SF_GP_CHECKPOINT);
+}
+
+sf_ticket *sf_create_clones(const char *name, unsigned count)
+{
+    struct sf_gp_create create = { .count = count };
+    uint8_t argument[SF_GP_CREATE_LENGTH], reply[SF_GP_ERROR_LENGTH];
+    struct sf_gp_granted granted;
+    sf_ticket *ticket;
+    ssize_t length;
+
+    if (check_name(name) < 0) {
+        return NULL;
+    }
+    if (count < 1 || count > SF_MAX_CLONES) {
+        failed(EINVAL, "%u clones: 1 to %u are possible", count, SF_MAX_CLONES);
+        return NULL;
+    }
+    memcpy(create.name, name, strlen(name));
+    sf_gp_create_pack(argument, &create);
+    length = ask(SF_GP_CREATE, argument, sizeof(argument), reply, sizeof(reply));
+    if (length < 0) {
+        return NULL;
+    }
+    if (!sf_gp_granted_parse(&granted, reply, (size_t)length) || granted.granted > count) {
+        malformed(SF_GP_CREATE);
+        return NULL;
+    }
+    ticket = ticket_new(granted.ticket, granted.granted);
+    if (ticket) {
+        atomic_store(&ticket->state, TICKET_FORKED);
+    }
+    return ticket;
+}
+
+int sf_checkpoint_forget(const char *name)
+{
+    uint8_t reply[SF_GP_ERROR_LENGTH];
+    ssize_t length = ask_name(SF_GP_FORGET, name, reply, sizeof(reply));
+
+    if (length < 0) {
+        return -1;
+    }
+    return length == 0 ? 0 : malformed(SF_GP_FORGET);
 }
 
 static int self(struct sf_gp_self *self)

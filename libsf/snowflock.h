@@ -107,6 +107,32 @@ int sf_kill(sf_ticket *ticket);
 /* The host forgets ticket and results; clones that still run are killed. The handle remains to be freed. */
 int sf_release(sf_ticket *ticket);
 
+/*
+ * Checkpoints: fork now, make the clones later. The VM's state is saved on its host under a name (1..SF_MAX_CHECKPOINT of
+ * a-z, 0-9 and '-', a letter or digit first), while the VM runs on; clones of it can be made at any time, and again.
+ *
+ *     int id = sf_checkpoint_parent("warm");
+ *     if (id > 0) {                      // in each clone that sf_create_clones() has made, perhaps days later
+ *         sf_exit_with(0, share, share_length);
+ *     }
+ *     sf_ticket *ticket = sf_create_clones("warm", 8);
+ *     sf_join(ticket, results, 8);
+ *
+ * sf_checkpoint_parent() returns 0 when the checkpoint is saved, which takes seconds (the pause is that of a fork), a
+ * clone's id in clones, -1 if there is none. For VMs that were started, not for clones.
+ */
+#define SF_MAX_CHECKPOINT 32
+int sf_checkpoint_parent(const char *name);
+
+/*
+ * Makes count clones (1..SF_MAX_CLONES; fewer may be granted) of this VM's checkpoint. They run when it returns. The
+ * ticket is one that has forked: join, kill and release it. To be freed with sf_ticket_free(); NULL on error.
+ */
+sf_ticket *sf_create_clones(const char *name, unsigned count);
+
+/* Removes the checkpoint. EBUSY while clones of it live. */
+int sf_checkpoint_forget(const char *name);
+
 /* This VM's id among its siblings, 1..sf_count(); 0 in a VM that is no clone; -1: sf-agent cannot be asked. */
 int sf_id(void);
 

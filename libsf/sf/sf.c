@@ -336,6 +336,45 @@ static int run_clone(int argc, char **argv)
     return status;
 }
 
+static int run_checkpoint(int argc, char **argv)
+{
+    int id = argc == 2 ? sf_checkpoint_parent(argv[1]) : -1;
+
+    if (id < 0) {
+        puts("false");
+        return argc == 2 ? call_failed() : bad_usage();
+    }
+    printf("SF_ID=%d; SF_COUNT=%d; export SF_ID SF_COUNT\n", id, id > 0 ? sf_count() : 0);
+    return 0;
+}
+
+static int run_create(int argc, char **argv)
+{
+    unsigned long long count;
+    sf_ticket *ticket;
+
+    if (argc != 3 || !parse_number(argv[2], 10, UINT_MAX, &count)) {
+        puts("false");
+        return bad_usage();
+    }
+    ticket = sf_create_clones(argv[1], (unsigned)count);
+    if (!ticket) {
+        puts("false");
+        return call_failed();
+    }
+    print_assignments(sf_ticket_id(ticket), sf_ticket_granted(ticket));
+    sf_ticket_free(ticket);
+    return 0;
+}
+
+static int run_forget(int argc, char **argv)
+{
+    if (argc != 2) {
+        return bad_usage();
+    }
+    return sf_checkpoint_forget(argv[1]) < 0 ? call_failed() : 0;
+}
+
 static int run_exit(int argc, char **argv)
 {
     static const struct option options[] = { { "result", required_argument, NULL, 'r' }, { NULL, 0, NULL, 0 } };
@@ -600,6 +639,10 @@ static const struct command commands[] = {
     { "ticket", "COUNT", "ask for the right to fork into COUNT clones; prints assignments for eval", run_ticket },
     { "clone", "[-n COUNT | TICKET]", "fork this VM; prints assignments for eval: SF_ID is 0 in the parent",
       run_clone },
+    { "checkpoint", "NAME", "save this VM for later clones; prints assignments for eval: SF_ID is 0 in the parent",
+      run_checkpoint },
+    { "create", "NAME COUNT", "make COUNT clones of a checkpoint; prints assignments for eval", run_create },
+    { "forget", "NAME", "remove a checkpoint", run_forget },
     { "exit", "[STATUS] [--result FILE|-]", "in a clone: hand over the result, end the clone", run_exit },
     { "sync", "FILE|-", "in a clone: hand over the result so far, go on", run_sync },
     { "join", "[TICKET] [--results DIR] [--timeout SECONDS] [--json] [--quiet] [--release]",

@@ -35,7 +35,8 @@
  * [EALREADY]; not forked yet, in JOIN and FETCH, or no such clone [EINVAL]; SYNC or EXIT by a VM that is no clone
  * [EPERM]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; no room for a result
  * [ENOSPC]; nothing to be granted now, or by a quota [EAGAIN]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL];
- * the fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the
+ * a checkpoint of that name exists [EEXIST], or none does [ENOENT], clones of it live [EBUSY], the VM has too many
+ * [EDQUOT], or is a clone [EOPNOTSUPP]; the fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the
  * same as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
  */
 #ifndef SF_GUEST_PROTOCOL_H
@@ -76,6 +77,10 @@ struct sf_gp_header {
 #define SF_GP_FETCH          21  /* sf_gp_fetch -> data; short only where the result ends; no result: empty */
 #define SF_GP_KILL           22  /* sf_gp_kill -> empty: ends all clones of the ticket */
 #define SF_GP_RELEASE        23  /* sf_gp_kill -> empty: ticket and results are forgotten, clones still alive killed */
+#define SF_GP_CHECKPOINT     24  /* sf_gp_checkpoint -> sf_gp_cloned, as CLONE: in the VM when it is saved, and in each
+                                    clone that is ever made from it */
+#define SF_GP_CREATE         25  /* sf_gp_create -> sf_gp_granted: a ticket that has forked, of clones of a checkpoint */
+#define SF_GP_FORGET         26  /* sf_gp_checkpoint -> empty: the checkpoint is removed */
 
 /* Program -> agent only. */
 #define SF_GP_SELF           32  /* empty -> sf_gp_self */
@@ -172,6 +177,18 @@ struct sf_gp_fetch {
 
 struct sf_gp_kill {
     uint64_t ticket;
+};
+
+#define SF_GP_CHECKPOINT_MAX 32       /* characters of a checkpoint's name: a-z, 0-9 and '-' */
+
+struct sf_gp_checkpoint {
+    char name[SF_GP_NAME_LEN];        /* chosen by the guest, its own: other VMs have others */
+};
+
+struct sf_gp_create {
+    uint32_t count;                   /* wanted, 1..SF_GP_MAX_CLONES */
+    uint32_t flags;                   /* 0 */
+    char name[SF_GP_NAME_LEN];
 };
 
 struct sf_gp_self {

@@ -494,6 +494,50 @@ bool sf_gp_kill_parse(struct sf_gp_kill *value, const uint8_t *payload, size_t l
     return r.ok;
 }
 
+bool sf_gp_checkpoint_name_valid(const char *name)
+{
+    size_t length = strnlen(name, SF_GP_NAME_LEN);
+
+    return length >= 1 && length <= SF_GP_CHECKPOINT_MAX && name[0] != '-' &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == length;
+}
+
+size_t sf_gp_checkpoint_pack(uint8_t *buf, const struct sf_gp_checkpoint *value)
+{
+    uint8_t *at = buf;
+
+    put_text(&at, value->name, SF_GP_NAME_LEN);
+    return (size_t)(at - buf);
+}
+
+bool sf_gp_checkpoint_parse(struct sf_gp_checkpoint *value, const uint8_t *payload, size_t length)
+{
+    struct reader r = reader_of(payload, length, SF_GP_CHECKPOINT_LENGTH);
+
+    get_text(&r, value->name, SF_GP_NAME_LEN);
+    return r.ok && sf_gp_checkpoint_name_valid(value->name);
+}
+
+size_t sf_gp_create_pack(uint8_t *buf, const struct sf_gp_create *value)
+{
+    uint8_t *at = buf;
+
+    put32(&at, value->count);
+    put32(&at, value->flags);
+    put_text(&at, value->name, SF_GP_NAME_LEN);
+    return (size_t)(at - buf);
+}
+
+bool sf_gp_create_parse(struct sf_gp_create *value, const uint8_t *payload, size_t length)
+{
+    struct reader r = reader_of(payload, length, SF_GP_CREATE_LENGTH);
+
+    value->count = get32(&r);
+    value->flags = get32(&r);
+    get_text(&r, value->name, SF_GP_NAME_LEN);
+    return r.ok && sf_gp_checkpoint_name_valid(value->name);
+}
+
 size_t sf_gp_self_pack(uint8_t *buf, const struct sf_gp_self *value)
 {
     uint8_t *at = buf;
@@ -526,6 +570,8 @@ bool sf_gp_request_valid(uint8_t type, const uint8_t *payload, size_t length)
         struct sf_gp_join join;
         struct sf_gp_fetch fetch;
         struct sf_gp_kill kill;
+        struct sf_gp_checkpoint checkpoint;
+        struct sf_gp_create create;
     } value;
     const uint8_t *data;
     size_t data_length;
@@ -546,6 +592,11 @@ bool sf_gp_request_valid(uint8_t type, const uint8_t *payload, size_t length)
     case SF_GP_KILL:
     case SF_GP_RELEASE:
         return sf_gp_kill_parse(&value.kill, payload, length);
+    case SF_GP_CHECKPOINT:
+    case SF_GP_FORGET:
+        return sf_gp_checkpoint_parse(&value.checkpoint, payload, length);
+    case SF_GP_CREATE:
+        return sf_gp_create_parse(&value.create, payload, length);
     case SF_GP_SELF:
         return length == 0;
     default:
@@ -579,6 +630,12 @@ const char *sf_gp_type_name(uint8_t type)
         return "KILL";
     case SF_GP_RELEASE:
         return "RELEASE";
+    case SF_GP_CHECKPOINT:
+        return "CHECKPOINT";
+    case SF_GP_CREATE:
+        return "CREATE";
+    case SF_GP_FORGET:
+        return "FORGET";
     case SF_GP_SELF:
         return "SELF";
     default:

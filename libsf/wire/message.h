@@ -36,6 +36,8 @@
 #define SF_GP_MEMBER_LENGTH      (24 + SF_GP_TEXT_LEN)
 #define SF_GP_FETCH_LENGTH       24
 #define SF_GP_KILL_LENGTH        8
+#define SF_GP_CHECKPOINT_LENGTH  SF_GP_NAME_LEN
+#define SF_GP_CREATE_LENGTH      (8 + SF_GP_NAME_LEN)
 #define SF_GP_SELF_LENGTH        16
 
 /* Header. Parse refuses another version, a non-zero reserved field and a payload above SF_GP_MAX_PAYLOAD. */
@@ -83,11 +85,17 @@ size_t sf_gp_fetch_pack(uint8_t *buf, const struct sf_gp_fetch *value);
 bool sf_gp_fetch_parse(struct sf_gp_fetch *value, const uint8_t *payload, size_t length);
 size_t sf_gp_kill_pack(uint8_t *buf, const struct sf_gp_kill *value);
 bool sf_gp_kill_parse(struct sf_gp_kill *value, const uint8_t *payload, size_t length);
+/* name: 1..SF_GP_CHECKPOINT_MAX of a-z, 0-9 and '-', a letter or digit first. Only the form of the rest is checked. */
+size_t sf_gp_checkpoint_pack(uint8_t *buf, const struct sf_gp_checkpoint *value);
+bool sf_gp_checkpoint_parse(struct sf_gp_checkpoint *value, const uint8_t *payload, size_t length);
+size_t sf_gp_create_pack(uint8_t *buf, const struct sf_gp_create *value);
+bool sf_gp_create_parse(struct sf_gp_create *value, const uint8_t *payload, size_t length);
+bool sf_gp_checkpoint_name_valid(const char *name);
 size_t sf_gp_self_pack(uint8_t *buf, const struct sf_gp_self *value);
 bool sf_gp_self_parse(struct sf_gp_self *value, const uint8_t *payload, size_t length);
 
 /*
- * Is payload a well-formed request of this type from the guest (SF_GP_TICKET..SF_GP_RELEASE, SF_GP_SELF)?
+ * Is payload a well-formed request of this type from the guest (SF_GP_TICKET..SF_GP_FORGET, SF_GP_SELF)?
  * False for every other type.
  */
 bool sf_gp_request_valid(uint8_t type, const uint8_t *payload, size_t length);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "sfvmm/control/guest_api.h"
+#include "sfvmm/control/guest_api_private.h"
 
 #include <errno.h>
 #include <string.h>
@@ -34,17 +34,11 @@ typedef struct {
     gulong placed_handler, done_handler;
 } PendingCall;
 
-typedef struct {
-    SfGuestApi *api;
-    SfHostVm *hvm;
-    const struct sf_gp_header *header;
-    const guint8 *payload;
-    gsize length;
-} Request;
+typedef SfGuestRequest Request;
 
 /* ---- answers ---- */
 
-static void answer(SfHostVm *hvm, guint8 type, guint32 request, const void *payload, gsize length)
+void sf_guest_answer(SfHostVm *hvm, guint8 type, guint32 request, const void *payload, gsize length)
 {
     g_autoptr(GError) error = NULL;
 
@@ -55,25 +49,24 @@ static void answer(SfHostVm *hvm, guint8 type, guint32 request, const void *payl
 
 static void answer_ok(const Request *request)
 {
-    answer(request->hvm, request->header->type | SF_GP_REPLY, request->header->request, NULL, 0);
+    sf_guest_answer(request->hvm, request->header->type | SF_GP_REPLY, request->header->request, NULL, 0);
 }
 
-static void answer_error(SfHostVm *hvm, guint32 request, int code, const char *text)
+void sf_guest_answer_error(SfHostVm *hvm, guint32 request, int code, const char *text)
 {
     struct sf_gp_error error = { .error = (guint32)code };
     guint8 payload[sizeof(error)];
 
     sf_gp_text_set(error.text, sizeof(error.text), "%s", text);
-    answer(hvm, SF_GP_ERROR, request, payload, sf_gp_error_pack(payload, &error));
+    sf_guest_answer(hvm, SF_GP_ERROR, request, payload, sf_gp_error_pack(payload, &error));
 }
 
 static void refuse(const Request *request, int code, const char *text)
 {
-    answer_error(request->hvm, request->header->request, code, text);
+    sf_guest_answer_error(request->hvm, request->header->request, code, text);
 }
 
-/* errno as libsf gives it to the program. */
-static int error_number(const GError *error)
+int sf_guest_error_number(const GError *error)
 {
     if (error->domain == SF_CLUSTER_ERROR) {
         return EAGAIN;
@@ -96,7 +89,7 @@ static int error_number(const GError *error)
 
 static void refuse_error(const Request *request, const GError *error)
 {
-    refuse(request, error_number(error), error->message);
+    refuse(request, sf_guest_error_number(error), error->message);
 }
 
 /* The ticket, if the asking VM may use it; otherwise it has been answered. */
@@ -147,10 +140,10 @@ static void answer_cloned(SfHostVm *hvm, guint32 request, SfFork *fork)
     guint8 payload[sizeof(cloned)];
 
     if (sf_fork_state(fork) == SF_FORK_FAILED) {
-        answer_error(hvm, request, sf_fork_is_refused(fork) ? EOPNOTSUPP : EAGAIN, sf_fork_reason(fork));
+        sf_guest_answer_error(hvm, request, sf_fork_is_refused(fork) ? EOPNOTSUPP : EAGAIN, sf_fork_reason(fork));
         return;
     }
-    answer(hvm, SF_GP_CLONE | SF_GP_REPLY, request, payload, sf_gp_cloned_pack(payload, &cloned));
+    sf_guest_answer(hvm, SF_GP_CLONE | SF_GP_REPLY, request, payload, sf_gp_cloned_pack(payload, &cloned));
 }
 
 static void answer_members(SfHostVm *hvm, guint32 request, SfFork *fork, guint32 first)
@@ -172,7 +165,7 @@ static void answer_members(SfHostVm *hvm, guint32 request, SfFork *fork, guint32
         sf_gp_text_set(member.text, sizeof(member.text), "%s", clone->reason ? clone->reason : "");
         g_byte_array_append(payload, entry, (guint)sf_gp_member_pack(entry, &member));
     }
-    answer(hvm, SF_GP_JOIN | SF_GP_REPLY, request, payload->data, payload->len);
+    sf_guest_answer(hvm, SF_GP_JOIN | SF_GP_REPLY, request, payload->data, payload->len);
 }
 
 static void pending_finish(PendingCall *call)
@@ -232,7 +225,7 @@ static void answer_granted(SfHostVm *hvm, guint32 request, const SfHostTicket *t
     struct sf_gp_granted granted = { .ticket = ticket->grant->id, .granted = ticket->grant->granted };
     guint8 payload[sizeof(granted)];
 
-    answer(hvm, SF_GP_TICKET | SF_GP_REPLY, request, payload, sf_gp_granted_pack(payload, &granted));
+    sf_guest_answer(hvm, SF_GP_TICKET | SF_GP_REPLY, request, payload, sf_gp_granted_pack(payload, &granted));
 }
 
 /* A TICKET for which other hosts are being asked. Its agent may send it again meanwhile: it is the same one. */
@@ -256,7 +249,7 @@ static void on_ticket(GObject *source, GAsyncResult *result, gpointer data)
     if (ticket) {
         answer_granted(hvm, call->key.request, ticket);
     } else {
-        answer_error(hvm, call->key.request, error_number(error), error->message);
+        sf_guest_answer_error(hvm, call->key.request, sf_guest_error_number(error), error->message);
     }
 }
 
@@ -367,7 +360,7 @@ static void handle_fetch(const Request *request)
         refuse_error(request, error);
         return;
     }
-    answer(request->hvm, SF_GP_FETCH | SF_GP_REPLY, request->header->request, g_bytes_get_data(data, NULL),
+    sf_guest_answer(request->hvm, SF_GP_FETCH | SF_GP_REPLY, request->header->request, g_bytes_get_data(data, NULL),
            g_bytes_get_size(data));
 }
 
@@ -473,6 +466,9 @@ static const Handler handlers[] = {
     { SF_GP_FETCH, handle_fetch },
     { SF_GP_KILL, handle_kill },
     { SF_GP_RELEASE, handle_kill },
+    { SF_GP_CHECKPOINT, sf_guest_checkpoint },
+    { SF_GP_CREATE, sf_guest_create },
+    { SF_GP_FORGET, sf_guest_forget },
     { SF_GP_IDENTITY | SF_GP_REPLY, handle_identified },
     { SF_GP_ERROR, handle_identified },
 };
@@ -482,7 +478,7 @@ static void on_guest_message(SfHost *host, SfHostVm *hvm, const struct sf_gp_hea
 {
     gsize length;
     const guint8 *data = g_bytes_get_data(payload, &length);
-    Request request = { api, hvm, header, data, length };
+    Request request = { host, api, hvm, header, data, length };
     const SfClone *clone = sf_host_clone_of(host, hvm);
 
     if (clone && clone->state == SF_GP_STATE_STARTING && !(header->type & SF_GP_REPLY)) {

@@ -35,6 +35,8 @@
 #define STORE_FOLDER  "snapshots"
 #define FAMILY_PREFIX "saved-"
 #define SAVED_FILE    "saved.json"
+#define FAMILY_NAME_MAX   32u
+#define FAMILY_SUM_DIGITS 16
 #define HOST_KEY      "sf-snapshots"
 #define SERVER_KEY    "sf-memory-server"
 #define SHELL_KERNEL  "/kernel" /* a configuration needs something to boot; shells boot nothing */
@@ -279,9 +281,16 @@ gboolean sf_snapshots_save_finish(SfSnapshots *snapshots, GAsyncResult *result, 
 
 /* ---- what clones of a saved one need ---- */
 
+/* Clones are called after their family: a long name would make theirs longer than the name of a host may be. */
 static char *family_name(const char *name)
 {
-    return g_strconcat(FAMILY_PREFIX, name, NULL);
+    g_autofree char *sum = NULL;
+
+    if (strlen(name) <= FAMILY_NAME_MAX) {
+        return g_strconcat(FAMILY_PREFIX, name, NULL);
+    }
+    sum = g_compute_checksum_for_string(G_CHECKSUM_SHA256, name, -1);
+    return g_strdup_printf(FAMILY_PREFIX "%.*s", FAMILY_SUM_DIGITS, sum);
 }
 
 static SfVmConfig *config_of(const SfSaved *saved, GError **error)
@@ -339,6 +348,7 @@ typedef struct {
     SfSnapshots *snapshots;
     char *name, *owner;
     guint count;
+    guint32 request; /* of the owner's agent, or 0 */
     SfSaved *saved;
     SfDescriptor *descriptor; /* read by the worker */
     SfVmConfig *config;
@@ -607,7 +617,7 @@ static gboolean take_ticket(CloneCall *call, GError **error)
     SfHost *host = call->snapshots->host;
     SfTicket *grant = sf_resource_manager_request_here(sf_host_manager(host),
                                                        call->owner ? call->owner : call->family->name,
-                                                       call->config->memory, call->count, FALSE, 0, error);
+                                                       call->config->memory, call->count, FALSE, call->request, error);
 
     if (!grant) {
         return FALSE;
@@ -697,7 +707,7 @@ static void prepare_thread(GTask *task, gpointer source, gpointer data, GCancell
     }
 }
 
-void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner,
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner, guint32 request,
                               GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
@@ -709,6 +719,7 @@ void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint co
     call->name = g_strdup(name);
     call->owner = g_strdup(owner);
     call->count = count;
+    call->request = request;
     g_task_set_task_data(task, call, clone_call_free);
     call->saved = sf_store_read(snapshots->store, name, &error);
     if (!call->saved) {

@@ -30,10 +30,10 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
 gboolean sf_snapshots_save_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
 
 /*
- * Clones of a saved snapshot. owner: the VM whose ticket it shall be (it joins them), NULL: an operator's. Finishes with
- * a ticket whose fork has begun.
+ * Clones of a saved snapshot. owner: the VM whose ticket it shall be (it joins them), and the request of its agent; NULL
+ * and 0: an operator's. Finishes with a ticket whose fork has begun.
  */
-void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner,
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner, guint32 request,
                               GAsyncReadyCallback callback, gpointer data);
 SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
 

@@ -21,7 +21,7 @@
 #define SF_SAVED_JSON       "snapshot.json"
 #define SF_SAVED_DESCRIPTOR "descriptor.dtb"
 #define SF_SAVED_JSON_MAX   (256u << 10) /* bytes; more is refused unread */
-#define SF_SAVED_NAME_MAX   40u          /* of a snapshot in the store: clones are called after it */
+#define SF_SAVED_NAME_MAX   80u          /* of a snapshot in the store; VM.NAME of a checkpoint fits */
 #define SF_SAVED_FILE_MAX   128u         /* bytes of a file's name */
 #define SF_SAVED_SHA256_LEN 64u          /* hexadecimal digits */
 

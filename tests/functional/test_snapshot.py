@@ -4,6 +4,7 @@
 sfvmmd was restarted; bad files and full disks.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -104,7 +105,7 @@ class Files(Saving):
         self.addCleanup(vm.stop)
         self.save(vm, "taken")
         self.error("exists", "snapshot.save", "taken", vm=vm.name, name="taken")
-        for name in ("", "..", "a/b", "-x", "x" * 41, "\u00e4"):
+        for name in ("", "..", "a/b", "-x", "x" * 81, "\u00e4"):
             self.error("bad-params", "snapshot.save", vm=vm.name, name=name)
         self.error("no-such-snapshot", "snapshot.clone", "nothing", name="nothing")
         self.error("no-such-snapshot", "snapshot.rm", "nothing", name="nothing")
@@ -345,6 +346,94 @@ class Linux(Saving):
         self.check(probes, 1)
         self.write(probes[:1], 4)
         self.check(probes[1:], 1)
+
+
+class Checkpoints(Saving):
+    """From within the guest, by libsf: saved now, cloned later, again and again."""
+
+    def setUp(self):
+        super().setUp()
+        self.parent = harness.linux(self.daemon, name="web")
+        self.addCleanup(self.parent.stop)
+        self.probe = self.parent.probe()
+        self.probe("open m mem 24")
+        self.probe("fill m 1")
+
+    def checkpoint(self, name):
+        self.addCleanup(self.remove, "web." + name)
+        reply = self.probe("checkpoint " + name)
+        self.assertEqual((reply["id"], reply["count"]), ("0", "0"))
+
+    def create(self, name, count, slot=0):
+        """The clones' probes: each goes on where the checkpoint was taken."""
+        got = self.probe("create %d %s %d" % (slot, name, count))
+        self.assertEqual(got["granted"], str(count))
+        self.addCleanup(self.end, got["ticket"])
+        ticket = self.daemon.call("ticket.status", ticket=got["ticket"])["ticket"]
+        probes = {}
+        for clone in ticket["clones"]:
+            probes[clone["id"]] = harness.Probe(self.daemon.vm(clone["vm"]))
+            reply = probes[clone["id"]].reply()
+            self.assertEqual((reply["id"], reply["self"], reply["count"]), (str(clone["id"]),) * 2 + (str(count),))
+        return probes
+
+    def refused(self, number, command):
+        with self.assertRaisesRegex(AssertionError, "errno=%d " % number):
+            self.probe(command)
+
+    def test_clones_later(self):
+        self.checkpoint("warm")
+        self.probe("fill m 2")
+        for turn in range(2):
+            probes = self.create("warm", 2)
+            on_all(list(probes.values()), "verify m 1")
+            for number, probe in probes.items():
+                probe.send("exit %d 100000 %d" % (number, number))
+            reply = self.probe("join 0")
+            self.assertEqual((reply["m1"], reply["m2"]), ("exited:1:100000", "exited:2:100000"))
+            for number in probes:
+                self.probe("fetch 0 %d %d" % (number, number))
+            self.refused(errno.EALREADY, "clone 0")
+            self.probe("release 0")
+        self.probe("verify m 2")
+        self.probe("forget warm")
+        self.refused(errno.ENOENT, "create 1 warm 1")
+
+    def test_refusals(self):
+        self.checkpoint("one")
+        self.refused(errno.EEXIST, "checkpoint one")
+        self.refused(errno.ENOENT, "create 1 two 1")
+        self.refused(errno.ENOENT, "forget two")
+        self.refused(errno.EINVAL, "checkpoint a.b")
+        self.daemon.call("snapshot.save", vm="web", name="web.mine")
+        self.addCleanup(self.remove, "web.mine")
+        self.refused(errno.ENOENT, "create 1 mine 1")           # an operator's
+        self.refused(errno.ENOENT, "forget mine")
+        probes = self.create("one", 1)
+        self.refused(errno.EBUSY, "forget one")
+        child = probes[1]
+        with self.assertRaisesRegex(AssertionError, "errno=%d " % errno.EOPNOTSUPP):
+            child("checkpoint x")
+        child.send("exit 0")
+        self.probe("join 0")
+        self.probe("release 0")
+        for number in range(6):
+            self.checkpoint("n%d" % number)
+        self.refused(errno.EDQUOT, "checkpoint last")
+
+    def test_restart(self):
+        """sfvmmd is restarted between the two, and while the clones run."""
+        self.before = None
+        self.checkpoint("warm")
+        self.daemon.restart(signal.SIGKILL)
+        probes = self.create("warm", 2)
+        self.daemon.restart(signal.SIGKILL)
+        on_all(list(probes.values()), "verify m 1")
+        for probe in probes.values():
+            probe.send("exit 5")
+        reply = self.probe("join 0")
+        self.assertEqual((reply["m1"], reply["m2"]), ("exited:5:0", "exited:5:0"))
+        self.probe("release 0")
 
 
 if __name__ == "__main__":

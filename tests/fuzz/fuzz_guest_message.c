@@ -50,6 +50,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     TRY(member, MEMBER);
     TRY(fetch, FETCH);
     TRY(kill, KILL);
+    TRY(checkpoint, CHECKPOINT);
+    TRY(create, CREATE);
     TRY(self, SELF);
     return 0;
 }

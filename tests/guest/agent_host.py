@@ -20,6 +20,7 @@ BOUND = 60  # seconds that anything may take before a test gives up
 
 HELLO, IDENTITY = 1, 2
 TICKET, CLONE, SYNC, EXIT, JOIN, FETCH, KILL, RELEASE, SELF = 16, 17, 18, 19, 20, 21, 22, 23, 32
+CHECKPOINT, CREATE, FORGET = 24, 25, 26
 REPLY, ERROR = 0x80, 0xff
 MAX_CHUNK = 32768
 TEXT, NAME, SEED = 256, 64, 64

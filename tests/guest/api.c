@@ -67,6 +67,30 @@ static bool do_clone(sf_ticket *slot, char *text)
     return true;
 }
 
+static bool do_checkpoint(const char *name, char *text)
+{
+    int id = sf_checkpoint_parent(name);
+
+    if (id < 0) {
+        return failed(text, "checkpoint");
+    }
+    snprintf(text, API_TEXT, "id=%d self=%d count=%d", id, sf_id(), sf_count());
+    return true;
+}
+
+static bool do_create(sf_ticket **slot, const char *name, unsigned count, char *text)
+{
+    if (*slot) {
+        sf_ticket_free(*slot);
+    }
+    *slot = sf_create_clones(name, count);
+    if (!*slot) {
+        return failed(text, "create");
+    }
+    snprintf(text, API_TEXT, "granted=%u ticket=%016" PRIx64, sf_ticket_granted(*slot), sf_ticket_id(*slot));
+    return true;
+}
+
 static bool do_sync(uint64_t length, uint64_t value, char *text)
 {
     uint8_t *data = pattern(length, value);
@@ -272,6 +296,12 @@ bool api_command(char **words, int count, char *text)
     text[0] = 0;
     if (strcmp(verb, "ticket") == 0) {
         return do_ticket(slot, number(words, count, 2, 1), text);
+    } else if (strcmp(verb, "checkpoint") == 0) {
+        return do_checkpoint(count > 1 ? words[1] : "", text);
+    } else if (strcmp(verb, "create") == 0) {
+        return do_create(slot, count > 2 ? words[2] : "", number(words, count, 3, 1), text);
+    } else if (strcmp(verb, "forget") == 0) {
+        return sf_checkpoint_forget(count > 1 ? words[1] : "") == 0 ? true : failed(text, verb);
     } else if (strcmp(verb, "self") == 0) {
         snprintf(text, API_TEXT, "id=%d count=%d", sf_id(), sf_count());
         return sf_id() >= 0;

@@ -13,9 +13,9 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from agent_host import (BOUND, CLONE, ERROR, EXIT, EXITED, FETCH, HELLO, IDENTITY, JOIN, KILL, LOST, MAX_CHUNK, RELEASE,
-                        REPLY, RUNNING, SELF, SYNC, TICKET, Guest, answer_of, error, error_of, frame, hello, identity,
-                        member, packet)
+from agent_host import (BOUND, CHECKPOINT, CLONE, CREATE, ERROR, EXIT, EXITED, FETCH, FORGET, HELLO, IDENTITY, JOIN, KILL,
+                        LOST, MAX_CHUNK, NAME, RELEASE, REPLY, RUNNING, SELF, SYNC, TICKET, Guest, answer_of, error,
+                        error_of, frame, hello, identity, member, packet)
 
 TICKET_ID = 0x1122334455667788
 
@@ -138,6 +138,46 @@ class Programs(Base):
             self.assertEqual(payload, struct.pack('<Q', TICKET_ID))
             self.host.reply(kind, request)
             self.assert_finished(program)
+
+    def test_checkpoint(self):
+        saved = self.guest.sf('checkpoint', 'warm-1')
+        request, payload = self.host.expect(CHECKPOINT)
+        self.assertEqual(payload, b'warm-1'.ljust(NAME, b'\0'))
+        self.host.reply(CHECKPOINT, request, struct.pack('<II', 0, 0))
+        self.assertEqual(self.assert_finished(saved)[0], 'SF_ID=0; SF_COUNT=0; export SF_ID SF_COUNT\n')
+        created = self.guest.sf('create', 'warm-1', '8')
+        request, payload = self.host.expect(CREATE)
+        self.assertEqual(payload, struct.pack('<II', 8, 0) + b'warm-1'.ljust(NAME, b'\0'))
+        self.host.reply(CREATE, request, struct.pack('<QII', TICKET_ID, 5, 0))
+        self.assertEqual(self.assert_finished(created)[0],
+                         'SF_TICKET=1122334455667788; SF_GRANTED=5; export SF_TICKET SF_GRANTED\n')
+        forgotten = self.guest.sf('forget', 'warm-1')
+        request, payload = self.host.expect(FORGET)
+        self.assertEqual(payload, b'warm-1'.ljust(NAME, b'\0'))
+        self.host.refuse(request, errno.EBUSY, 'clones of it live')
+        self.assertEqual(self.assert_finished(forgotten, 3)[1], 'sf forget: clones of it live\n')
+
+    def test_names_of_checkpoints(self):
+        """Wrong ones do not reach the host."""
+        for name in ('', 'A', 'a.b', '-a', 'a/b', 'x' * 33, '\u00e4'):
+            out, err = self.assert_finished(self.guest.sf('checkpoint', name), 3)
+            self.assertEqual(out, 'false\n')
+            self.assertIn('checkpoint name', err)
+            self.assert_finished(self.guest.sf('create', name, '1'), 3)
+            self.assert_finished(self.guest.sf('forget', name), 3)
+        self.assert_finished(self.guest.sf('create', 'a', '0'), 3)
+        self.host.round_trip()
+        self.assertTrue(self.host.silent())
+
+    def test_clones_for_a_program_that_has_gone(self):
+        """They are given back, as a ticket is."""
+        program = self.guest.sf('create', 'warm', '2')
+        request, _ = self.host.expect(CREATE)
+        program.kill()
+        program.wait()
+        self.host.round_trip()
+        self.host.reply(CREATE, request, struct.pack('<QII', TICKET_ID, 2, 0))
+        self.assertEqual(self.host.expect(RELEASE)[1], struct.pack('<Q', TICKET_ID))
 
     def test_no_clone(self):
         self.assertEqual(self.assert_finished(self.guest.sf('id'))[0], '0\n')
@@ -320,6 +360,18 @@ class Clones(Base):
                                              'SF_PARENT': 'vm1', 'SF_HOSTNAME': 'vm1-3'})
         self.host.round_trip()
         self.assertTrue(self.host.silent(), 'no request of the parent may come from its clone')
+
+    def test_clone_of_a_checkpoint(self):
+        """Long after: the program that waited for the checkpoint learns the clone's id."""
+        saved = self.guest.sf('checkpoint', 'warm')
+        request, _ = self.host.expect(CHECKPOINT)
+        other = self.guest.sf('checkpoint', 'other')
+        self.host.expect(CHECKPOINT)
+        self.guest.become_clone(3, 8, 0x16, clone_request=request)
+        self.host.expect_hello()
+        self.host.expect(IDENTITY | REPLY)
+        self.assertEqual(self.assert_finished(saved)[0], 'SF_ID=3; SF_COUNT=8; export SF_ID SF_COUNT\n')
+        self.assertIn('this VM is now clone 3', self.assert_finished(other, 3)[1])
 
     def test_identity_apart_from_hello(self):
         """The parent's requests may come then; the answer to IDENTITY still ends them."""

@@ -76,6 +76,8 @@ static void test_messages(void)
                .result_length = SF_GP_MAX_RESULT, .text = "its QEMU was killed");
     ROUND_TRIP(fetch, FETCH, .ticket = 7, .id = 1, .length = SF_GP_MAX_CHUNK, .offset = 1ull << 40);
     ROUND_TRIP(kill, KILL, .ticket = 7);
+    ROUND_TRIP(checkpoint, CHECKPOINT, .name = "warm-1");
+    ROUND_TRIP(create, CREATE, .count = 8, .name = "w");
     ROUND_TRIP(self, SELF, .ticket = 7, .id = 1, .count = 1);
 }
 
