@@ -82,6 +82,7 @@ struct _SfPager {
     guint short_lives;
     gboolean stopped;
     guint n_keys;   /* directories of keys made so far */
+    guint fault_seconds; /* 0: the default */
 
     GPtrArray *ledger; /* of Order */
     SfSnapshot *snapshot;
@@ -413,6 +414,7 @@ static gboolean save(SfPager *pager, GError **error)
     json_object_set_int_member(object, "pid", pager->pid);
     json_object_set_int_member(object, "start_time", pager->start_time);
     json_object_set_int_member(object, "keys", pager->n_keys);
+    json_object_set_int_member(object, "fault_seconds", pager->fault_seconds);
     return sf_state_write(path, object, error);
 }
 
@@ -467,6 +469,7 @@ static void watch_process(SfPager *pager, int pidfd)
 static gboolean start_process(SfPager *pager, GError **error)
 {
     g_autofree char *log_path = pager_path(pager, "pager.log");
+    g_autofree char *fault_seconds = g_strdup_printf("--fault-seconds=%u", pager->fault_seconds);
     g_autoptr(GPtrArray) argv = g_ptr_array_new();
     g_autoptr(GArray) fds = g_array_new(FALSE, FALSE, sizeof(int));
     int directory = open(pager->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -482,6 +485,7 @@ static gboolean start_process(SfPager *pager, GError **error)
         g_array_append_val(fds, pager->listener);
         g_array_append_val(fds, directory);
         g_ptr_array_add(argv, (gpointer) "sf-pager");
+        g_ptr_array_add(argv, fault_seconds);
         g_ptr_array_add(argv, pager->id);
         g_ptr_array_add(argv, NULL);
         ok = sf_process_start(&process, &pager->pid, &pidfd, error);
@@ -699,6 +703,7 @@ SfPager *sf_pager_start(const SfPagerOptions *options, GError **error)
     pager->binary = g_strdup(options->binary);
     pager->uid = options->uid;
     pager->gid = options->gid;
+    pager->fault_seconds = options->fault_seconds;
     ok = pager_start(pager, options, error);
     if (options->listen_fd >= 0) {
         close(options->listen_fd);
@@ -851,6 +856,7 @@ static gboolean pager_adopt(SfPager *pager, GError **error)
     pager->gid = int_of(object, "gid");
     pager->pid = int_of(object, "pid");
     pager->start_time = int_of(object, "start_time");
+    pager->fault_seconds = int_of(object, "fault_seconds");
     pager->n_keys = int_of(object, "keys") + SOMAXCONN; /* names that were given since it was saved stay free */
     pidfd = sf_process_open(pager->pid, pager->start_time);
     if (!pager->binary || pidfd < 0) {

@@ -41,6 +41,7 @@ typedef struct {
     SfPagerSecurity security; /* of serving */
     const char *keys;         /* X509: directory of the pages certificates (ca-cert.pem, server-cert.pem,
                                * server-key.pem); PSK: the key file; what is needed of it is copied for the process */
+    guint fault_seconds;      /* bound of one fault, then "lost"; 0: the default, 60 */
 } SfPagerOptions;
 
 /* Starts the process. NULL + error names what is missing. */

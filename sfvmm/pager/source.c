@@ -235,6 +235,25 @@ static void link_close(struct link *link)
     }
 }
 
+/* libnbd's last word, without the name of the call, and with what it means for keys. NULL: none. free() it. */
+static char *last_problem(void)
+{
+    const char *text = nbd_get_error(), *hint = "";
+
+    if (!text || !*text) {
+        return NULL;
+    }
+    if (g_str_has_prefix(text, "nbd_") && strstr(text, ": ")) {
+        text = strstr(text, ": ") + strlen(": ");
+    }
+    if (strstr(text, "certificate verification")) {
+        hint = "; the source's certificate has expired, is of another CA, or not for this address";
+    } else if (strstr(text, "fatal alert")) {
+        hint = "; it does not accept our certificate or key: expired, or of another CA";
+    }
+    return g_strconcat(text, hint, NULL);
+}
+
 static void link_break(struct link *link, const char *reason)
 {
     g_autofree char *text = g_strdup_printf("%s: %s", current(link)->uri, reason);
@@ -316,7 +335,7 @@ static void link_connect(struct link *link)
     if (!link->nbd || nbd_set_handle_name(link->nbd, link->role) < 0 || nbd_set_opt_mode(link->nbd, true) < 0 ||
         nbd_set_pread_initialize(link->nbd, false) < 0 || set_keys(link->nbd, source) < 0 ||
         nbd_aio_connect_uri(link->nbd, uri) < 0) {
-        g_autofree char *reason = g_strdup(nbd_get_error());
+        g_autofree char *reason = last_problem();
         link_break(link, reason ? reason : "no memory");
         return;
     }
@@ -344,8 +363,8 @@ static void ask(struct link *link)
     set_state(link, ASKING);
     if (nbd_set_export_name(link->nbd, export) < 0 ||
         nbd_aio_opt_go(link->nbd, (nbd_completion_callback){ .callback = on_go, .user_data = link }) < 0) {
-        g_autofree char *reason = g_strdup(nbd_get_error());
-        link_break(link, reason);
+        g_autofree char *reason = last_problem();
+        link_break(link, reason ? reason : "its export can't be asked for");
     }
 }
 
@@ -432,7 +451,7 @@ static void on_socket(struct loop_target *target, uint32_t events)
     } else if ((direction & LIBNBD_AIO_DIRECTION_WRITE) && (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))) {
         result = nbd_aio_notify_write(link->nbd);
     }
-    g_autofree char *problem = result < 0 ? g_strdup(nbd_get_error()) : NULL;
+    g_autofree char *problem = result < 0 ? last_problem() : NULL;
     if (link->state == READY) {
         link->since = loop_now();
     }

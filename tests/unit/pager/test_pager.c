@@ -17,6 +17,7 @@
 
 #define STATE_LENGTH 5000u
 #define WAIT_SECONDS 60
+#define FAULT_SECONDS 5 /* bound of a fault */
 
 static const char *binary;
 
@@ -29,7 +30,7 @@ typedef struct {
     SfPageCache *cache;
     int memory;
     guint port;
-    guint lost, completed, restarted;
+    guint lost, completed, restarted, down;
     char *reason;
 } Fixture;
 
@@ -102,6 +103,11 @@ static void on_complete(SfPager *pager, gpointer data)
     ((Fixture *)data)->completed++;
 }
 
+static void on_sources(SfPager *pager, guint up, gpointer data)
+{
+    ((Fixture *)data)->down += up == 0;
+}
+
 static void on_restarted(SfPager *pager, const char *reason, gpointer data)
 {
     ((Fixture *)data)->restarted++;
@@ -110,6 +116,16 @@ static void on_restarted(SfPager *pager, const char *reason, gpointer data)
 static gboolean is_complete(gpointer data)
 {
     return ((Fixture *)data)->completed > 0;
+}
+
+static gboolean is_lost(gpointer data)
+{
+    return ((Fixture *)data)->lost > 0;
+}
+
+static gboolean is_down(gpointer data)
+{
+    return ((Fixture *)data)->down > 0;
 }
 
 static gboolean is_restarted(gpointer data)
@@ -198,7 +214,8 @@ static SfPager *start(Fixture *f, const char *host, int listen_fd, SfPagerSecuri
 {
     g_autofree char *run = g_build_filename(f->directory, host, NULL);
     SfPagerOptions options = { .binary = binary, .run_directory = run, .snapshot = "s-1", .uid = 65534, .gid = 65534,
-                               .listen_fd = listen_fd, .security = security, .keys = f->keys[0] };
+                               .listen_fd = listen_fd, .security = security, .keys = f->keys[0],
+                               .fault_seconds = FAULT_SECONDS };
     g_autoptr(GError) error = NULL;
     SfPager *pager;
 
@@ -211,6 +228,7 @@ static SfPager *start(Fixture *f, const char *host, int listen_fd, SfPagerSecuri
     g_signal_connect(pager, "lost", G_CALLBACK(on_lost), f);
     g_signal_connect(pager, "complete", G_CALLBACK(on_complete), f);
     g_signal_connect(pager, "restarted", G_CALLBACK(on_restarted), f);
+    g_signal_connect(pager, "sources", G_CALLBACK(on_sources), f);
     return pager;
 }
 
@@ -460,6 +478,71 @@ static void test_working_set(Fixture *f, gconstpointer data)
     detach(f, "one", &clone);
 }
 
+/* One page is touched; nobody brings it within the bound: told with this reason. */
+static void check_lost(Fixture *f, TestClone *clone, Toucher *toucher, GThread **thread, const char *text)
+{
+    *toucher = (Toucher){ .clone = clone, .step = TEST_PAGES };
+    *thread = g_thread_new("touch", touch_thread, toucher);
+    wait_until(is_lost, f);
+    g_test_message("%s", f->reason);
+    g_assert_nonnull(strstr(f->reason, text));
+}
+
+/* The source does not know us (any more); when it does, the clone goes on. */
+static void test_not_allowed(Fixture *f, gconstpointer data)
+{
+    const char *const nobody[] = { "somebody-else", NULL };
+    const char *const names[] = { "remote", NULL };
+    TestClone clone;
+    Toucher toucher;
+    GThread *thread;
+
+    sf_pager_allow(f->origin, nobody, NULL);
+    if (!attach(f, "one", &clone)) {
+        return;
+    }
+    wait_until(is_down, f);
+    check_lost(f, &clone, &toucher, &thread, "may not read it");
+    sf_pager_allow(f->origin, names, NULL);
+    wait_until(toucher_done, &toucher);
+    g_thread_join(thread);
+    g_assert_cmpint(toucher.wrong, ==, 0);
+    detach(f, "one", &clone);
+}
+
+/* Certificates of another cluster. */
+static void test_strangers(Fixture *f, gconstpointer data)
+{
+    Fixture other = { .directory = g_build_filename(f->directory, "other", NULL) };
+    SfPageSource right = { .security = SF_PAGER_X509, .keys = f->keys[1] };
+    g_autofree char *uri = g_strdup_printf("nbds://127.0.0.1:%u/s-1/{block}", f->port);
+    TestClone clone;
+    Toucher toucher;
+    GThread *thread;
+
+    sf_pager_stop(f->remote);
+    g_object_unref(f->remote);
+    f->remote = start(f, "remote", -1, SF_PAGER_PLAIN);
+    g_mkdir(other.directory, 0755);
+    make_keys(&other);
+    SfPageSource wrong = { .uri = uri, .security = SF_PAGER_X509, .keys = other.keys[1] };
+    g_assert_true(sf_pager_add_source(f->remote, &wrong, NULL));
+    g_assert_true(sf_pager_set_snapshot(f->remote, f->cached, NULL));
+    if (!attach(f, "one", &clone)) {
+        return;
+    }
+    check_lost(f, &clone, &toucher, &thread, "of another CA");
+    right.uri = uri;
+    g_assert_true(sf_pager_add_source(f->remote, &right, NULL)); /* the second one does */
+    wait_until(toucher_done, &toucher);
+    g_thread_join(thread);
+    g_assert_cmpint(toucher.wrong, ==, 0);
+    detach(f, "one", &clone);
+    g_free(other.directory);
+    g_free(other.keys[0]);
+    g_free(other.keys[1]);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -484,5 +567,7 @@ int main(int argc, char **argv)
             g_test_add(path, Fixture, GUINT_TO_POINTER(flavours[i].security), set_up, tests[j].test, tear_down);
         }
     }
+    g_test_add("/pager/tls/not-allowed", Fixture, GUINT_TO_POINTER(SF_PAGER_X509), set_up, test_not_allowed, tear_down);
+    g_test_add("/pager/tls/strangers", Fixture, GUINT_TO_POINTER(SF_PAGER_X509), set_up, test_strangers, tear_down);
     return g_test_run();
 }
