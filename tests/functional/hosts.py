@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several hosts on one machine: sfvmmds with run directories and certificates of their own, on the loopback interface.
+"""Several hosts on one machine: sfvmmds with run directories and certificates of their own, on the loopback interface
+or in network namespaces of their own.
 
     Keys        a CA and the certificates of hosts, by `sfctl pki`
     Host        a Daemon that is one host of several
     cluster()   n hosts that know each other: {name: Host}
+    Link        two network namespaces with a cable between them that can be cut
 """
+import ctypes
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import unittest
 
 import harness
 
@@ -46,15 +50,60 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Host(harness.Daemon):
-    """A host called `name`. cluster: more keys of that group of sfvmmd.conf."""
+class Link:
+    """ends: for each host its namespace and its address."""
 
-    def __init__(self, name, keys, config=None, cluster=None, **kwargs):
+    def __init__(self, *names):
+        if os.geteuid() != 0:
+            raise unittest.SkipTest("network namespaces need root")
+        self.ends = {name: ("sft%d-%s" % (os.getpid(), name), "10.111.7.%d" % (number + 1))
+                     for number, name in enumerate(names)}
+        spaces = [space for space, _ in self.ends.values()]
+        for space in spaces:
+            self.ip("netns", "add", space)
+            self.ip("-n", space, "link", "set", "lo", "up")
+        self.ip("-n", spaces[0], "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", spaces[1])
+        for space, address in self.ends.values():
+            self.ip("-n", space, "address", "add", address + "/24", "dev", "wire")
+            self.ip("-n", space, "link", "set", "wire", "up")
+
+    @staticmethod
+    def ip(*arguments):
+        try:
+            done = subprocess.run(("ip",) + arguments, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise unittest.SkipTest("ip is missing (package iproute2)") from None
+        if done.returncode:
+            raise unittest.SkipTest("ip %s: %s" % (" ".join(arguments), done.stderr.strip()))
+
+    def set(self, state):
+        """"down" cuts the cable, "up" mends it."""
+        self.ip("-n", next(iter(self.ends.values()))[0], "link", "set", "wire", state)
+
+    def enter(self, name):
+        """In a child: into the namespace of a host."""
+        handle = os.open("/run/netns/" + self.ends[name][0], os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(handle, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(handle)
+
+    def close(self):
+        for space, _ in self.ends.values():
+            subprocess.run(["ip", "netns", "del", space], check=False)
+
+
+class Host(harness.Daemon):
+    """A host called `name`. cluster: more keys of that group of sfvmmd.conf. link: it is at an end of that."""
+
+    def __init__(self, name, keys, config=None, cluster=None, link=None, **kwargs):
         super().__init__(config=dict({"pager": harness.program("sfvmm/pager/sf-pager")}, **(config or {})), **kwargs)
         self.name = name
+        self.ip = link.ends[name][1] if link else ADDRESS
         self.port = free_port()
+        if link:
+            self.preexec = lambda: link.enter(name)
         self.config["state-directory"] = os.path.join(self.top, "state")
-        self.cluster = {"name": name, "listen": "%s:%d" % (ADDRESS, self.port), "pki-directory": keys.host(name),
+        self.cluster = {"name": name, "listen": self.address(), "pki-directory": keys.host(name, self.ip),
                         "resource-manager": "static"}
         self.cluster.update(cluster or {})
 
@@ -67,7 +116,7 @@ class Host(harness.Daemon):
         return path
 
     def address(self):
-        return "%s:%d" % (ADDRESS, self.port)
+        return "%s:%d" % (self.ip, self.port)
 
     def add(self, other, **params):
         """Know another host, and wait until it is there."""
@@ -84,13 +133,13 @@ class Host(harness.Daemon):
         return [pid for pid in self.processes() if "sf-pager" in harness.command_line(pid)]
 
 
-def cluster(case, names, config=None, **kwargs):
+def cluster(case, names, config=None, link=None, **kwargs):
     """Started hosts that all know each other. case: whose clean-up ends them. kwargs: keys of [cluster]."""
     keys = Keys()
     case.addClassCleanup(keys.close)
     hosts = {}
     for name in names:
-        hosts[name] = Host(name, keys, config=config, cluster=dict(kwargs))
+        hosts[name] = Host(name, keys, config=config, cluster=dict(kwargs), link=link)
         case.addClassCleanup(hosts[name].close)
         hosts[name].start()
     for one in hosts.values():

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Clones on other hosts: two or three sfvmmds with run directories of their own, on the loopback interface."""
+import contextlib
+import json
 import os
 import re
 import signal
+import subprocess
 import unittest
 
 import harness
 import hosts
+import tiny
 from harness import on_all
 
 MEMORY = 256 * harness.MIB
@@ -19,10 +23,11 @@ class Remote(harness.Case):
 
     names = ("a", "b")
     keys = {}
+    link = None
 
     @classmethod
     def setUpClass(cls):
-        cls.hosts = hosts.cluster(cls, cls.names, config={"identify-seconds": 60},
+        cls.hosts = hosts.cluster(cls, cls.names, config={"identify-seconds": 60}, link=cls.link,
                                   **dict({"away-seconds": AWAY_SECONDS}, **cls.keys))
         cls.daemon = cls.a = cls.hosts["a"]
         cls.b = cls.hosts["b"]
@@ -171,6 +176,70 @@ class Basic:
         self.assertEqual(self.join(), {1: ("exited", 0, 0)})
         self.probe("release 0")
         self.probe("close m")
+
+
+    def test_all_memory_is_the_snapshots(self):
+        """Byte by byte, when all of it has come: of a snapshot of one layer, and of one of two."""
+        self.at("b")
+        self.probe("open m mem 40")
+        for layers in (1, 2):
+            self.probe("fill m %d" % layers)
+            state, _ = self.fork(1, slot=layers - 1)
+            expected = self.served_memory(state)
+            if layers == 1 and not self.forked_before():
+                self.assertTrue(same_content(self.memfd(self.parent.pid), expected), "the page server gives the memfd")
+            self.a.call("complete", ticket=state["ticket"], timeout_ms=int(harness.LONG * 1000))
+            pager = [pid for pid in self.b.pagers() if state["fork"]["snapshot"] in harness.command_line(pid)]
+            self.assertEqual(len(pager), 1, self.b.pagers())
+            self.assertTrue(same_content(self.memfd(pager[0]), expected), "host b has what the page server gives")
+        for slot in (0, 1):
+            self.probe("kill %d" % slot)
+            self.join(slot)
+            self.probe("release %d" % slot)
+        self.probe("close m")
+
+    def forked_before(self):
+        """Then its memfd lies below a layer."""
+        return len(self.a.call("ticket.list")["tickets"]) > 1
+
+    def served_memory(self, state):
+        """The snapshot's memory as its page server gives it to host b: the name of a file."""
+        with open(os.path.join(self.a.run, "tickets", state["ticket"], "ticket.json")) as file:
+            port = json.load(file)["pages_port"]
+        path = os.path.join(self.a.top, "memory-" + state["ticket"])
+        pages = os.path.join(self.b.cluster["pki-directory"], "pages")
+        uri = "nbd" if self.keys["pages"] == "plain" else "nbds"
+        uri += "://%s:%d/%s/ram0" % (hosts.ADDRESS, port, state["fork"]["snapshot"])
+        if self.keys["pages"] != "plain":
+            uri += "?tls-certificates=" + pages
+        try:
+            subprocess.run(["nbdcopy", uri, path], check=True, capture_output=True, text=True, timeout=harness.LONG)
+        except FileNotFoundError:
+            raise unittest.SkipTest("nbdcopy is missing (package libnbd-bin)") from None
+        except subprocess.CalledProcessError as error:
+            self.fail("nbdcopy %s: %s" % (uri, error.stderr))
+        self.addCleanup(os.unlink, path)
+        return path
+
+    def memfd(self, pid):
+        """The memfd of guest memory that a process has."""
+        folder = "/proc/%d/fd" % pid
+        for number in os.listdir(folder):
+            path = os.path.join(folder, number)
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith("/memfd:") and os.stat(path).st_size == MEMORY:
+                    return path
+        self.fail("process %d has no memfd of %d bytes" % (pid, MEMORY))
+
+
+def same_content(left, right):
+    with open(left, "rb") as one, open(right, "rb") as other:
+        while True:
+            data = one.read(harness.MIB)
+            if data != other.read(harness.MIB):
+                return False
+            if not data:
+                return True
 
 
 class Restart(Remote):
@@ -343,6 +412,56 @@ class Lost(Remote):
         self.a.wait_up("c")
 
 
+class Cut(Remote):
+    """The cable between the hosts is cut for longer than they need to notice, and mended."""
+
+    keys = {"away-seconds": 120}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.link = hosts.Link(*cls.names)
+        cls.addClassCleanup(cls.link.close)
+        super().setUpClass()
+
+    def down(self):
+        harness.wait(lambda: [h for h in self.a.call("host.list")["hosts"] if h["name"] == "b"][0]["state"] == "down",
+                     harness.LONG, "word that host b is down")
+
+    def test_in_the_middle_of_pages(self):
+        self.at("b")
+        self.probe("open m mem 60")
+        self.addCleanup(self.probe, "close m")
+        self.probe("fill m 1")
+        _, probes = self.fork(1)
+        probes[1].send("verify m 1")
+        self.addCleanup(self.link.set, "up")
+        self.link.set("down")
+        self.down()                                         # nothing was heard for some 10 s
+        self.link.set("up")
+        probes[1].reply()
+        self.a.wait_up("b")
+        probes[1].send("exit 3 100000 4")
+        self.assertEqual(self.join(), {1: ("exited", 3, 100000)})
+        self.probe("fetch 0 1 4")
+        self.probe("release 0")
+
+    def test_end_and_result_while_it_is_cut(self):
+        self.at("b")
+        state, probes = self.fork(2)
+        self.a.call("complete", ticket=state["ticket"], timeout_ms=int(harness.LONG * 1000))
+        self.addCleanup(self.link.set, "up")
+        self.link.set("down")
+        self.down()
+        probes[1].send("exit 3 200000 4")
+        harness.wait(lambda: not harness.alive(probes[1].vm.pid), what="the end of clone 1")
+        self.link.set("up")
+        self.a.wait_up("b")
+        probes[2].send("exit 5")
+        self.assertEqual(self.join(), {1: ("exited", 3, 200000), 2: ("exited", 5, 0)})
+        self.probe("fetch 0 1 4")
+        self.probe("release 0")
+
+
 class Refusal(Remote):
     """A host that can't run the snapshot says so before it touches a shell; the clones go to another one."""
 
@@ -399,6 +518,49 @@ class Refusal(Remote):
         self.probe("kill 0")
         self.join()
         self.probe("release 0")
+
+
+class RemoteTiny(harness.Case):
+    """The tiny guest, whose program checks its memory all the time; it has no agent."""
+
+    accel = "tcg"
+
+    @classmethod
+    def setUpClass(cls):
+        if cls.accel == "kvm" and not harness.have_kvm():
+            raise unittest.SkipTest("/dev/kvm is missing or closed to this user")
+        cls.hosts = hosts.cluster(cls, ("a", "b"))
+        cls.daemon = cls.a = cls.hosts["a"]
+        cls.b = cls.hosts["b"]
+
+    def remote_fork(self, vcpus):
+        parent = tiny.start(self.a, accel=self.accel, vcpus=vcpus, pool=1)
+        self.addCleanup(parent.stop)
+        self.a.call("host.drain", name="a")
+        self.addCleanup(self.a.call, "host.drain", name="a", drain=False)
+        for _ in range(2):
+            before = parent.counts_on()
+            ticket = parent.clone(2)
+            self.assertEqual([(c["state"], c["host"]) for c in ticket["clones"]], [("running", "b")] * 2, ticket)
+            clones = tiny.clones(self.b, ticket)
+            for clone in clones:
+                clone.counts_on()
+                for cpu, value in clone.first_counters().items():
+                    self.assertGreaterEqual(value, before[cpu], "%s went back before its fork" % clone.name)
+            self.a.call("complete", ticket=ticket["ticket"], timeout_ms=int(harness.LONG * 1000))
+            for vm in clones + [parent]:
+                vm.counts_on()
+            self.a.end_ticket(ticket["ticket"])
+
+    def test_one_vcpu(self):
+        self.remote_fork(1)
+
+    def test_two_vcpus(self):
+        self.remote_fork(2)
+
+
+class RemoteTinyKvm(RemoteTiny):
+    accel = "kvm"
 
 
 class Tls(Basic, Remote):
