@@ -145,7 +145,7 @@ void sf_peer_call_async(SfPeer *peer, const char *method, JsonObject *params, gu
                         GAsyncReadyCallback callback, gpointer data)
 {
     g_autoptr(GTask) task = g_task_new(NULL, NULL, callback, data);
-    g_autoptr(JsonObject) object = NULL, owned = params;
+    g_autoptr(JsonObject) object = NULL, owned G_GNUC_UNUSED = params;
     g_autoptr(GError) error = NULL;
     SfPeerMessage message = { .kind = SF_PEER_REQUEST, .word = method, .body = params };
     Call *call;
@@ -331,7 +331,7 @@ static void request_answer(SfPeerRequest *request, SfPeerMessage *message)
 
 void sf_peer_request_reply(SfPeerRequest *request, JsonObject *result)
 {
-    g_autoptr(JsonObject) owned = result;
+    g_autoptr(JsonObject) owned G_GNUC_UNUSED = result;
     SfPeerMessage message = { .kind = SF_PEER_RESULT, .body = result };
 
     request_answer(request, &message);
@@ -347,7 +347,7 @@ void sf_peer_request_fail(SfPeerRequest *request, const GError *error)
 gboolean sf_peer_send_event(SfPeer *peer, const char *name, JsonObject *data)
 {
     const SfPeerMessage message = { .kind = SF_PEER_EVENT, .word = name, .body = data };
-    g_autoptr(JsonObject) owned = data, object = NULL;
+    g_autoptr(JsonObject) object = NULL, owned G_GNUC_UNUSED = data;
     g_autoptr(GError) error = NULL;
 
     if (!peer->link) {

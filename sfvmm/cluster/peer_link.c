@@ -409,7 +409,7 @@ void sf_peer_link_end(SfPeerLink *link, GError *error)
 
 static char *ip_text(GSocketAddress *address)
 {
-    g_autoptr(GSocketAddress) owned = address;
+    g_autoptr(GSocketAddress) owned G_GNUC_UNUSED = address;
     GInetAddress *ip = G_IS_INET_SOCKET_ADDRESS(address)
                            ? g_inet_socket_address_get_address(G_INET_SOCKET_ADDRESS(address))
                            : NULL;

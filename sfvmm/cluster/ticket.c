@@ -121,6 +121,29 @@ gboolean sf_ticket_id_from_text(const char *text, guint64 *id)
     return *id != 0;
 }
 
+/* A member of that type, else NULL. */
+static JsonNode *value_of(JsonObject *object, const char *member, GType type)
+{
+    JsonNode *node = object ? json_object_get_member(object, member) : NULL;
+
+    return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == type ? node : NULL;
+}
+
+static const char *text_of(JsonObject *object, const char *member)
+{
+    JsonNode *node = value_of(object, member, G_TYPE_STRING);
+
+    return node ? json_node_get_string(node) : NULL;
+}
+
+/* -1: it is no integer, or negative. */
+static gint64 integer_of(JsonObject *object, const char *member)
+{
+    JsonNode *node = value_of(object, member, G_TYPE_INT64);
+
+    return node ? MAX(json_node_get_int(node), -1) : -1;
+}
+
 static JsonArray *places_to_json(const SfTicket *ticket)
 {
     JsonArray *array = json_array_new();
@@ -177,8 +200,8 @@ static gboolean places_from_json(SfTicket *ticket, JsonObject *object)
     for (guint i = 0; i < json_array_get_length(json_node_get_array(node)); i++) {
         JsonNode *item = json_array_get_element(json_node_get_array(node), i);
         JsonObject *place = JSON_NODE_HOLDS_OBJECT(item) ? json_node_get_object(item) : NULL;
-        const char *host = place ? json_object_get_string_member_with_default(place, "host", NULL) : NULL;
-        gint64 count = place ? json_object_get_int_member_with_default(place, "count", 0) : 0;
+        const char *host = text_of(place, "host");
+        gint64 count = integer_of(place, "count");
         if (!host || count < 1 || count > (gint64)(ticket->granted - sum) || sf_ticket_count_at(ticket, host) > 0) {
             return FALSE;
         }
@@ -194,32 +217,32 @@ static void refused_from_json(SfTicket *ticket, JsonObject *object)
     JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
 
     for (guint i = 0; array && i < json_array_get_length(array); i++) {
-        const char *host = json_node_get_string(json_array_get_element(array, i));
-        if (host) {
-            g_ptr_array_add(ticket->refused_by, g_strdup(host));
+        JsonNode *item = json_array_get_element(array, i);
+        if (JSON_NODE_HOLDS_VALUE(item) && json_node_get_value_type(item) == G_TYPE_STRING) {
+            g_ptr_array_add(ticket->refused_by, json_node_dup_string(item));
         }
     }
 }
 
 SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
 {
-    const char *id_text = json_object_get_string_member_with_default(object, "ticket", "");
-    const char *vm = json_object_get_string_member_with_default(object, "vm", "");
-    gint64 granted = json_object_get_int_member_with_default(object, "granted", 0);
-    gint64 reserved = json_object_get_int_member_with_default(object, "reserved", 0);
+    const char *id_text = text_of(object, "ticket"), *vm = text_of(object, "vm");
+    gint64 granted = integer_of(object, "granted"), reserved = integer_of(object, "reserved");
+    gint64 request = integer_of(object, "request"), created = integer_of(object, "created");
+    JsonNode *used = value_of(object, "used", G_TYPE_BOOLEAN);
     g_autoptr(SfTicket) ticket = NULL;
     guint64 id;
 
-    if (!sf_ticket_id_from_text(id_text, &id) || !*vm || granted < 1 || granted > G_MAXUINT16 || reserved < 0) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": record is damaged", id_text);
+    if (!id_text || !sf_ticket_id_from_text(id_text, &id) || !vm || !*vm || granted < 1 || granted > G_MAXUINT16) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": record is damaged",
+                    id_text ? id_text : "?");
         return NULL;
     }
-    ticket =
-        sf_ticket_new(id, vm, (guint)granted, (guint32)json_object_get_int_member_with_default(object, "request", 0));
-    ticket->reserved = (guint64)reserved;
-    ticket->created = json_object_get_int_member_with_default(object, "created", ticket->created);
-    ticket->used = json_object_get_boolean_member_with_default(object, "used", FALSE);
-    ticket->origin = g_strdup(json_object_get_string_member_with_default(object, "origin", NULL));
+    ticket = sf_ticket_new(id, vm, (guint)granted, (guint32)CLAMP(request, 0, G_MAXUINT32));
+    ticket->reserved = (guint64)MAX(reserved, 0);
+    ticket->created = created >= 0 ? created : ticket->created;
+    ticket->used = used && json_node_get_boolean(used);
+    ticket->origin = g_strdup(text_of(object, "origin"));
     refused_from_json(ticket, object);
     if (!places_from_json(ticket, object)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged", id_text);
