@@ -415,6 +415,12 @@ static gboolean do_source(Control *control, const Entry *entry, GError **error)
     if (wrong) {
         return fail(error, G_IO_ERROR_INVALID_ARGUMENT, "%s: %s", request->text, wrong);
     }
+    if (request->security == SF_PAGER_X509 && g_str_has_prefix(request->text, "nbds+unix")) {
+        return fail(error, G_IO_ERROR_INVALID_ARGUMENT,
+                    "%s: libnbd verifies no certificate on a unix socket; use a key (psk), or nbd+unix:// where the "
+                    "socket's permissions protect it",
+                    request->text);
+    }
     if (control->sources->len == SOURCES_MAX) {
         return fail(error, G_IO_ERROR_NO_SPACE, "at most %d page sources", SOURCES_MAX);
     }

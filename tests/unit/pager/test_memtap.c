@@ -3,7 +3,9 @@
  * memtap and prefetch in this process, with real userfaultfds, against NBD servers that are not ours (nbdkit): what they may
  * do wrong, and what happens then. nbdkit's pattern plugin gives each 8 bytes the big-endian offset that they are at.
  */
+#include <arpa/inet.h>
 #include <gio/gio.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -27,6 +29,8 @@ typedef struct {
     TestClone clone;
     struct source sources[2];
     GPid servers[2];
+    const char *tls_keys; /* argument of the next server, which listens at port; NULL: plain, at a unix socket */
+    guint port;
     atomic_int lost, complete, ups, downs;
     char reason[512], why_down[512]; /* written in memtap's thread before the count */
 } Fixture;
@@ -72,8 +76,18 @@ static void start_server(Fixture *f, guint index, const char *size, const char *
     unlink(path);
     g_ptr_array_add(argv, g_strdup("nbdkit"));
     g_ptr_array_add(argv, g_strdup("-f"));
-    g_ptr_array_add(argv, g_strdup("-U"));
-    g_ptr_array_add(argv, g_strdup(path));
+    if (f->tls_keys) { /* libnbd looks at certificates only where there is an address */
+        g_ptr_array_add(argv, g_strdup_printf("--pidfile=%s", path));
+        g_ptr_array_add(argv, g_strdup("-i127.0.0.1"));
+        g_ptr_array_add(argv, g_strdup_printf("-p%u", f->port));
+    } else {
+        g_ptr_array_add(argv, g_strdup("-U"));
+        g_ptr_array_add(argv, g_strdup(path));
+    }
+    if (f->tls_keys) {
+        g_ptr_array_add(argv, g_strdup("--tls=require"));
+        g_ptr_array_add(argv, g_strdup(f->tls_keys));
+    }
     if (filter) {
         g_ptr_array_add(argv, g_strdup_printf("--filter=%s", filter));
     }
@@ -379,6 +393,88 @@ static void test_garbage(Fixture *f, gconstpointer data)
     close(listener);
 }
 
+/* ---- keys: certtool's, as our own tool makes none that are over ---- */
+
+static void run_certtool(Fixture *f, const char *arguments)
+{
+    g_autofree char *command = g_strdup_printf("certtool %s", arguments);
+    g_auto(GStrv) argv = NULL;
+    g_autoptr(GError) error = NULL;
+    int status;
+
+    g_shell_parse_argv(command, NULL, &argv, &error);
+    g_assert_no_error(error);
+    g_spawn_sync(f->directory, argv, NULL,
+                 G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL | G_SPAWN_STDERR_TO_DEV_NULL, NULL, NULL, NULL, NULL,
+                 &status, &error);
+    g_assert_no_error(error);
+    g_spawn_check_wait_status(status, &error);
+    g_assert_no_error(error);
+}
+
+static void write_file(Fixture *f, const char *name, const char *text)
+{
+    g_autofree char *path = g_build_filename(f->directory, name, NULL);
+
+    g_assert_true(g_file_set_contents(path, text, -1, NULL));
+}
+
+static guint free_port(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t length = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&address, sizeof(address)), ==, 0);
+    g_assert_cmpint(getsockname(fd, (struct sockaddr *)&address, &length), ==, 0);
+    close(fd);
+    return ntohs(address.sin_port);
+}
+
+static void make_expired_keys(Fixture *f)
+{
+    write_file(f, "ca.info", "cn = CA\nca\ncert_signing_key\nexpiration_days = 10\n");
+    write_file(f, "server.info",
+               "cn = server\nip_address = 127.0.0.1\ntls_www_server\nsigning_key\nactivation_date = \"2020-01-01 00:00:00 UTC\"\n"
+               "expiration_date = \"2021-01-01 00:00:00 UTC\"\n");
+    run_certtool(f, "--generate-privkey --key-type=ecdsa --outfile ca-key.pem");
+    run_certtool(f, "--generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem");
+    run_certtool(f, "--generate-privkey --key-type=ecdsa --outfile server-key.pem");
+    run_certtool(f, "--generate-certificate --load-privkey server-key.pem --load-ca-certificate ca-cert.pem "
+                    "--load-ca-privkey ca-key.pem --template server.info --outfile server-cert.pem");
+}
+
+static void test_expired(Fixture *f, gconstpointer data)
+{
+    g_autofree char *certtool = g_find_program_in_path("certtool");
+    g_autofree char *keys = g_strdup_printf("--tls-certificates=%s", f->directory);
+
+    if (!certtool) {
+        g_test_skip("no certtool");
+        return;
+    }
+    make_expired_keys(f);
+    f->tls_keys = keys;
+    f->port = free_port();
+    start_server(f, 0, "16M", NULL, NULL);
+    f->sources[0].uri = g_strdup_printf("nbds://127.0.0.1:%u/{block}", f->port);
+    f->sources[0].security = SOURCE_X509;
+    f->sources[0].keys = f->directory;
+    memtap_add_source(f->memtap, &f->sources[0]);
+    set_store(f);
+    if (!attach(f)) {
+        return;
+    }
+    GThread *thread = g_thread_new("touch", touch_one, f);
+    wait_for(&f->lost, 1);
+    g_test_message("%s", f->reason);
+    g_assert_nonnull(strstr(f->reason, "has expired"));
+    f->tls_keys = NULL;
+    start_server(f, 1, "16M", NULL, NULL);
+    add_source(f, 1);
+    g_thread_join(thread);
+}
+
 static void on_fetched(void *data, int error)
 {
     atomic_int *result = data;
@@ -440,6 +536,7 @@ int main(int argc, char **argv)
         { "wrong-size", test_wrong_size, FAULT_SECONDS },
         { "wrong-export", test_wrong_export, 2 * FAULT_SECONDS },
         { "garbage", test_garbage, FAULT_SECONDS },
+        { "expired", test_expired, FAULT_SECONDS },
         { "fetch", test_fetch, FAULT_SECONDS },
     };
     g_autofree char *nbdkit = g_find_program_in_path("nbdkit");
