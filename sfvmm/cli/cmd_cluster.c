@@ -7,14 +7,15 @@
 #include "sfvmm/cli/units.h"
 #include "sfvmm/cluster/pki.h"
 
-#define SLOTS_MAX      65535
+#define SLOTS_MAX 65535
 
 static char *option_slots, *option_memory, *option_dir, *option_days;
 static gboolean option_undo, option_quiet, option_rsa, option_force;
 static char **option_addresses;
 
 static const GOptionEntry host_options[] = {
-    { "slots", 'n', 0, G_OPTION_ARG_STRING, &option_slots, "add: clones that it takes; default: what it says itself", "N" },
+    { "slots", 'n', 0, G_OPTION_ARG_STRING, &option_slots, "add: clones that it takes; default: what it says itself",
+      "N" },
     { "memory", 'm', 0, G_OPTION_ARG_STRING, &option_memory, "add: memory for clones; default: what it says itself",
       "SIZE" },
     { "undo", 'u', 0, G_OPTION_ARG_NONE, &option_undo, "drain: it gets clones again", NULL },
@@ -23,7 +24,8 @@ static const GOptionEntry host_options[] = {
 };
 
 static const GOptionEntry pki_options[] = {
-    { "dir", 'd', 0, G_OPTION_ARG_FILENAME, &option_dir, "Where the CA is; default /etc/snowflock/pki for root", "DIR" },
+    { "dir", 'd', 0, G_OPTION_ARG_FILENAME, &option_dir, "Where the CA is; default /etc/snowflock/pki for root",
+      "DIR" },
     { "address", 'a', 0, G_OPTION_ARG_STRING_ARRAY, &option_addresses,
       "host: an address or DNS name of it; may be repeated", "ADDRESS" },
     { "days", 0, 0, G_OPTION_ARG_STRING, &option_days, "Validity; default 3650 for a CA, 730 for a host", "N" },
@@ -56,8 +58,8 @@ static int host_add(SfCtl *ctl, const char *name, const char *address)
     if (ctl->json) {
         sf_ctl_print_json(result);
     } else {
-        g_autofree char *text = g_strdup_printf("Host \"%s\" at %s is added; `sfctl host list` shows when it is up", name,
-                                                address);
+        g_autofree char *text =
+            g_strdup_printf("Host \"%s\" at %s is added; `sfctl host list` shows when it is up", name, address);
         sf_ctl_print(text);
     }
     return SF_CTL_OK;
@@ -265,7 +267,8 @@ const SfCtlCommand sf_ctl_cluster_commands[] = {
       "those that it has go on. One can be removed when it has none.",
       host_options, 1, 3, run_host, "add,list,drain,remove host" },
     { "pki", "init | host NAME", "Make keys and certificates for hosts",
-      "init makes a CA, host NAME certificates that it signs. Run both on one machine, which keeps the CA's key, and copy\n"
+      "init makes a CA, host NAME certificates that it signs. Run both on one machine, which keeps the CA's key, and "
+      "copy\n"
       "the folder NAME to its host:\n"
       "  sfctl pki init\n"
       "  sfctl pki host h2 --address 192.0.2.12",

@@ -9,14 +9,14 @@
  *                                          v
  *                                        peer->link, the one connection that is up
  *
- * Who dials sends the first hello; who was dialled answers with its own, and from then on both are up. It is the one who
- * was dialled who decides:
+ * Who dials sends the first hello; who was dialled answers with its own, and from then on both are up. It is the one
+ * who was dialled who decides:
  *
  *   - Both dial at the same time: the connection that the host with the lesser name has dialled stays. Who is dialled
  *     while its own dialled link is under way, and has the lesser name, refuses the hello; with the greater name
  *     it gives its own up.
- *   - It has this peer up already: nobody dials who is up, so the peer has lost the old connection, or was started anew.
- *     The new one takes its place (down, then up).
+ *   - It has this peer up already: nobody dials who is up, so the peer has lost the old connection, or was started
+ * anew. The new one takes its place (down, then up).
  *
  * Everything that a call waits for is bound to its link: when that ends, the calls end with it.
  */
@@ -30,18 +30,18 @@
 #include "sfvmm/cluster/pki.h"
 #include "sfvmm/cluster/resource_manager.h"
 
-#define PEERS_MAX       1024u
-#define PENDING_MAX     64u   /* links of others that have not said hello yet */
-#define PENDING_IP_MAX  16u   /* of them from one address */
-#define REQUESTS_MAX    1024u /* of one peer, not answered yet */
-#define CALLS_MAX       4096u /* to one peer, not answered yet */
-#define BACKOFF_FIRST   250u  /* ms until the next try to connect */
-#define BACKOFF_MAX     5000u
-#define DIAL_SECONDS    10u
-#define LISTEN_BACKLOG  128
-#define ADDRESS_LENGTH  256u
-#define FACTS_EVENT     "peer.facts"
-#define ALIVE_EVENT     "peer.alive"
+#define PEERS_MAX      1024u
+#define PENDING_MAX    64u   /* links of others that have not said hello yet */
+#define PENDING_IP_MAX 16u   /* of them from one address */
+#define REQUESTS_MAX   1024u /* of one peer, not answered yet */
+#define CALLS_MAX      4096u /* to one peer, not answered yet */
+#define BACKOFF_FIRST  250u  /* ms until the next try to connect */
+#define BACKOFF_MAX    5000u
+#define DIAL_SECONDS   10u
+#define LISTEN_BACKLOG 128
+#define ADDRESS_LENGTH 256u
+#define FACTS_EVENT    "peer.facts"
+#define ALIVE_EVENT    "peer.alive"
 
 G_DEFINE_QUARK(sf - peer - error - quark, sf_peer_error)
 
@@ -64,7 +64,7 @@ struct SfPeer {
     char *name, *address, *version, *instance, *reason;
     JsonObject *facts;
     gboolean added;
-    gboolean falling; /* its end is being told: it must not be forgotten meanwhile */
+    gboolean falling;         /* its end is being told: it must not be forgotten meanwhile */
     SfPeerLink *link;         /* up; NULL: it is not */
     guint64 serial;           /* of the time that it is up: another one each time */
     SfPeerLink *dialled;      /* ours, on its way to up */
@@ -199,10 +199,8 @@ static const struct {
     SfPeerError error;
     const char *code;
 } codes[] = {
-    { SF_PEER_ERROR_REFUSED, "refused" },
-    { SF_PEER_ERROR_NO_CAPACITY, "no-capacity" },
-    { SF_PEER_ERROR_GONE, "gone" },
-    { SF_PEER_ERROR_BAD_REQUEST, "bad-request" },
+    { SF_PEER_ERROR_REFUSED, "refused" }, { SF_PEER_ERROR_NO_CAPACITY, "no-capacity" },
+    { SF_PEER_ERROR_GONE, "gone" },       { SF_PEER_ERROR_BAD_REQUEST, "bad-request" },
     { SF_PEER_ERROR_FAILED, "failed" },
 };
 
@@ -527,7 +525,8 @@ static void refuse_hello(SfPeerLink *link, const char *why)
 static char *check_hello(SfPeers *peers, SfPeerLink *link, const SfPeerMessage *hello)
 {
     if (hello->protocol != SF_PEER_PROTOCOL) {
-        return g_strdup_printf("it speaks version %" G_GINT64_FORMAT " of the protocol, and \"%s\" speaks %d: both need the "
+        return g_strdup_printf("it speaks version %" G_GINT64_FORMAT
+                               " of the protocol, and \"%s\" speaks %d: both need the "
                                "same release",
                                hello->protocol, peers->name, SF_PEER_PROTOCOL);
     }
@@ -587,7 +586,8 @@ static void serve_first(SfPeers *peers, SfPeerLink *link, const SfPeerMessage *m
     } else if (message->kind == SF_PEER_REFUSED && dialled) {
         sf_peer_link_end(link, g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_PROTOCOL, "it refuses: %s", message->text));
     } else {
-        sf_peer_link_end(link, g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_PROTOCOL, "its first line is no hello"));
+        sf_peer_link_end(link,
+                         g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_PROTOCOL, "its first line is no hello"));
     }
 }
 
@@ -652,8 +652,8 @@ static void on_link_opened(SfPeerLink *link, gpointer owner)
         return; /* it has dialled us: its hello comes first */
     }
     if (strcmp(sf_peer_link_name(link), peer->name) != 0) {
-        sf_peer_link_end(link, g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "it is host \"%s\" that answers there",
-                                           sf_peer_link_name(link)));
+        sf_peer_link_end(link, g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
+                                           "it is host \"%s\" that answers there", sf_peer_link_name(link)));
         return;
     }
     send_hello(peers, link);
@@ -889,7 +889,8 @@ static gboolean peers_listen(SfPeers *peers, const char *text, GError **error)
         g_autoptr(GInetAddress) any = g_inet_address_new_any(G_SOCKET_FAMILY_IPV6);
         address = g_inet_socket_address_new(any, port); /* and IPv4 */
     } else if (!(address = g_inet_socket_address_new_from_string(host, port))) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "listen=%s: an IP address of this host is needed", text);
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "listen=%s: an IP address of this host is needed",
+                    text);
         return FALSE;
     }
     if (!g_socket_listener_add_address(G_SOCKET_LISTENER(peers->service), address, G_SOCKET_TYPE_STREAM,
@@ -910,10 +911,11 @@ SfPeers *sf_peers_new(const SfPeersOptions *options, const SfPeersHandlers *hand
     SfPeers *peers;
 
     if (!sf_peer_name_is_valid(options->name)) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
-                    "host name \"%.64s\": it is made of a-z, 0-9, dots and hyphens, and has at most %u; set name= in group "
-                    "[cluster] of sfvmmd.conf",
-                    options->name, SF_PEER_NAME_MAX);
+        g_set_error(
+            error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
+            "host name \"%.64s\": it is made of a-z, 0-9, dots and hyphens, and has at most %u; set name= in group "
+            "[cluster] of sfvmmd.conf",
+            options->name, SF_PEER_NAME_MAX);
         return NULL;
     }
     peers = g_new0(SfPeers, 1);

@@ -80,10 +80,11 @@ void sf_peers_start(SfPeers *peers);
 void sf_peers_free(SfPeers *peers);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfPeers, sf_peers_free)
 
-const char *sf_peers_name(const SfPeers *peers);   /* of this host */
-guint sf_peers_listen_port(const SfPeers *peers);  /* 0: does not listen */
+const char *sf_peers_name(const SfPeers *peers);  /* of this host */
+guint sf_peers_listen_port(const SfPeers *peers); /* 0: does not listen */
 
-/* Keep a connection to this host from now on. Adding a known one changes its address. Error: name or address is wrong. */
+/* Keep a connection to this host from now on. Adding a known one changes its address. Error: name or address is wrong.
+ */
 gboolean sf_peers_add(SfPeers *peers, const char *name, const char *address, GError **error);
 /* End the connection and don't make it again. Nothing happens for an unknown name. down() is called if it was up. */
 void sf_peers_remove(SfPeers *peers, const char *name);
@@ -123,7 +124,7 @@ gboolean sf_peer_send_event(SfPeer *peer, const char *name, JsonObject *data);
 SfPeer *sf_peer_request_peer(SfPeerRequest *request);
 const char *sf_peer_request_from(const SfPeerRequest *request); /* its name, in any case */
 const char *sf_peer_request_method(const SfPeerRequest *request);
-JsonObject *sf_peer_request_params(const SfPeerRequest *request); /* never NULL; borrowed */
+JsonObject *sf_peer_request_params(const SfPeerRequest *request);       /* never NULL; borrowed */
 void sf_peer_request_reply(SfPeerRequest *request, JsonObject *result); /* transfer full, NULL means {} ; frees it */
 /* Codes REFUSED, NO_CAPACITY, GONE, BAD_REQUEST of SF_PEER_ERROR go over as they are, SF_CLUSTER_ERROR as NO_CAPACITY,
  * all else as FAILED. Frees the request. */

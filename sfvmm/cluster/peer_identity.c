@@ -13,7 +13,7 @@
 #include "sfvmm/cluster/pki.h"
 
 #define PRIORITIES   "SECURE128:-VERS-ALL:+VERS-TLS1.3"
-#define NAME_SPACE   256u                 /* bytes of a name in a certificate that we look at */
+#define NAME_SPACE   256u /* bytes of a name in a certificate that we look at */
 #define WARN_SECONDS (30 * G_TIME_SPAN_DAY / G_TIME_SPAN_SECOND)
 
 struct SfPeerIdentity {
@@ -41,7 +41,8 @@ static gboolean check_own(const char *path, const char *name, GError **error)
     }
     if (strcmp(info->name, name) != 0 || strcmp(info->unit, SF_PKI_UNIT_HOST) != 0) {
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
-                    "\"%s\": it is for \"%s\" (OU %s), and this host is \"%s\"; make one with `sfctl pki host %s`, or set name= "
+                    "\"%s\": it is for \"%s\" (OU %s), and this host is \"%s\"; make one with `sfctl pki host %s`, or "
+                    "set name= "
                     "in group [cluster] of sfvmmd.conf",
                     path, info->name, *info->unit ? info->unit : "none", name, name);
         return FALSE;
@@ -103,8 +104,10 @@ void sf_peer_identity_free(SfPeerIdentity *identity)
 gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean server, int fd, GError **error)
 {
     /* The purpose that the other side's certificate must have. The session keeps the pointer. */
-    static gnutls_typed_vdata_st of_client = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT, 0 };
-    static gnutls_typed_vdata_st of_server = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_SERVER, 0 };
+    static gnutls_typed_vdata_st of_client = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT,
+                                               0 };
+    static gnutls_typed_vdata_st of_server = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)GNUTLS_KP_TLS_WWW_SERVER,
+                                               0 };
     gnutls_session_t session = NULL;
 
     if (!check(gnutls_init(&session, (server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL |
@@ -185,7 +188,8 @@ void sf_peer_identity_set_error(gnutls_session_t session, int code, GError **err
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "it has shown no certificate");
     } else if (code == GNUTLS_E_FATAL_ALERT_RECEIVED) {
         const char *alert = gnutls_alert_get_name(gnutls_alert_get(session));
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "it has ended TLS: %s", alert ? alert : "unknown alert");
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "it has ended TLS: %s",
+                    alert ? alert : "unknown alert");
     } else {
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_PROTOCOL, "TLS: %s", gnutls_strerror(code));
     }

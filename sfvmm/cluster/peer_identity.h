@@ -24,7 +24,8 @@ gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean ser
  */
 char *sf_peer_identity_name(gnutls_session_t session, GError **error);
 
-/* What went wrong with the handshake (a negative code of GnuTLS), for people: the reason why a certificate is not taken. */
+/* What went wrong with the handshake (a negative code of GnuTLS), for people: the reason why a certificate is not
+ * taken. */
 void sf_peer_identity_set_error(gnutls_session_t session, int code, GError **error);
 
 #endif

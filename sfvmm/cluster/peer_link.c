@@ -2,19 +2,19 @@
 /*
  * Theory of operation
  *
- * One GSource per link polls the socket for what the link can use now (read, write), and also wakes when GnuTLS or the line
- * reader still hold something that was read. Each turn does a bounded amount of work, so that a host that floods us
- * costs others a turn, not their service:
+ * One GSource per link polls the socket for what the link can use now (read, write), and also wakes when GnuTLS or the
+ * line reader still hold something that was read. Each turn does a bounded amount of work, so that a host that floods
+ * us costs others a turn, not their service:
  *
  *     socket --at most READ_TURN bytes--> GnuTLS --> line reader --at most LINES_TURN lines--> object()
  *     send() --> queue, at most OUTPUT_MAX bytes --> GnuTLS --at most WRITE_TURN bytes--> socket
  *
- * A timer once a second does all that depends on time: the bound on handshake and hello, the keepalive that is sent when
- * nothing else was, and the end of a link on which nothing was heard. When our own main loop stood still for long, the
- * silence was ours: the clock starts again.
+ * A timer once a second does all that depends on time: the bound on handshake and hello, the keepalive that is sent
+ * when nothing else was, and the end of a link on which nothing was heard. When our own main loop stood still for long,
+ * the silence was ours: the clock starts again.
  *
- * A link that fails, or is ended, stops its sources and calls ended() from an idle source, so that nobody is called from
- * within a function that he has called.
+ * A link that fails, or is ended, stops its sources and calls ended() from an idle source, so that nobody is called
+ * from within a function that he has called.
  */
 #include "sfvmm/cluster/peer_link.h"
 
@@ -28,17 +28,17 @@
 #include "sfvmm/cluster/peer_message.h"
 #include "sfvmm/wire/json_line.h"
 
-#define READ_TURN         (1u << 20)
-#define WRITE_TURN        (1u << 20)
-#define LINES_TURN        64u
-#define RECORD_SIZE       (16u << 10) /* of TLS: more does not come or go at once */
-#define FIRST_LINE_MAX    (256u << 10) /* bytes of a hello */
-#define OUTPUT_MAX        (2u * SF_PEER_LINE_MAX)
-#define TICK_MS           1000u
-#define START_MS          10000u /* for handshake and hello together */
-#define LINGER_MS         2000u  /* for what is queued when a link is ended */
-#define ALERT_MS          500u   /* for an alert to be read before the connection is closed */
-#define ALIVE_EVENT       "peer.alive"
+#define READ_TURN      (1u << 20)
+#define WRITE_TURN     (1u << 20)
+#define LINES_TURN     64u
+#define RECORD_SIZE    (16u << 10)  /* of TLS: more does not come or go at once */
+#define FIRST_LINE_MAX (256u << 10) /* bytes of a hello */
+#define OUTPUT_MAX     (2u * SF_PEER_LINE_MAX)
+#define TICK_MS        1000u
+#define START_MS       10000u /* for handshake and hello together */
+#define LINGER_MS      2000u  /* for what is queued when a link is ended */
+#define ALERT_MS       500u   /* for an alert to be read before the connection is closed */
+#define ALIVE_EVENT    "peer.alive"
 
 enum { HANDSHAKE, OPEN, LINGER, ENDED };
 
@@ -58,7 +58,7 @@ struct SfPeerLink {
     int state;
     char *name, *local_ip, *remote_ip;
     SfJsonLineReader *reader;
-    GQueue output; /* of GBytes */
+    GQueue output;                   /* of GBytes */
     gsize output_bytes, output_done; /* of all; sent of the first */
     gsize record; /* bytes of a record that GnuTLS could not send yet: to be offered again as they are */
     IoSource *io;
@@ -410,9 +410,8 @@ void sf_peer_link_end(SfPeerLink *link, GError *error)
 static char *ip_text(GSocketAddress *address)
 {
     g_autoptr(GSocketAddress) owned G_GNUC_UNUSED = address;
-    GInetAddress *ip = G_IS_INET_SOCKET_ADDRESS(address)
-                           ? g_inet_socket_address_get_address(G_INET_SOCKET_ADDRESS(address))
-                           : NULL;
+    GInetAddress *ip =
+        G_IS_INET_SOCKET_ADDRESS(address) ? g_inet_socket_address_get_address(G_INET_SOCKET_ADDRESS(address)) : NULL;
     g_autofree char *text = ip ? g_inet_address_to_string(ip) : g_strdup("");
 
     /* A socket that listens on all addresses shows IPv4 mapped into IPv6. */

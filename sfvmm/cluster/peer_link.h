@@ -16,7 +16,7 @@
 typedef struct SfPeerLink SfPeerLink;
 
 typedef struct {
-    void (*opened)(SfPeerLink *link, gpointer owner); /* the other side has proved its name */
+    void (*opened)(SfPeerLink *link, gpointer owner);                     /* the other side has proved its name */
     void (*object)(SfPeerLink *link, JsonObject *object, gpointer owner); /* borrowed */
     void (*ended)(SfPeerLink *link, const GError *error, gpointer owner); /* free it now or later */
 } SfPeerLinkHandlers;

@@ -15,7 +15,7 @@
 
 #include <json-glib/json-glib.h>
 
-#define SF_PEER_WORD_MAX     64u  /* characters of a method, an event or a code */
+#define SF_PEER_WORD_MAX     64u   /* characters of a method, an event or a code */
 #define SF_PEER_TEXT_MAX     4096u /* characters of an error's message */
 #define SF_PEER_INSTANCE_LEN 16u
 
@@ -31,15 +31,16 @@ typedef enum {
 /* Everything in it is borrowed from the object that it was parsed from. */
 typedef struct {
     SfPeerMessageKind kind;
-    guint64 id;            /* of REQUEST, RESULT, FAILURE; never 0 */
-    const char *word;      /* method, event, or code of a FAILURE */
-    const char *text;      /* message of FAILURE and REFUSED */
-    JsonObject *body;      /* facts, params (NULL: none), result or data */
-    gint64 protocol;       /* of HELLO, as name, version and instance */
+    guint64 id;       /* of REQUEST, RESULT, FAILURE; never 0 */
+    const char *word; /* method, event, or code of a FAILURE */
+    const char *text; /* message of FAILURE and REFUSED */
+    JsonObject *body; /* facts, params (NULL: none), result or data */
+    gint64 protocol;  /* of HELLO, as name, version and instance */
     const char *name, *version, *instance;
 } SfPeerMessage;
 
-/* Strict: exactly the members above, each of its type and within its bounds. FALSE + error (G_IO_ERROR_INVALID_DATA). */
+/* Strict: exactly the members above, each of its type and within its bounds. FALSE + error (G_IO_ERROR_INVALID_DATA).
+ */
 gboolean sf_peer_message_parse(JsonObject *object, SfPeerMessage *message, GError **error);
 
 /* The object of a message, with references to its body. Caller owns it. */

@@ -136,14 +136,14 @@ static gboolean add_address(gnutls_x509_crt_t cert, const char *address, GError 
     struct in_addr v4;
 
     if (inet_pton(AF_INET, address, &v4) == 1) {
-        return check(gnutls_x509_crt_set_subject_alt_name(cert, GNUTLS_SAN_IPADDRESS, &v4, sizeof(v4),
-                                                          GNUTLS_FSAN_APPEND),
-                     address, error);
+        return check(
+            gnutls_x509_crt_set_subject_alt_name(cert, GNUTLS_SAN_IPADDRESS, &v4, sizeof(v4), GNUTLS_FSAN_APPEND),
+            address, error);
     }
     if (inet_pton(AF_INET6, address, &v6) == 1) {
-        return check(gnutls_x509_crt_set_subject_alt_name(cert, GNUTLS_SAN_IPADDRESS, &v6, sizeof(v6),
-                                                          GNUTLS_FSAN_APPEND),
-                     address, error);
+        return check(
+            gnutls_x509_crt_set_subject_alt_name(cert, GNUTLS_SAN_IPADDRESS, &v6, sizeof(v6), GNUTLS_FSAN_APPEND),
+            address, error);
     }
     return check(gnutls_x509_crt_set_subject_alt_name(cert, GNUTLS_SAN_DNSNAME, address, (guint)strlen(address),
                                                       GNUTLS_FSAN_APPEND),
@@ -298,8 +298,8 @@ static gboolean load_ca(const char *directory, Pair *ca, GError **error)
     g_autofree char *key = g_build_filename(directory, CA_KEY, NULL);
 
     if (!g_file_test(cert, G_FILE_TEST_EXISTS)) {
-        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT, "\"%s\": no CA there; make one with `sfctl pki init --dir %s`",
-                    directory, directory);
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT,
+                    "\"%s\": no CA there; make one with `sfctl pki init --dir %s`", directory, directory);
         return FALSE;
     }
     if (!load_cert(cert, &ca->cert, error) || !load_key(key, &ca->key, error)) {
@@ -422,10 +422,11 @@ gboolean sf_pki_make_host(const char *directory, const char *name, const char *c
     g_auto(Pair) ca = { 0 };
 
     if (!sf_pki_name_is_valid(name)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-                    "host \"%s\": a name is made of a-z, 0-9, dots and hyphens, at most %u, and does not begin with a dot or "
-                    "hyphen",
-                    name, NAME_MAX_LENGTH);
+        g_set_error(
+            error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+            "host \"%s\": a name is made of a-z, 0-9, dots and hyphens, at most %u, and does not begin with a dot or "
+            "hyphen",
+            name, NAME_MAX_LENGTH);
         return FALSE;
     }
     for (guint i = 0; addresses && addresses[i]; i++) {

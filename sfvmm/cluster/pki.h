@@ -8,8 +8,8 @@
  *     DIR/NAME/host/         OU=host: sfvmmd to sfvmmd      ca-cert.pem
  *     DIR/NAME/pages/        OU=pages: page sources         {server,client}-{cert,key}.pem
  *
- * The names of the files are those that QEMU and libnbd expect. Every file has mode 0600 and appears whole or not at all.
- * Any thread; each call stands alone.
+ * The names of the files are those that QEMU and libnbd expect. Every file has mode 0600 and appears whole or not at
+ * all. Any thread; each call stands alone.
  */
 #ifndef SF_PKI_H
 #define SF_PKI_H
@@ -36,8 +36,9 @@ char *sf_pki_default_directory(void);
 gboolean sf_pki_make_ca(const char *directory, const SfPkiOptions *options, GError **error);
 
 /*
- * A host's certificates, signed by the CA of the directory, in DIRECTORY/NAME. They are good for the DNS name NAME and for
- * the addresses (IP addresses or DNS names), under which pages of the host are fetched. NULL-terminated; may be NULL.
+ * A host's certificates, signed by the CA of the directory, in DIRECTORY/NAME. They are good for the DNS name NAME and
+ * for the addresses (IP addresses or DNS names), under which pages of the host are fetched. NULL-terminated; may be
+ * NULL.
  */
 gboolean sf_pki_make_host(const char *directory, const char *name, const char *const *addresses,
                           const SfPkiOptions *options, GError **error);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Quotas, the books of each host, and the list of hosts: what all kinds share. A grant is the smallest of what was asked,
- * of what each quota leaves, and of what the hosts have room for; what leaves too little is named in the error.
+ * Quotas, the books of each host, and the list of hosts: what all kinds share. A grant is the smallest of what was
+ * asked, of what each quota leaves, and of what the hosts have room for; what leaves too little is named in the error.
  */
 #include "sfvmm/cluster/resource_manager.h"
 
@@ -151,8 +151,8 @@ gboolean sf_resource_manager_add_host(SfResourceManager *manager, const char *na
         return FALSE;
     }
     if (manager->hosts->len >= HOSTS_MAX) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST, "host \"%s\": there are %u hosts, more can't be added",
-                    name, HOSTS_MAX);
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST,
+                    "host \"%s\": there are %u hosts, more can't be added", name, HOSTS_MAX);
         return FALSE;
     }
     host = g_new0(SfClusterHost, 1);
@@ -173,7 +173,8 @@ gboolean sf_resource_manager_remove_host(SfResourceManager *manager, const char 
         return FALSE;
     }
     if (host == own_host(manager)) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST, "host \"%s\": that is this host, which stays", name);
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST, "host \"%s\": that is this host, which stays",
+                    name);
         return FALSE;
     }
     if (host->booked > 0) {
@@ -331,8 +332,8 @@ static void set_capacity_error(SfResourceManager *manager, const SfTicket *ticke
     }
 }
 
-static SfTicket *request_places(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count, gboolean all,
-                                guint32 request, gboolean here, GError **error)
+static SfTicket *request_places(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
+                                gboolean all, guint32 request, gboolean here, GError **error)
 {
     const SfLimits *limits = &manager->limits;
     guint booked = vm_clones(manager, vm);
@@ -445,8 +446,8 @@ SfTicket *sf_resource_manager_lend(SfResourceManager *manager, const char *origi
     SfTicket *ticket;
 
     if (granted == 0 || (all && granted < count)) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
-                    "%u clones asked, but it %s %u", count, host->draining ? "drains and takes" : "has room for", granted);
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY, "%u clones asked, but it %s %u", count,
+                    host->draining ? "drains and takes" : "has room for", granted);
         return NULL;
     }
     ticket = sf_ticket_new(id, vm, granted, 0);

@@ -21,8 +21,8 @@ typedef enum {
     SF_CLUSTER_ERROR_QUOTA,    /* the VM or the user has all that it may have; asking again helps only after a join */
     SF_CLUSTER_ERROR_CAPACITY, /* the hosts are full now; asking later may help */
     SF_CLUSTER_ERROR_NO_SUCH_HOST,
-    SF_CLUSTER_ERROR_EXISTS,   /* a host of this name was added already */
-    SF_CLUSTER_ERROR_HOST,     /* it can't be done with this host, or not with this manager */
+    SF_CLUSTER_ERROR_EXISTS, /* a host of this name was added already */
+    SF_CLUSTER_ERROR_HOST,   /* it can't be done with this host, or not with this manager */
 } SfClusterError;
 
 /* Quotas: upper bounds, each of them counts. */
@@ -41,16 +41,16 @@ typedef enum {
 
 /* A host that a manager knows. */
 typedef struct {
-    char *name;         /* never "": this host has its own name here */
-    char *address;      /* ADDRESS:PORT as it was added, NULL: this host */
-    guint slots;        /* clones that it takes; 0: what it says itself when it is up */
-    guint64 memory;     /* bytes for clones; 0: likewise */
-    guint told_slots;   /* what it says itself; 0: has not said yet */
+    char *name;       /* never "": this host has its own name here */
+    char *address;    /* ADDRESS:PORT as it was added, NULL: this host */
+    guint slots;      /* clones that it takes; 0: what it says itself when it is up */
+    guint64 memory;   /* bytes for clones; 0: likewise */
+    guint told_slots; /* what it says itself; 0: has not said yet */
     guint64 told_memory;
-    gboolean draining;  /* gets nothing new, by our operator's will */
+    gboolean draining;      /* gets nothing new, by our operator's will */
     gboolean told_draining; /* by its own's */
-    gboolean up;        /* can be reached; this host always is */
-    guint booked;       /* clones of our tickets there */
+    gboolean up;            /* can be reached; this host always is */
+    guint booked;           /* clones of our tickets there */
     guint64 booked_memory;
 } SfClusterHost;
 
@@ -79,10 +79,10 @@ SfTicket *sf_resource_manager_request_here(SfResourceManager *manager, const cha
 void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket, const char *host, guint count);
 
 /*
- * `count` of the ticket's clones were refused by `host`, before or after it was asked to load them: they get other places,
- * never again with that host. Returns the new places (of SfPlace, "" is this host; counts add up to `count`; caller
- * unrefs), which are in ticket->places already. NULL + error: nobody else has room; then nothing has changed but that the
- * host is not offered again: the caller fails these clones.
+ * `count` of the ticket's clones were refused by `host`, before or after it was asked to load them: they get other
+ * places, never again with that host. Returns the new places (of SfPlace, "" is this host; counts add up to `count`;
+ * caller unrefs), which are in ticket->places already. NULL + error: nobody else has room; then nothing has changed but
+ * that the host is not offered again: the caller fails these clones.
  */
 GPtrArray *sf_resource_manager_reassign(SfResourceManager *manager, SfTicket *ticket, const char *host, guint count,
                                         GError **error);

@@ -27,7 +27,7 @@ SfResourceManager *sf_resource_manager_new(const SfResourceManagerKind *kind, co
 
 /* One more clone of the ticket fits on the host, and the host has not refused the ticket. */
 gboolean sf_resource_manager_has_room(SfResourceManager *manager, const SfClusterHost *host, const SfTicket *ticket);
-guint sf_cluster_host_slots(const SfClusterHost *host);     /* as configured, or else as it says */
+guint sf_cluster_host_slots(const SfClusterHost *host);    /* as configured, or else as it says */
 guint64 sf_cluster_host_memory(const SfClusterHost *host); /* bytes, likewise */
 
 #endif

@@ -245,7 +245,8 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
     ticket->origin = g_strdup(text_of(object, "origin"));
     refused_from_json(ticket, object);
     if (!places_from_json(ticket, object)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged", id_text);
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged",
+                    id_text);
         return NULL;
     }
     return g_steal_pointer(&ticket);

@@ -30,16 +30,16 @@ void sf_place_free(SfPlace *place);
 gboolean sf_place_is_local(const SfPlace *place);
 
 typedef struct {
-    guint64 id;       /* never 0 */
-    char *vm;         /* the VM that may fork */
-    guint granted;    /* clones, at least 1 */
-    guint32 request;  /* the agent's request id, 0: asked for by an operator */
-    guint64 reserved; /* bytes of host memory set aside for each clone */
-    gint64 created;   /* CLOCK_MONOTONIC, us (g_get_monotonic_time) */
-    gboolean used;    /* the fork has begun */
-    GPtrArray *places; /* of SfPlace, one per host, this one first; the counts add up to `granted`. Owned */
+    guint64 id;            /* never 0 */
+    char *vm;              /* the VM that may fork */
+    guint granted;         /* clones, at least 1 */
+    guint32 request;       /* the agent's request id, 0: asked for by an operator */
+    guint64 reserved;      /* bytes of host memory set aside for each clone */
+    gint64 created;        /* CLOCK_MONOTONIC, us (g_get_monotonic_time) */
+    gboolean used;         /* the fork has begun */
+    GPtrArray *places;     /* of SfPlace, one per host, this one first; the counts add up to `granted`. Owned */
     GPtrArray *refused_by; /* char *: hosts that took none of it when asked; they are not offered again. Owned */
-    char *origin; /* host whose VM this is, when we only lend it places; NULL: the VM is ours */
+    char *origin;          /* host whose VM this is, when we only lend it places; NULL: the VM is ours */
 } SfTicket;
 
 /* Without places; add them up to `granted`. */

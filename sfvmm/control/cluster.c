@@ -66,8 +66,8 @@ static gboolean save(SfCluster *cluster, GError **error)
     json_object_set_array_member(object, "hosts", array);
     text = sf_json_line_format(object, NULL);
     if (g_mkdir_with_parents(folder, FOLDER_MODE) < 0) {
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno), "state directory \"%s\": can't make it: %s", folder,
-                    g_strerror(errno));
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno), "state directory \"%s\": can't make it: %s",
+                    folder, g_strerror(errno));
         return FALSE;
     }
     return g_file_set_contents_full(cluster->path, text, -1,
@@ -83,11 +83,12 @@ static gboolean load_host(SfCluster *cluster, JsonNode *node, GError **error)
     gint64 slots = sf_facts_integer(entry, "slots"), memory = sf_facts_integer(entry, "memory");
 
     if (!name || slots < 0 || slots > HOST_SLOTS_MAX || memory < 0 || (*name && !address)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "host \"%s\": its record is damaged", name ? name : "?");
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "host \"%s\": its record is damaged",
+                    name ? name : "?");
         return FALSE;
     }
-    if (*name && (!cluster->peers || !sf_resource_manager_add_host(manager, name, address, (guint)slots, (guint64)memory,
-                                                                    error) ||
+    if (*name && (!cluster->peers ||
+                  !sf_resource_manager_add_host(manager, name, address, (guint)slots, (guint64)memory, error) ||
                   !sf_peers_add(cluster->peers, name, address, error))) {
         return cluster->peers == NULL; /* hosts wait for [cluster] to come back */
     }
@@ -204,9 +205,10 @@ static const SfPeersHandlers peers_handlers = {
 static gboolean need_peers(SfCluster *cluster, GError **error)
 {
     if (!cluster->peers) {
-        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST,
-                    "this sfvmmd is alone: set listen= and pki-directory= in group [cluster] of sfvmmd.conf, and start it "
-                    "anew");
+        g_set_error(
+            error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_HOST,
+            "this sfvmmd is alone: set listen= and pki-directory= in group [cluster] of sfvmmd.conf, and start it "
+            "anew");
     }
     return cluster->peers != NULL;
 }

@@ -17,8 +17,8 @@ typedef struct SfCluster SfCluster;
 /* The resource manager that the configuration names; caller owns it (and gives it to sf_host_new). */
 SfResourceManager *sf_cluster_manager_new(const SfDaemonConfig *config);
 
-/* Before recovery: reads the hosts, takes the port, gives the host its peers. NULL + error: keys or port are missing, the
- * list is damaged. The host has it until sf_cluster_free(). */
+/* Before recovery: reads the hosts, takes the port, gives the host its peers. NULL + error: keys or port are missing,
+ * the list is damaged. The host has it until sf_cluster_free(). */
 SfCluster *sf_cluster_new(SfHost *host, GError **error);
 void sf_cluster_free(SfCluster *cluster);
 

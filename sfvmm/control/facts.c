@@ -175,11 +175,10 @@ void sf_facts_probe_async(SfLauncher *launcher, GAsyncReadyCallback callback, gp
 
     g_task_set_task_data(task, probe, probe_free);
     probe->accel = g_strdup(sf_launcher_best_accel(launcher, NULL));
-    probe->process = g_subprocess_new(G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE |
-                                          G_SUBPROCESS_FLAGS_STDERR_SILENCE,
-                                      &error, sf_launcher_options(launcher)->qemu, "-nodefaults", "-no-user-config",
-                                      "-display", "none", "-machine", "none", "-accel", probe->accel, "-qmp", "stdio",
-                                      NULL);
+    probe->process = g_subprocess_new(
+        G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE | G_SUBPROCESS_FLAGS_STDERR_SILENCE, &error,
+        sf_launcher_options(launcher)->qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none",
+        "-accel", probe->accel, "-qmp", "stdio", NULL);
     if (!probe->process) {
         g_task_return_error(task, error);
         return;

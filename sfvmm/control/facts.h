@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What this host says of itself to others, and what others may do with it: choose, show, and refuse early. The last word
- * on whether a snapshot can run here is spoken here, when it comes.
+ * What this host says of itself to others, and what others may do with it: choose, show, and refuse early. The last
+ * word on whether a snapshot can run here is spoken here, when it comes.
  *
  *     {"qemu_version": "10.0.13", "accel": "tcg", "machine_types": ["pc-q35-10.0", ...],
  *      "cpu_models": ["qemu64", ...], "cpu_vendor": "GenuineIntel", "cpu_flags": ["aes", ...],

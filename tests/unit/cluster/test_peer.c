@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Peers over loopback: two SfPeers in one main loop, and, from threads, clients and servers of plain GnuTLS and plain TCP
- * that break one rule each. After each of those the honest two must still talk.
+ * Peers over loopback: two SfPeers in one main loop, and, from threads, clients and servers of plain GnuTLS and plain
+ * TCP that break one rule each. After each of those the honest two must still talk.
  */
 #include <arpa/inet.h>
 #include <gnutls/x509.h>
@@ -29,9 +29,9 @@ typedef struct {
     SfPeers *peers;
     guint ups, downs, events, facts;
     SfPeerError last_down;
-    GString *said;           /* the data of events, in order */
-    GPtrArray *held;         /* requests "hold" */
-    guint told;              /* in describe() */
+    GString *said;   /* the data of events, in order */
+    GPtrArray *held; /* requests "hold" */
+    guint told;      /* in describe() */
 } Node;
 
 /* ---- waiting ---- */
@@ -427,7 +427,8 @@ static void test_same_name(void)
 
 static void test_bad_options(void)
 {
-    g_autofree char *folder = g_build_filename(pki, "a", "host", NULL), *pages = g_build_filename(pki, "a", "pages", NULL);
+    g_autofree char *folder = g_build_filename(pki, "a", "host", NULL),
+                    *pages = g_build_filename(pki, "a", "pages", NULL);
     const SfPeersOptions bad[] = {
         { .name = "b", .directory = folder, .version = "1" },
         { .name = "a", .directory = pages, .version = "1" },
@@ -451,16 +452,16 @@ static void test_bad_options(void)
 /* What a thread does to a port, and what came of it. */
 typedef struct {
     guint port;
-    int listener;            /* of a server; else it is a client */
-    const char *priorities;  /* NULL: plain TCP */
-    char *directory;         /* of certificates, or NULL: shows none */
-    const char *role;        /* which of them */
-    const char *first;       /* what it sends first */
-    const char *again;       /* and then, as often as this, */
+    int listener;           /* of a server; else it is a client */
+    const char *priorities; /* NULL: plain TCP */
+    char *directory;        /* of certificates, or NULL: shows none */
+    const char *role;       /* which of them */
+    const char *first;      /* what it sends first */
+    const char *again;      /* and then, as often as this, */
     guint times;
-    gboolean stays;          /* it only reads from then on */
-    gint handshake;          /* result */
-    GString *read;           /* what it was told, until the other side hung up */
+    gboolean stays; /* it only reads from then on */
+    gint handshake; /* result */
+    GString *read;  /* what it was told, until the other side hung up */
     gint done;
 } Other;
 
@@ -520,7 +521,8 @@ static void speak(Other *other, gnutls_session_t session, int fd)
     if (!other->stays) {
         shutdown(fd, SHUT_WR);
     }
-    while ((n = session ? gnutls_record_recv(session, buffer, sizeof(buffer)) : recv(fd, buffer, sizeof(buffer), 0)) > 0 ||
+    while ((n = session ? gnutls_record_recv(session, buffer, sizeof(buffer)) : recv(fd, buffer, sizeof(buffer), 0)) >
+               0 ||
            n == GNUTLS_E_AGAIN || n == GNUTLS_E_INTERRUPTED) {
         if (n > 0) {
             g_string_append_len(other->read, buffer, n);
@@ -536,7 +538,8 @@ static gpointer other_run(gpointer data)
     gnutls_session_t session = NULL;
 
     if (other->priorities) {
-        g_autofree char *cert = g_strdup_printf("%s/%s-cert.pem", other->directory ? other->directory : "", other->role);
+        g_autofree char *cert =
+            g_strdup_printf("%s/%s-cert.pem", other->directory ? other->directory : "", other->role);
         g_autofree char *key = g_strdup_printf("%s/%s-key.pem", other->directory ? other->directory : "", other->role);
         g_assert_cmpint(gnutls_init(&session, other->listener >= 0 ? GNUTLS_SERVER : GNUTLS_CLIENT), ==, 0);
         gnutls_certificate_allocate_credentials(&credentials);
@@ -593,52 +596,46 @@ typedef struct {
     gboolean comes_up;
 } Attack;
 
-#define PLAIN             .listener = -1
-#define TLS(from)         .listener = -1, .priorities = TLS_1_3, .directory = (char *)from
+#define PLAIN     .listener = -1
+#define TLS(from) .listener = -1, .priorities = TLS_1_3, .directory = (char *)from
 
 static const Attack attacks[] = {
     { "plain TCP that says nothing", { PLAIN } },
     { "plain TCP garbage", { PLAIN, .first = "GET / HTTP/1.1\r\n\r\n", .stays = TRUE } },
     { "no certificate", { .listener = -1, .priorities = TLS_1_3, .first = HELLO("c"), .stays = TRUE } },
-    { "TLS 1.2", { .listener = -1, .priorities = TLS_1_2, .directory = (char *)"c/host", .first = HELLO("c"), .stays = TRUE } },
-    { "certificate for pages",
-      { TLS("c/pages"), .first = HELLO("c"), .stays = TRUE } },
-    { "a server's certificate",
-      { TLS("c/host"), .role = "server", .first = HELLO("c"), .stays = TRUE } },
-    { "expired certificate",
-      { TLS("c/expired"), .first = HELLO("c"), .stays = TRUE } },
-    { "certificate of tomorrow",
-      { TLS("c/tomorrow"), .first = HELLO("c"), .stays = TRUE } },
+    { "TLS 1.2",
+      { .listener = -1, .priorities = TLS_1_2, .directory = (char *)"c/host", .first = HELLO("c"), .stays = TRUE } },
+    { "certificate for pages", { TLS("c/pages"), .first = HELLO("c"), .stays = TRUE } },
+    { "a server's certificate", { TLS("c/host"), .role = "server", .first = HELLO("c"), .stays = TRUE } },
+    { "expired certificate", { TLS("c/expired"), .first = HELLO("c"), .stays = TRUE } },
+    { "certificate of tomorrow", { TLS("c/tomorrow"), .first = HELLO("c"), .stays = TRUE } },
     { "hello of another", { TLS("c/host"), .first = HELLO("b"), .stays = TRUE } },
-    { "hello of the node itself",
-      { TLS("a/host"), .first = HELLO("a"), .stays = TRUE } },
+    { "hello of the node itself", { TLS("a/host"), .first = HELLO("a"), .stays = TRUE } },
     { "hello of another version",
       { .listener = -1,
         .priorities = TLS_1_3,
         .directory = (char *)"c/host",
-        .first = "{\"hello\":{\"protocol\":9,\"name\":\"c\",\"version\":\"1\",\"instance\":\"0123456789abcdef\",\"facts\":{}}}\n",
+        .first = "{\"hello\":{\"protocol\":9,\"name\":\"c\",\"version\":\"1\",\"instance\":\"0123456789abcdef\","
+                 "\"facts\":{}}}\n",
         .stays = TRUE } },
-    { "request before hello",
-      { TLS("c/host"), .first = "{\"id\":1,\"method\":\"echo\"}\n", .stays = TRUE } },
-    { "garbage in TLS",
-      { TLS("c/host"), .first = "\x80\x81\x82{{{{\n", .stays = TRUE } },
+    { "request before hello", { TLS("c/host"), .first = "{\"id\":1,\"method\":\"echo\"}\n", .stays = TRUE } },
+    { "garbage in TLS", { TLS("c/host"), .first = "\x80\x81\x82{{{{\n", .stays = TRUE } },
     { "endless first line",
-      { TLS("c/host"), .first = "{\"", .again = "aaaaaaaaaaaaaaaaaaaaaaaa",
-        .times = 1 << 20, .stays = TRUE } },
-    { "garbage after hello",
-      { TLS("c/host"), .first = HELLO("c") "}\n", .stays = TRUE }, TRUE },
-    { "unknown message",
-      { TLS("c/host"), .first = HELLO("c") "{\"a\":1}\n", .stays = TRUE }, TRUE },
-    { "second hello",
-      { TLS("c/host"), .first = HELLO("c") HELLO("c"), .stays = TRUE }, TRUE },
+      { TLS("c/host"), .first = "{\"", .again = "aaaaaaaaaaaaaaaaaaaaaaaa", .times = 1 << 20, .stays = TRUE } },
+    { "garbage after hello", { TLS("c/host"), .first = HELLO("c") "}\n", .stays = TRUE }, TRUE },
+    { "unknown message", { TLS("c/host"), .first = HELLO("c") "{\"a\":1}\n", .stays = TRUE }, TRUE },
+    { "second hello", { TLS("c/host"), .first = HELLO("c") HELLO("c"), .stays = TRUE }, TRUE },
     { "answers to what nobody asked, then leaves",
       { TLS("c/host"),
-        .first = HELLO("c") "{\"id\":7,\"result\":{}}\n{\"id\":7,\"error\":{\"code\":\"x\",\"message\":\"\"}}\n" }, TRUE },
+        .first = HELLO("c") "{\"id\":7,\"result\":{}}\n{\"id\":7,\"error\":{\"code\":\"x\",\"message\":\"\"}}\n" },
+      TRUE },
     { "requests without end",
-      { TLS("c/host"), .first = HELLO("c"),
-        .again = "{\"id\":1,\"method\":\"hold\"}\n", .times = FLOOD_LINES, .stays = TRUE }, TRUE },
-    { "many events", { TLS("c/host"), .first = HELLO("c"),
-        .again = "{\"event\":\"flood\",\"data\":{}}\n", .times = FLOOD_LINES }, TRUE },
+      { TLS("c/host"), .first = HELLO("c"), .again = "{\"id\":1,\"method\":\"hold\"}\n", .times = FLOOD_LINES,
+        .stays = TRUE },
+      TRUE },
+    { "many events",
+      { TLS("c/host"), .first = HELLO("c"), .again = "{\"event\":\"flood\",\"data\":{}}\n", .times = FLOOD_LINES },
+      TRUE },
 };
 
 static void test_attack(gconstpointer data)
@@ -668,8 +665,12 @@ static void test_flood_is_fair(void)
 {
     Node a = { 0 }, b = { 0 };
     Other other = {
-        .listener = -1, .priorities = TLS_1_3, .role = "client", .first = HELLO("c"),
-        .again = "{\"event\":\"flood\",\"data\":{}}\n", .times = FLOOD_LINES * 2,
+        .listener = -1,
+        .priorities = TLS_1_3,
+        .role = "client",
+        .first = HELLO("c"),
+        .again = "{\"event\":\"flood\",\"data\":{}}\n",
+        .times = FLOOD_LINES * 2,
     };
     g_autoptr(GThread) thread = NULL;
     guint calls = 0;

@@ -83,7 +83,8 @@ static void test_bad(void)
         HELLO_BUT("\"protocol\":1,\"name\":\"h1\",\"version\":\"1\",\"instance\":\"0123\",\"facts\":{}"),
         HELLO_BUT("\"protocol\":1,\"name\":\"h1\",\"version\":\"1\",\"instance\":\"0123456789abcdef\",\"facts\":[]"),
         HELLO_BUT("\"protocol\":1,\"name\":\"h1\",\"version\":\"1\",\"instance\":\"0123456789abcdef\""),
-        HELLO_BUT("\"protocol\":1,\"name\":\"h1\",\"version\":\"1\",\"instance\":\"0123456789abcdef\",\"facts\":{},\"x\":1"),
+        HELLO_BUT(
+            "\"protocol\":1,\"name\":\"h1\",\"version\":\"1\",\"instance\":\"0123456789abcdef\",\"facts\":{},\"x\":1"),
         "{\"refused\":{}}",
         "{\"refused\":{\"message\":7}}",
         "{\"refused\":{\"message\":\"\"},\"hello\":{}}",

@@ -37,7 +37,8 @@ static gnutls_x509_crt_t cert_of(const char *directory, const char *name)
 /* It is signed by that CA, for a purpose, and for the names and addresses. */
 static void check_leaf(const char *directory, const char *unit, const char *role, const char *purpose)
 {
-    g_autofree char *folder = g_build_filename(directory, "h1", unit, NULL), *file = g_strconcat(role, "-cert.pem", NULL);
+    g_autofree char *folder = g_build_filename(directory, "h1", unit, NULL),
+                    *file = g_strconcat(role, "-cert.pem", NULL);
     g_autofree char *path = g_build_filename(folder, file, NULL);
     g_autoptr(SfPkiInfo) info = sf_pki_read(path, NULL);
     gnutls_x509_crt_t cert = cert_of(folder, file), ca = cert_of(folder, "ca-cert.pem");
@@ -56,7 +57,8 @@ static void check_leaf(const char *directory, const char *unit, const char *role
     g_assert_cmpstr(info->name, ==, "h1");
     g_assert_cmpstr(info->unit, ==, unit);
     g_assert_cmpint(gnutls_x509_crt_get_key_usage(cert, &usage, &critical), ==, 0);
-    g_assert_cmpuint(usage & (GNUTLS_KEY_KEY_CERT_SIGN | GNUTLS_KEY_DIGITAL_SIGNATURE), ==, GNUTLS_KEY_DIGITAL_SIGNATURE);
+    g_assert_cmpuint(usage & (GNUTLS_KEY_KEY_CERT_SIGN | GNUTLS_KEY_DIGITAL_SIGNATURE), ==,
+                     GNUTLS_KEY_DIGITAL_SIGNATURE);
     g_assert_cmpint(gnutls_x509_crt_get_ca_status(cert, NULL), ==, 0);
     g_assert_cmpint(gnutls_x509_crt_check_hostname(cert, "h1"), !=, 0);
     g_assert_cmpint(gnutls_x509_crt_check_hostname(cert, "192.0.2.1"), !=, 0);
@@ -169,8 +171,8 @@ static void test_nothing_is_lost(void)
 
 static void test_bad_names(void)
 {
-    static const char *const names[] = { "", "H1", "-h", ".h", "a/b", "..", "a b", "h\n", "\xc3\xa9",
-                                         "a123456789012345678901234567890123456789x" };
+    static const char *const names[] = { "",   "H1",  "-h",  ".h",       "a/b",
+                                         "..", "a b", "h\n", "\xc3\xa9", "a123456789012345678901234567890123456789x" };
     static const char *const addresses[] = { "", "a b", "a/b", "*.example", "a@b", "\xc3\xa9" };
     g_autofree char *directory = folder_new();
 

@@ -87,7 +87,8 @@ static void test_pack(void)
     sf_resource_manager_free(manager);
 }
 
-/* What is full, draining or not up gets nothing; who is asked for more than there is gives what there is, or says why. */
+/* What is full, draining or not up gets nothing; who is asked for more than there is gives what there is, or says why.
+ */
 static void test_bounds(void)
 {
     SfResourceManager *manager = manager_new(SF_POLICY_SPREAD);
@@ -146,7 +147,9 @@ static void test_quotas(void)
 static void test_memory(void)
 {
     const guint64 each = sf_resource_manager_clone_memory(VM_MEMORY);
-    const SfLimits little = { .clones_per_ticket = 64, .clones_per_vm = 64, .clones = 64, .memory = each * 2 + each / 2 };
+    const SfLimits little = {
+        .clones_per_ticket = 64, .clones_per_vm = 64, .clones = 64, .memory = each * 2 + each / 2
+    };
     SfResourceManager *manager = sf_resource_manager_static_new(&little, "a", SF_POLICY_SPREAD);
     g_autoptr(GError) error = NULL;
     SfTicket *ticket, *other;
