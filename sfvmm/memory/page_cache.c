@@ -2,9 +2,9 @@
 /*
  * Theory of operation
  *
- * A block is three memfds: its memory, sparse and of sealed size; the runs that are present at the source, for sf-pager; and these with small gaps
- * closed, for QEMU, which maps each as an area of its own and can have only so many. How small a gap may be is chosen so that the
- * list fits: gaps of one page first, then ever wider ones.
+ * A block is three memfds: its memory, sparse and of sealed size; the runs that are present at the source, for
+ * sf-pager; and these with small gaps closed, for QEMU, which maps each as an area of its own and can have only so
+ * many. How small a gap may be is chosen so that the list fits: gaps of one page first, then ever wider ones.
  */
 #include "sfvmm/memory/page_cache.h"
 

@@ -13,8 +13,9 @@
  * would confuse with it while a process of the given list still maps the snapshot; the size is compared all the same.
  * Whatever is opened is looked at again with fstat(): the process may have changed its mappings in between.
  *
- * An sf-pager that serves or fills the snapshot has its descriptors too, and gives them back; they are looked at first. The
- * base of a lazy snapshot is a page cache: it is opened for writing again, and its present runs stand in a file.
+ * An sf-pager that serves or fills the snapshot has its descriptors too, and gives them back; they are looked at
+ * first. The base of a lazy snapshot is a page cache: it is opened for writing again, and its present runs stand in a
+ * file.
  *
  *     DIRECTORY/  snapshot.json  state  extents-BLOCK-LAYER  present-BLOCK
  *

@@ -64,9 +64,9 @@ SfSnapshot *sf_snapshot_new(const char *id, SfRamBase *base, const SfSnapshot *p
                             int *fds, guint n_fds, GError **error);
 /*
  * A snapshot that was taken elsewhere: its base is the page cache, it has no layers (what the source has of them is
- * flattened), and its device state comes as bytes: what the origin's state memfd holds, small blocks first. device_length: how much of it
- * is device state. Takes a reference to the cache. Its forks (of its clones) have deltas over the same cache and are
- * lazy too.
+ * flattened), and its device state comes as bytes: what the origin's state memfd holds, small blocks first.
+ * device_length: how much of it is device state. Takes a reference to the cache. Its forks (of its clones) have
+ * deltas over the same cache and are lazy too.
  */
 SfSnapshot *sf_snapshot_new_cached(const char *id, SfRamBase *base, SfPageCache *cache, GBytes *device_state,
                                    guint64 device_length, GError **error);

@@ -7,9 +7,9 @@
  *                       ledger  +<-- events of the threads (idle sources), forwarded to sfvmmd
  *
  * The ledger holds every order that makes this process what it is, as it came, with its descriptors: what has been
- * taken back (detach) or replaced (allow, prefetch, working set) is removed. `recall` gives it out entry by entry. The parts of the
- * process use duplicates of the ledger's descriptors, but for the directories of keys, which they reach as
- * /proc/self/fd/N.
+ * taken back (detach) or replaced (allow, prefetch, working set) is removed. `recall` gives it out entry by entry.
+ * The parts of the process use duplicates of the ledger's descriptors, but for the directories of keys, which they
+ * reach as /proc/self/fd/N.
  *
  * Without sfvmmd everything goes on; events that nobody hears are told again to the next one that connects, as their
  * causes last: lost, complete, sources.

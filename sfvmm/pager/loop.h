@@ -12,14 +12,17 @@
 
 struct loop;
 
-/* What stands behind a polled descriptor: part of an object that lives at least until the end of the turn in which it is removed. */
+/*
+ * What stands behind a polled descriptor: part of an object that lives at least until the end of the turn in which it
+ * is removed.
+ */
 struct loop_target {
     void (*handle)(struct loop_target *target, uint32_t events); /* EPOLLIN and so on */
 };
 
 /*
- * name: of the thread, at most 15 bytes. turn: called after each batch of events, orders and whenever `turn`'s own wish is over;
- * now: loop_now(). It returns how many ms it wants to be called again at the latest, -1: no wish.
+ * name: of the thread, at most 15 bytes. turn: called after each batch of events, orders and whenever `turn`'s own
+ * wish is over; now: loop_now(). It returns how many ms it wants to be called again at the latest, -1: no wish.
  */
 struct loop *loop_new(const char *name, int (*turn)(void *owner, int64_t now), void *owner);
 void loop_free(struct loop *loop); /* stopped, or never started */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * sf-pager: started by sfvmmd, one for each snapshot and host. Descriptor 3 is the listening socket on which sfvmmd talks to it, 4 its
- * directory. It ends by a signal; what it holds is in memfds that others have too.
+ * sf-pager: started by sfvmmd, one for each snapshot and host. Descriptor 3 is the listening socket on which sfvmmd
+ * talks to it, 4 its directory. It ends by a signal; what it holds is in memfds that others have too.
  */
 #include <glib-unix.h>
 #include <signal.h>

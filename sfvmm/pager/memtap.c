@@ -2,30 +2,32 @@
 /*
  * Theory of operation
  *
- *      QEMU of clone 1 --+                                 +-- demand link --> source     the page that somebody waits for
+ *      QEMU of clone 1 --+                                 +-- demand link --> source     the page somebody waits for
  *      QEMU of clone 2 --+-- userfaultfd --> memtap thread +-- near link ----> source     pages around it
  *      ...             --+                       |
  *            ^                                   | pwrite
  *            |                                   v
  *            +--------- maps ------------ memfd of the block
  *
- * A fault on a page that is absent becomes a read of that one page on the demand link, at once, in the thread that has read the
- * fault: nothing is handed to another thread, nothing else uses that connection, so nothing stands before it. When the page
- * comes it is written to the memfd, noted in the store, and all who waited are woken (UFFDIO_WAKE): they fault again
- * inside the kernel and find it. A page that is zero and not in the memfd is put into the clone by UFFDIO_ZEROPAGE.
+ * A fault on a page that is absent becomes a read of that one page on the demand link, at once, in the thread that
+ * has read the fault: nothing is handed to another thread, nothing else uses that connection, so nothing stands
+ * before it. When the page comes it is written to the memfd, noted in the store, and all who waited are woken
+ * (UFFDIO_WAKE): they fault again inside the kernel and find it. A page that is zero and not in the memfd is put into
+ * the clone by UFFDIO_ZEROPAGE.
  *
  * Faults of many clones on one page wait for one read. A page that another thread writes meanwhile (prefetch) may be
  * written twice, with the same content, which nobody can tell.
  *
- * Neighbours: when the page has come and its waiters are awake, the rest of the aligned unit around it is asked for on the near
- * link; not before, as it would share the source's time with the page. The unit grows as faults
- * follow each other and falls back when they jump. A fault on a page that is on its way so waits for it.
+ * Neighbours: when the page has come and its waiters are awake, the rest of the aligned unit around it is asked for
+ * on the near link; not before, as it would share the source's time with the page. The unit grows as faults follow
+ * each other and falls back when they jump. A fault on a page that is on its way so waits for it.
  *
- * A read that fails is sent again, on the demand link, when it is ready again, as long as somebody waits for it. Who has
- * waited for the bound of a fault makes us say "lost", once: sfvmmd stops the clones. We go on trying.
+ * A read that fails is sent again, on the demand link, when it is ready again, as long as somebody waits for it. Who
+ * has waited for the bound of a fault makes us say "lost", once: sfvmmd stops the clones. We go on trying.
  *
- * After a kill of sf-pager the faults that it had read are known to nobody. So attaching wakes everything: who waits faults again, and the fault is
- * read by us. A clone that ends without being detached costs nothing but its descriptor.
+ * After a kill of sf-pager the faults that it had read are known to nobody. So attaching wakes everything: who waits
+ * faults again, and the fault is read by us. A clone that ends without being detached costs nothing but its
+ * descriptor.
  *
  * memtap's thread owns all but `stats` and `recorded`.
  */
@@ -42,7 +44,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#define FAULT_SECONDS   60u            /* bound of one fault: more than a link that is cut for 10 s and TCP's pause after it */
+#define FAULT_SECONDS   60u            /* bound of one fault: a link that is cut for 10 s must fit */
 #define FAULTS_PER_READ 32             /* messages of one userfaultfd in one turn */
 #define UNIT_MIN        (64u << 10)    /* bytes around a fault */
 #define UNIT_MAX        (512u << 10)
@@ -433,8 +435,8 @@ static void on_read_done(struct link *link, struct read *read, void *owner)
         return;
     }
     if (link_is_ready(link)) {
-        snprintf(memtap->reason, sizeof(memtap->reason), "%s: block %u, offset %llu: %s", link_source(link), read->block,
-                 (unsigned long long)read->offset, strerror(read->error));
+        snprintf(memtap->reason, sizeof(memtap->reason), "%s: block %u, offset %llu: %s", link_source(link),
+                 read->block, (unsigned long long)read->offset, strerror(read->error));
     }
     read->user = ROLE_DEMAND;
     memtap->blocks[read->block].retry_at = loop_now() + RETRY_MS * LOOP_NS_PER_MS;
@@ -817,7 +819,8 @@ void memtap_set_neighbours(struct memtap *memtap, bool on)
     loop_post(memtap->loop, order_neighbours, order);
 }
 
-void memtap_attach(struct memtap *memtap, const char *name, int uffd, const struct memtap_area *areas, unsigned n_areas)
+void memtap_attach(struct memtap *memtap, const char *name, int uffd, const struct memtap_area *areas,
+                   unsigned n_areas)
 {
     struct order *order = order_new(memtap);
     struct clone *clone = calloc(1, sizeof(*clone));

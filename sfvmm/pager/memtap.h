@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * memtap: answers page faults. One thread: the userfaultfds of all clones of this host, and the connections on which pages are
- * asked for because somebody waits.
+ * memtap: answers page faults. One thread: the userfaultfds of all clones of this host, and the connections on which
+ * pages are asked for because somebody waits.
  *
  * All calls from the control thread, unless said otherwise; they are orders to memtap's thread and return at once.
  */
@@ -53,7 +53,8 @@ struct memtap_area {
     unsigned block;
     uint64_t address, length; /* bytes */
 };
-void memtap_attach(struct memtap *memtap, const char *name, int uffd, const struct memtap_area *areas, unsigned n_areas);
+void memtap_attach(struct memtap *memtap, const char *name, int uffd, const struct memtap_area *areas,
+                   unsigned n_areas);
 void memtap_detach(struct memtap *memtap, const char *name);
 
 const struct memtap_stats *memtap_stats(const struct memtap *memtap);

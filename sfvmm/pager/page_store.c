@@ -17,14 +17,15 @@
  *          1     0     zero, and not in the memfd
  *          1     1     in the memfd
  *
- * The writer fills the memfd first, sets `has`, then `known`, with release order; who sees the bits with acquire order sees the page.
- * Pages outside the present runs are known to be zero from the start, so the runs are not looked at again. Both are never
- * cleared, which is why no reader needs a lock; `claimed` is a hint and may be stale.
+ * The writer fills the memfd first, sets `has`, then `known`, with release order; who sees the bits with acquire
+ * order sees the page. Pages outside the present runs are known to be zero from the start, so the runs are not looked
+ * at again. Both are never cleared, which is why no reader needs a lock; `claimed` is a hint and may be stale.
  *
- * page_store_set() fills everything before it publishes `set`. What it publishes does not change any more but for the bits.
+ * page_store_set() fills everything before it publishes `set`. What it publishes does not change any more but for the
+ * bits.
  *
- * SEEK_DATA on a memfd tells a page only when it is whole: the kernel marks it so after the copy. A pager that takes over a
- * cache from a dead one finds its pages so.
+ * SEEK_DATA on a memfd tells a page only when it is whole: the kernel marks it so after the copy. A pager that takes
+ * over a cache from a dead one finds its pages so.
  */
 #include "sfvmm/pager/page_store.h"
 
@@ -39,8 +40,8 @@
 
 #define BITS             64u
 /*
- * Up to this length a run of data is not searched for its end: SEEK_HOLE walks all pages of a run, which is too slow for each small
- * read, and a hole that is read as data gives zeros.
+ * Up to this length a run of data is not searched for its end: SEEK_HOLE walks all pages of a run, which is too slow
+ * for each small read, and a hole that is read as data gives zeros.
  */
 #define SEARCH_HOLES_MIN (1u << 20)
 
@@ -319,7 +320,10 @@ static enum page_state look_cache(const struct bits *bits, uint64_t offset, uint
     return state;
 }
 
-/* The base of a snapshot taken here does not change. The offset of the open file may be shared: each seek is absolute. */
+/*
+ * The base of a snapshot taken here does not change. The offset of the open file may be shared: each seek is
+ * absolute.
+ */
 static enum page_state look_complete(int fd, uint64_t offset, uint64_t *length)
 {
     off_t data = lseek(fd, offset, SEEK_DATA);

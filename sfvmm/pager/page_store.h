@@ -81,9 +81,10 @@ enum page_state page_store_look_layer(const struct page_store *store, unsigned b
                                       uint64_t max_length, uint64_t *length, int *fd, uint64_t *fd_offset);
 
 /*
- * Have a range of a cache fetched (whole pages; at most PAGE_STORE_FETCH_MAX bytes). The callback comes once, in the memtap thread, when no page
- * of it is absent any more (error 0), or with an errno when it could not be had within the bound of a fault: EIO, ETIMEDOUT. Then
- * look again. It must be quick, and may be called before this function returns only when the memtap thread calls it.
+ * Have a range of a cache fetched (whole pages; at most PAGE_STORE_FETCH_MAX bytes). The callback comes once, in the
+ * memtap thread, when no page of it is absent any more (error 0), or with an errno when it could not be had within
+ * the bound of a fault: EIO, ETIMEDOUT. Then look again. It must be quick, and may be called before this function
+ * returns only when the memtap thread calls it.
  */
 #define PAGE_STORE_FETCH_MAX (1u << 20)
 typedef void (*page_store_done)(void *data, int error);
@@ -105,8 +106,8 @@ unsigned page_store_note(struct page_store *store, unsigned block, uint64_t offs
 bool page_store_recheck(struct page_store *store, unsigned block, uint64_t offset);
 
 /*
- * Marks pages that the prefetch thread has asked for, so that neighbours of a fault are not asked for twice; unmark when they have come, or have not.
- * A hint: a fault fetches its page all the same.
+ * Marks pages that the prefetch thread has asked for, so that neighbours of a fault are not asked for twice; unmark
+ * when they have come, or have not. A hint: a fault fetches its page all the same.
  */
 void page_store_claim(struct page_store *store, unsigned block, uint64_t offset, uint64_t length, bool claimed);
 bool page_store_is_claimed(const struct page_store *store, unsigned block, uint64_t offset);

@@ -2,21 +2,22 @@
 /*
  * Theory of operation
  *
- * One connection to one process. Every order is a message with descriptors (wire/pager_message.h). Orders that make the process what it is go
- * into the ledger first, then out; the process keeps the same ledger.
+ * One connection to one process. Every order is a message with descriptors (wire/pager_message.h). Orders that make
+ * the process what it is go into the ledger first, then out; the process keeps the same ledger.
  *
  *     start    directory, listener, pager.json; exec; connect; (orders)
  *     dies     pidfd tells; a new process on the same listener; the whole ledger again; "restarted"
  *     adopt    pager.json -> pidfd, connect, recall 0, 1, 2 ... -> ledger
  *
- * Answers come in the order of the orders; an order that the process refuses is logged, and told to who asked. Packets that the socket does
- * not take are queued with copies of their descriptors: few, as each is small and the process reads all the time.
+ * Answers come in the order of the orders; an order that the process refuses is logged, and told to who asked.
+ * Packets that the socket does not take are queued with copies of their descriptors: few, as each is small and the
+ * process reads all the time.
  *
- * A process that dies again and again is given up ("failed") when RESTARTS_MAX have not lasted; clones that still need it wait until
- * sfvmmd ends them.
+ * A process that dies again and again is given up ("failed") when RESTARTS_MAX have not lasted; clones that still
+ * need it wait until sfvmmd ends them.
  *
- * Keys: sf-pager's user can't read those of sfvmmd. What it needs of them is copied into a directory of its own below the run directory, and given
- * as a descriptor.
+ * Keys: sf-pager's user can't read those of sfvmmd. What it needs of them is copied into a directory of its own below
+ * the run directory, and given as a descriptor.
  */
 #include "sfvmm/pager/pager.h"
 

@@ -6,13 +6,15 @@
  *     origin:  sf_pager_start (listens) ... peers connect ... sf_pager_set_snapshot (complete) ... served
  *     remote:  sf_pager_start ... sf_pager_add_source (connects) ... sf_pager_set_snapshot (cached) ... clones attach
  *
- * The object keeps every order that it gave, with its descriptors (the ledger), and gives them again to a new process when the old one dies; whatever
- * the process dies of, clones only wait meanwhile. A later sfvmmd gets the ledger back from the process: sf_pager_adopt().
+ * The object keeps every order that it gave, with its descriptors (the ledger), and gives them again to a new process
+ * when the old one dies; whatever the process dies of, clones only wait meanwhile. A later sfvmmd gets the ledger
+ * back from the process: sf_pager_adopt().
  *
  * RUNDIR/pager/SNAPSHOT/  pager.json  pager.sock  pager.log  tls-N/
  *
  * Signals
- *   "lost"       (const char *reason)  pages can't be had any more: a fault has waited for its bound. Clones that are not complete must be stopped
+ *   "lost"       (const char *reason)  pages can't be had any more: a fault has waited for its bound. Clones that are not
+ *                                      complete must be stopped
  *   "complete"   ()                    no page is missing: the source is not needed any more
  *   "restarted"  (const char *reason)  the process had died of that; a new one is at work
  *   "failed"     (const char *reason)  it died too often, or can't be started: as "lost"
@@ -48,8 +50,8 @@ typedef struct {
 SfPager *sf_pager_start(const SfPagerOptions *options, GError **error);
 
 /*
- * After a restart of sfvmmd: takes over the process of RUNDIR/pager/SNAPSHOT. Blocks for some ms (bounded). NULL + error: it has
- * gone, or does not answer (then it is killed); the directory is removed.
+ * After a restart of sfvmmd: takes over the process of RUNDIR/pager/SNAPSHOT. Blocks for some ms (bounded). NULL +
+ * error: it has gone, or does not answer (then it is killed); the directory is removed.
  */
 SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError **error);
 
@@ -76,9 +78,9 @@ gboolean sf_pager_is_attached(SfPager *pager, const char *vm);
 
 /*
  * Where missing pages come from. uri: nbd://, nbds://, nbd+unix://, nbds+unix://; the export's name is its path, in
- * which "{block}" stands for the block's id ("nbds://10.0.0.1:9001/s-4f/{block}"); without it, the snapshot must have one block.
- * Connects at once (TCP, TLS, NBD in opt mode) and asks for the export when the snapshot is set. Several sources:
- * the first that works is used, the next when it fails.
+ * which "{block}" stands for the block's id ("nbds://10.0.0.1:9001/s-4f/{block}"); without it, the snapshot must have
+ * one block. Connects at once (TCP, TLS, NBD in opt mode) and asks for the export when the snapshot is set. Several
+ * sources: the first that works is used, the next when it fails.
  */
 typedef struct {
     const char *uri;

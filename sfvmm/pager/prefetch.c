@@ -6,8 +6,8 @@
  *      completion    0 -------> length      a cursor for each block
  *
  * Each link keeps a few reads in flight, first from the working set, then from the completion. Only absent pages are
- * asked for, and marked as claimed meanwhile, so that memtap does not ask for them as neighbours. What has failed is put right by
- * going over it again: the cursors are set back.
+ * asked for, and marked as claimed meanwhile, so that memtap does not ask for them as neighbours. What has failed is
+ * put right by going over it again: the cursors are set back.
  *
  * All that lasts belongs to the thread.
  */
@@ -61,7 +61,8 @@ static bool next_of_set(struct prefetch *prefetch, unsigned block, uint64_t *sta
             continue;
         }
         while (run->offset + cursor->in_run < end &&
-               page_store_next_absent(prefetch->store, block, run->offset + cursor->in_run, READ_BYTES, start, length) &&
+               page_store_next_absent(prefetch->store, block, run->offset + cursor->in_run, READ_BYTES, start,
+                                      length) &&
                *start < end) {
             *length = *start + *length > end ? end - *start : *length;
             cursor->in_run = *start + *length - run->offset;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * prefetch: fetches pages that nobody waits for yet: a recorded working set, then, if asked, all that is absent. One thread, connections of its
- * own, so that a fault never stands behind it.
+ * prefetch: fetches pages that nobody waits for yet: a recorded working set, then, if asked, all that is absent. One
+ * thread, connections of its own, so that a fault never stands behind it.
  *
  * All calls from the control thread; they are orders to its thread and return at once.
  */

@@ -2,8 +2,10 @@
 /*
  * Theory of operation: isolation in stages, each of which the next one can't undo.
  *
- *     sfvmmd, before the exec    own session, user snowflock-pager (when sfvmmd is root), no_new_privs, no descriptors but two
- *     here, before any input     no capabilities are left to the user; no core file (it would hold keys); Landlock: no file may be
+ *     sfvmmd, before the exec    own session, unprivileged user (when sfvmmd is root), no_new_privs, no descriptors but
+ *                                two
+ *     here, before any input     no core file (it would hold keys) and not dumpable: processes of the same user, as a
+ *                                QEMU that its guest has taken over, can't look into it; Landlock: no file may be
  *                                written or made, only system libraries, name service and the own directory are read;
  *                                seccomp: only the calls of the list below
  *     afterwards                 descriptors come over pager.sock; memory of clones is written only through them
@@ -27,23 +29,25 @@
 
 static const char *const calls[] = {
     /* descriptors */
-    "read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "lseek", "close", "close_range",
-    "fcntl", "dup", "dup2", "dup3", "fstat", "newfstatat", "stat", "statx", "lstat", "fstatfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat",
-    "openat", "open", "getdents64", "pipe2", "eventfd2", "timerfd_create", "timerfd_settime", "memfd_create", "ftruncate",
-    "ioctl", "splice", "sendfile", "flock", "fallocate", "umask", "getcwd",
+    "read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "lseek",
+    "close", "close_range", "fcntl", "dup", "dup2", "dup3", "fstat", "newfstatat", "stat", "statx", "lstat",
+    "fstatfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "openat", "open", "getdents64", "pipe2",
+    "eventfd2", "timerfd_create", "timerfd_settime", "memfd_create", "ftruncate", "ioctl", "splice", "sendfile",
+    "flock", "fallocate", "umask", "getcwd",
     /* waiting */
-    "poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "nanosleep",
-    "clock_nanosleep", "futex", "restart_syscall", "sched_yield",
+    "poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2",
+    "nanosleep", "clock_nanosleep", "futex", "restart_syscall", "sched_yield",
     /* sockets */
-    "socket", "socketpair", "connect", "bind", "accept4", "accept", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
-    "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
+    "socket", "socketpair", "connect", "bind", "accept4", "accept", "shutdown", "getsockopt", "setsockopt",
+    "getsockname", "getpeername", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
     "io_uring_setup", "io_uring_enter", "io_uring_register",
     /* memory, threads, time */
-    "mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "clone", "clone3", "set_robust_list", "rseq", "set_tid_address",
-    "membarrier", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "tgkill", "exit", "exit_group", "gettid", "getpid",
-    "getppid", "getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "sched_getaffinity", "sched_setaffinity", "setpriority", "getpriority",
-    "prlimit64", "getrlimit", "getrusage", "sysinfo", "uname", "getrandom", "clock_gettime", "clock_getres", "gettimeofday", "time", "times", "prctl",
-    "arch_prctl", "sched_getparam", "sched_getscheduler", "getcpu",
+    "mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "clone", "clone3", "set_robust_list", "rseq",
+    "set_tid_address", "membarrier", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "tgkill",
+    "exit", "exit_group", "gettid", "getpid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getresuid",
+    "getresgid", "sched_getaffinity", "sched_setaffinity", "setpriority", "getpriority", "prlimit64", "getrlimit",
+    "getrusage", "sysinfo", "uname", "getrandom", "clock_gettime", "clock_getres", "gettimeofday", "time", "times",
+    "prctl", "arch_prctl", "sched_getparam", "sched_getscheduler", "getcpu",
 };
 
 static gboolean fail(GError **error, const char *what, int code)
@@ -76,7 +80,8 @@ static void allow_reading(int ruleset, const char *path)
 static gboolean enter_landlock(const char *directory, GError **error)
 {
     /* Names of hosts, and what libraries load when they are first used. /proc: descriptors by path. */
-    static const char *const readable[] = { "/etc", "/usr", "/lib", "/lib64", "/proc", "/run/systemd/resolve", "/dev/urandom" };
+    static const char *const readable[] = { "/etc", "/usr", "/lib", "/lib64", "/proc", "/run/systemd/resolve",
+                                            "/dev/urandom" };
     struct landlock_ruleset_attr attributes = { .handled_access_fs = FILES_ALL };
     int ruleset = syscall(SYS_landlock_create_ruleset, &attributes, sizeof(attributes), 0);
     gboolean ok;
@@ -127,8 +132,11 @@ gboolean sandbox_enter(const char *directory, GError **error)
     if (setrlimit(RLIMIT_CORE, &none) < 0) {
         return fail(error, "no core files", errno);
     }
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
+        return fail(error, "not dumpable", errno);
+    }
     if (geteuid() == 0) {
-        g_warning("sf-pager runs as root: set user-pager (sfvmmd.conf) to an unprivileged user");
+        g_warning("sf-pager runs as root: set `user` (sfvmmd.conf) to an unprivileged user");
     }
     return enter_landlock(directory, error) && enter_seccomp(error);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The sandbox of sf-pager: what is left of a process that only maps pages to connections. One call, before the first byte from
- * outside is read and before the first thread is started.
+ * The sandbox of sf-pager: what is left of a process that only maps pages to connections. One call, before the first
+ * byte from outside is read and before the first thread is started.
  */
 #ifndef SF_PAGER_SANDBOX_H
 #define SF_PAGER_SANDBOX_H

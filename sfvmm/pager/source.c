@@ -2,9 +2,9 @@
 /*
  * Theory of operation
  *
- * A link drives one libnbd handle: its socket stands in the thread's epoll, and every event goes to the handle's state
- * machine, which never blocks. What libnbd calls back from within only marks reads; link_turn() hands them to the owner afterwards,
- * as the handle must not be used from a callback.
+ * A link drives one libnbd handle: its socket stands in the thread's epoll, and every event goes to the handle's
+ * state machine, which never blocks. What libnbd calls back from within only marks reads; link_turn() hands them to
+ * the owner afterwards, as the handle must not be used from a callback.
  *
  *     ends a connection            bound            then
  *     TCP, TLS, NBD not done       CONNECT_MS       the next source, or a pause
@@ -12,11 +12,11 @@
  *     reads out, no byte comes     STALL_MS         connected anew: a cut link is noticed before TCP gives up
  *     protocol error, hang-up      at once
  *
- * The pause before another try grows from RETRY_MS_FIRST to RETRY_MS_MAX; each source of the list is tried once without one. Reads
- * that were in flight go back to the owner with an error; it decides whether to send them again.
+ * The pause before another try grows from RETRY_MS_FIRST to RETRY_MS_MAX; each source of the list is tried once
+ * without one. Reads that were in flight go back to the owner with an error; it decides whether to send them again.
  *
- * A reply is believed only when it covers the whole range; the export must be as long as the block. What else a server may do wrong,
- * libnbd refuses by ending the connection.
+ * A reply is believed only when it covers the whole range; the export must be as long as the block. What else a
+ * server may do wrong, libnbd refuses by ending the connection.
  */
 #include "sfvmm/pager/source.h"
 
@@ -308,7 +308,10 @@ static void poll_socket(struct link *link)
     }
 }
 
-/* A peer that has silently gone is noticed while the connection is idle. Not for unix sockets, where it fails harmlessly. */
+/*
+ * A peer that has silently gone is noticed while the connection is idle. Not for unix sockets, where it fails
+ * harmlessly.
+ */
 static void set_keepalive(int fd)
 {
     int on = 1, idle = KEEPALIVE_SECONDS, interval = KEEPALIVE_INTERVAL, probes = KEEPALIVE_PROBES;

@@ -4,8 +4,8 @@
  *
  *      struct source   what is known of one: URI, keys. Immutable, shared by the threads
  *      struct sources  those of one thread, in order of preference
- *      struct link     one connection for one RAM block: connects, negotiates, waits for its export's name, reads; when it breaks,
- *                      again with growing delays, with the next source. Belongs to one thread and its loop
+ *      struct link     one connection for one RAM block: connects, negotiates, waits for its export's name, reads; when
+ *                      it breaks, again with growing delays, with the next source. Belongs to one thread and its loop
  *      struct read     one range on its way
  *
  *          connecting --> waiting --> asking --> ready          waiting: TCP, TLS and NBD are done, the export is not
@@ -81,7 +81,8 @@ struct link_handlers {
     void (*ready)(struct link *link, void *owner);              /* reads can be sent; the first time or again */
     void (*done)(struct link *link, struct read *read, void *owner); /* with its data, or an error: then it may be sent
                                                                       * again. The owner has it back */
-    void (*down)(struct link *link, const char *reason, void *owner); /* it broke or could not be made; goes on trying */
+    /* It broke or could not be made; goes on trying. */
+    void (*down)(struct link *link, const char *reason, void *owner);
 };
 
 /* role: for messages ("demand"). The loop and sources outlive it. It connects at once when there is a source. */
@@ -104,7 +105,10 @@ const char *link_source(const struct link *link); /* URI of the source in use */
 /* Takes the read; done() follows, never from within. Only when ready and read->block is its block. */
 void link_read(struct link *link, struct read *read);
 
-/* Once in each turn of the loop: bounds and retries, then done() of what has come. Returns ms until it wants to be called again; -1. */
+/*
+ * Once in each turn of the loop: bounds and retries, then done() of what has come. Returns ms until it wants to be
+ * called again; -1.
+ */
 int link_turn(struct link *link, int64_t now);
 
 #endif

@@ -7,8 +7,9 @@
  *     handler->attach(): from now on somebody fills what is touched
  *     LOAD (MAPPED)  -->  device state, which touches some
  *
- * QEMU keeps its copy of the userfaultfd for ever, and vm.json its number: when sfvmmd and the pager have both died, the next
- * sfvmmd takes it from the process (pidfd_getfd) and attaches it to a new pager. Until then who touches a missing page waits.
+ * QEMU keeps its copy of the userfaultfd for ever, and vm.json its number: when sfvmmd and the pager have both died,
+ * the next sfvmmd takes it from the process (pidfd_getfd) and attaches it to a new pager. Until then who touches a
+ * missing page waits.
  */
 #include "sfvmm/vm/vm_private.h"
 
@@ -148,7 +149,8 @@ gboolean sf_vm_set_fault_handler(SfVm *vm, const SfFaultHandler *handler, gboole
     uffd = syscall(SYS_pidfd_getfd, vm->pidfd, vm->uffd_number, 0);
     if (uffd < 0) {
         g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED,
-                    "VM %s: its userfaultfd can't be taken from the process: %s; missing pages can't be brought any more",
+                    "VM %s: its userfaultfd can't be taken from the process: %s; missing pages can't be brought any "
+                    "more",
                     vm->name, g_strerror(errno));
         return FALSE;
     }

@@ -2,8 +2,9 @@
 /*
  * Theory of operation
  *
- * Requests are described by a table: which members each has, of which kind, and how many descriptors go with it. parse() takes
- * exactly these members, format() writes them; so what one side writes the other understands, and nothing else.
+ * Requests are described by a table: which members each has, of which kind, and how many descriptors go with it.
+ * parse() takes exactly these members, format() writes them; so what one side writes the other understands, and
+ * nothing else.
  */
 #include "sfvmm/wire/pager_message.h"
 

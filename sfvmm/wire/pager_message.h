@@ -19,15 +19,16 @@
  * | allow       | names                                     |                                      | |
  * | prefetch    | working_set, neighbours, complete (bool)  |                                      | |
  * | working-set | n                                         | memfd of n sf_pager_run              | |
- * | recorded    |                                           |                                      | n + memfd of n sf_pager_run |
+ * | recorded    |                                           |                             | n + memfd of n sf_pager_run |
  * | stats       |                                           |                                      | see SfPagerStats |
- * | recall      | index                                     |                                      | message, last + its descriptors |
+ * | recall      | index                                     |                             | message, last + its descriptors |
  *
  * security: "x509" with a directory descriptor (ca-cert.pem and so on, open(O_PATH)), "psk" with a descriptor of the
  * directory that has keys.psk, "plain" with none.
  *
- * recall: the sf-pager keeps every message that makes it what it is (not detached ones), with its descriptors, and gives them back in order: all
- * that a restarted sfvmmd needs to take it over, and to start a new one in its place later.
+ * recall: the sf-pager keeps every message that makes it what it is (not detached ones), with its descriptors, and
+ * gives them back in order: all that a restarted sfvmmd needs to take it over, and to start a new one in its place
+ * later.
  *
  * Both sides check all that they receive. No state, any thread.
  */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Orders to sf-pager. The first byte of an input is the number of descriptors; what is taken must be written and read again the same. */
+/*
+ * Orders to sf-pager. The first byte of an input is the number of descriptors; what is taken must be written and read
+ * again the same.
+ */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

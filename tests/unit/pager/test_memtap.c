@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * memtap and prefetch in this process, with real userfaultfds, against NBD servers that are not ours (nbdkit): what they may
- * do wrong, and what happens then. nbdkit's pattern plugin gives each 8 bytes the big-endian offset that they are at.
+ * memtap and prefetch in this process, with real userfaultfds, against NBD servers that are not ours (nbdkit): what
+ * they may do wrong, and what happens then. nbdkit's pattern plugin gives each 8 bytes the big-endian offset that
+ * they are at.
  */
 #include <arpa/inet.h>
 #include <gio/gio.h>
@@ -435,7 +436,8 @@ static void make_expired_keys(Fixture *f)
 {
     write_file(f, "ca.info", "cn = CA\nca\ncert_signing_key\nexpiration_days = 10\n");
     write_file(f, "server.info",
-               "cn = server\nip_address = 127.0.0.1\ntls_www_server\nsigning_key\nactivation_date = \"2020-01-01 00:00:00 UTC\"\n"
+               "cn = server\nip_address = 127.0.0.1\ntls_www_server\nsigning_key\n"
+               "activation_date = \"2020-01-01 00:00:00 UTC\"\n"
                "expiration_date = \"2021-01-01 00:00:00 UTC\"\n");
     run_certtool(f, "--generate-privkey --key-type=ecdsa --outfile ca-key.pem");
     run_certtool(f, "--generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Two real sf-pagers: one serves a snapshot, the other fetches it for "clones", threads of this process that touch memory
- * with a real userfaultfd. Killed, restarted, adopted, cut off. argv[1]: path of sf-pager.
+ * Two real sf-pagers: one serves a snapshot, the other fetches it for "clones", threads of this process that touch
+ * memory with a real userfaultfd. Killed, restarted, adopted, cut off. argv[1]: path of sf-pager.
  */
 #include <gio/gio.h>
 #include <glib/gstdio.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Orders to sf-pager: what format() writes parse() reads, anything else is refused, descriptors arrive or leave no trace. */
+/*
+ * Orders to sf-pager: what format() writes parse() reads, anything else is refused, descriptors arrive or leave no
+ * trace.
+ */
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <string.h>
