@@ -73,7 +73,7 @@ class Cycles(harness.Case):
         def settled():
             return self.daemon.memory() <= vm.info["memory"] + GROWTH and layers(vm.status()) == layers(vm.info) and \
                 not self.daemon.call("ticket.list")["tickets"] and \
-                not any("(deleted)" in name for name in self.daemon.descriptors(vm.pid))
+                not any(".qcow" in name and "(deleted)" in name for name in self.daemon.descriptors(vm.pid))
         harness.wait(settled, harness.SHORT, "one memory and one disk again")
 
     def test_from_the_guest(self):
