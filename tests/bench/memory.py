@@ -254,7 +254,7 @@ class NetworkHost(hosts.Host):
         super().__init__("h%d" % number, self, config={"overlay-directory": self.overlays}, **kwargs)
         self.cluster["listen"] = self.address()
 
-    def host(self, name):
+    def host(self, name, *_):
         """As hosts.Keys.host(), with the address that this host has."""
         return self.keys.host(name, self.network.address(self.number))
 
@@ -366,12 +366,72 @@ def measure_spread(figures, quick):
     add_ratio(figures, "memory.return.32.ratio", "memory.return.32x4", "memory.return.32")
 
 
+def pages_of(host):
+    """Counters of the sf-pager of the clones on a host: those of one ticket."""
+    return next(usage["pages"] for usage in host.call("vm.usage")["vms"] if "pages" in usage)
+
+
+def idle(made, vm, count=1):
+    """Clones on the second host, some seconds later: (counters, ms until the answer)."""
+    at(made, made[1])
+    with forked(made, vm, count) as ticket:
+        time.sleep(IDLE_SECONDS)
+        return pages_of(made[1]), ticket["ms"]
+
+
+def measure_fetched(figures, quick):
+    """The first fork of a VM has no working set to go by; the next ones have that of the first."""
+    plain, recorded, twins = [], [], []
+
+    def turn():
+        with cluster(2) as made, linux(made[0], memory=GIB_MIB * MIB) as vm:
+            plain.append(idle(made, vm))
+            for _ in range(1 if quick else 2):
+                recorded.append(idle(made, vm))
+        with cluster(2) as made, linux(made[0], memory=GIB_MIB * MIB) as vm:
+            twins.append(idle(made, vm, 2))
+    run.repeat("fetched", 0 if quick else 2, turn)
+    for name, found in (("plain", plain), ("recorded", recorded)):
+        figures.add("memory.faults." + name, "", [pages["demand_faults"] for pages, _ in found])
+        figures.add("memory.return.remote." + name, "ms", [ms for _, ms in found])
+        figures.add("memory.fetched.5s." + name, "MiB", [pages["fetched"] / MIB for pages, _ in found])
+        figures.add("memory.demand.5s." + name, "MiB", [pages["demand"] / MIB for pages, _ in found])
+        figures.add("memory.unused.5s." + name, "MiB", [pages["unused"] / MIB for pages, _ in found])
+    figures.add("memory.fetched.5s", "MiB", [pages["fetched"] / MIB for pages, _ in plain])
+    figures.add("memory.demand.5s", "MiB", [pages["demand"] / MIB for pages, _ in plain])
+    add_ratio(figures, "memory.faults.ratio", "memory.faults.recorded", "memory.faults.plain")
+    # Both clones of a ticket start together: what two have fetched beyond what one has, is the second's.
+    one = statistics.median(pages["fetched"] for pages, _ in plain)
+    figures.add("memory.first", "MiB", [one / MIB])
+    figures.add("memory.second", "MiB", [max(0, pages["fetched"] - one) / MIB for pages, _ in twins])
+    add_ratio(figures, "memory.second.ratio", "memory.second", "memory.first")
+
+
+def measure_job(figures, quick):
+    """bowtie2's example, all of it in one clone; timed from outside, by the command in the parent's console."""
+    with cluster(2) as made:
+        vm = harness.linux(made[0], memory=GIB_MIB * MIB, pool=1)
+        vm.layers = layers(vm)
+
+        def one(host):
+            settled(made, vm)
+            at(made, host)
+            begin = time.monotonic()
+            vm.shell("sf-bowtie2 -n 1 -o /var/tmp/job.sam", timeout=harness.LONG * 5)
+            return time.monotonic() - begin
+        pairs = run.repeat("job", 1 if quick else 3, lambda: (one(made[0]), one(made[1]), one(made[0])))
+        vm.stop()
+    figures.add("memory.job.local", "s", [time for pair in pairs for time in (pair[0], pair[2])])
+    figures.add("memory.job.remote", "s", [pair[1] for pair in pairs])
+    figures.add("memory.job.ratio", "ratio", [pair[1] / statistics.mean((pair[0], pair[2])) for pair in pairs])
+
+
 class Memory:
     name = "memory"
     about = "What memory on demand costs: faults, page server, clones on other hosts."
     bars = BARS
     groups = {"fault": measure_fault, "read": measure_read, "completion": measure_completion, "return": measure_return,
-              "spread": measure_spread}
+              "fetched": measure_fetched, "job": measure_job, "spread": measure_spread}
 
     @staticmethod
     def plot(figures, path):
