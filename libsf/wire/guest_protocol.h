@@ -36,8 +36,8 @@
  * [EPERM]; SYNC that does not go on where the last piece ended, offset 0 excepted [EINVAL]; no room for a result
  * [ENOSPC]; nothing to be granted now, or by a quota [EAGAIN]; more than SF_GP_MAX_CLONES, or unknown flags [EINVAL];
  * a checkpoint of that name exists [EEXIST], or none does [ENOENT], clones of it live [EBUSY], the VM has too many
- * [EDQUOT], or is a clone [EOPNOTSUPP]; the fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot be forked [EOPNOTSUPP, in Linux the
- * same as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
+ * [EDQUOT], or is a clone [EOPNOTSUPP]; the fork failed, the parent goes on [EAGAIN, or what fits better]; this VM cannot
+ * be forked [EOPNOTSUPP, in Linux the same as ENOTSUP]; unknown request [ENOSYS]; else [EIO].
  */
 #ifndef SF_GUEST_PROTOCOL_H
 #define SF_GUEST_PROTOCOL_H

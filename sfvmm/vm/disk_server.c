@@ -18,8 +18,10 @@
  * With a URI each block travels once: what any clone of this host has read is in the cache, an overlay of ours that goes
  * with the server. A connection that breaks is made anew, requests wait for RECONNECT_SECONDS before they fail.
  *
- * Its end: the last reference, then SIGKILL; nothing that it has is of value. If it dies by itself, clones that read what
- * their host has not read yet get input/output errors; QEMU's log and ours say why.
+ * Its end: the last reference, then SIGKILL; nothing that it has is of value. If it dies by itself a new one is started at
+ * the same address, at most RESTARTS_MAX times, and its clients connect again: their reads only took longer. What is
+ * needed for that is kept: the listener, the chains, and their names. (A listener for other hosts is lost when sfvmmd is
+ * restarted: then there is no new process, and clones elsewhere get input/output errors.)
  */
 #include "sfvmm/vm/disk_server.h"
 
@@ -52,20 +54,25 @@
 #define LISTEN_BACKLOG   64
 #define START_SECONDS    60 /* until it must answer; a busy host is slow */
 #define PROGRAM          "the disk server"
+#define RESTARTS_MAX     5u   /* of one server; what dies more often has a reason that a restart won't cure */
+#define RESTART_MS       200u
 
 struct SfDiskServer {
     int refs;
     const SfLauncherOptions *options;
     char *id, *directory, *tls_directory, *socket;
     GStrv allowed;
-    gboolean tls; /* it serves other hosts */
+    gboolean local; /* at a unix socket of its directory */
+    gboolean tls;   /* to hosts with certificates */
     pid_t pid;
     guint64 start_time;
     int pidfd;
     guint exit_source;
-    SfQmp *qmp;        /* NULL: adopted, or lost */
-    GPtrArray *chains; /* of SfDiskChain: the layers that it has open */
-    GPtrArray *names;  /* of char *: exports */
+    int listener;      /* for a new process; -1: lost in a restart of sfvmmd */
+    guint restarts, restart_timer;
+    SfQmp *qmp;        /* NULL: it has died, or is not connected */
+    GPtrArray *chains; /* of SfDiskChain: the layers that it has open; those that are not read-only are caches of a URI */
+    GPtrArray *names;  /* of char *: exports, as many */
     guint next_disk;
     gboolean has_client_tls;
 };
@@ -83,7 +90,7 @@ static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id
     server->id = g_strdup(id);
     server->directory = g_build_filename(options->run_directory, FOLDER, id, NULL);
     server->socket = g_build_filename(server->directory, FILE_NBD, NULL);
-    server->pidfd = -1;
+    server->pidfd = server->listener = -1;
     server->chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
     server->names = g_ptr_array_new_with_free_func(g_free);
     if (!servers) {
@@ -108,7 +115,11 @@ void sf_disk_server_unref(SfDiskServer *server)
         g_hash_table_remove(servers, server->id);
     }
     g_clear_handle_id(&server->exit_source, g_source_remove);
+    g_clear_handle_id(&server->restart_timer, g_source_remove);
     g_clear_pointer(&server->qmp, sf_qmp_free);
+    if (server->listener >= 0) {
+        close(server->listener);
+    }
     if (server->pidfd >= 0) {
         syscall(SYS_pidfd_send_signal, server->pidfd, SIGKILL, NULL, 0);
         siginfo_t info;
@@ -135,6 +146,7 @@ static void server_save(SfDiskServer *server)
 
     json_object_set_int_member(object, "pid", server->pid);
     json_object_set_int_member(object, "start_time", (gint64)server->start_time);
+    json_object_set_boolean_member(object, "local", server->local);
     for (guint i = 0; i < server->names->len; i++) {
         json_array_add_string_element(names, g_ptr_array_index(server->names, i));
     }
@@ -148,15 +160,23 @@ static void server_save(SfDiskServer *server)
     }
 }
 
+static gboolean on_restart_time(gpointer data);
+
 static gboolean on_process_ended(int fd, GIOCondition condition, gpointer data)
 {
     SfDiskServer *server = data;
     g_autofree char *status = sf_process_reap(server->pidfd, PROGRAM);
+    gboolean again = ++server->restarts <= RESTARTS_MAX && (server->local || server->listener >= 0);
 
     server->exit_source = 0;
-    g_warning("disk server %s: %s; %s/" FILE_LOG " says more. Clones that read from it get errors now", server->id,
-              status ? status : "it has ended", server->directory);
+    close(server->pidfd);
+    server->pidfd = -1;
+    g_warning("disk server %s: %s; %s/" FILE_LOG " says more. %s", server->id, status ? status : "it has ended",
+              server->directory, again ? "It is started anew" : "Clones that read from it get errors now");
     g_clear_pointer(&server->qmp, sf_qmp_free);
+    if (again) {
+        server->restart_timer = g_timeout_add(RESTART_MS, on_restart_time, server);
+    }
     return G_SOURCE_REMOVE;
 }
 
@@ -254,6 +274,15 @@ static int listen_at(SfDiskServer *server, const char *file, GError **error)
     return fd;
 }
 
+/* A socket of an earlier process is in its way. */
+static int listen_anew(SfDiskServer *server, const char *file, GError **error)
+{
+    g_autofree char *path = g_build_filename(server->directory, file, NULL);
+
+    g_unlink(path);
+    return listen_at(server, file, error);
+}
+
 static int connect_to(SfDiskServer *server, const char *file, GError **error)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -323,7 +352,7 @@ static gboolean start_process(SfDiskServer *server, GError **error)
                                  .gid = server->options->gid,
                                  .forked = on_forked,
                                  .data = server };
-    int qmp = listen_at(server, FILE_QMP, error);
+    int qmp = listen_anew(server, FILE_QMP, error);
     gboolean ok;
 
     if (qmp < 0) {
@@ -398,14 +427,13 @@ static void add_authz(SfDiskServer *server, SfQmpBatch *batch)
     sf_qmp_batch_add(batch, "object-add", args, -1);
 }
 
-/* Takes listener. */
-static void add_nbd_server(SfDiskServer *server, SfQmpBatch *batch, int listener)
+static void add_nbd_server(SfDiskServer *server, SfQmpBatch *batch)
 {
     JsonObject *getfd = json_object_new(), *args = json_object_new(), *address = json_object_new();
     JsonObject *data = json_object_new();
 
     json_object_set_string_member(getfd, "fdname", "listener");
-    sf_qmp_batch_add(batch, "getfd", getfd, listener);
+    sf_qmp_batch_add(batch, "getfd", getfd, fcntl(server->listener, F_DUPFD_CLOEXEC, 0));
     json_object_set_string_member(data, "str", "listener");
     json_object_set_string_member(address, "type", "fd");
     json_object_set_object_member(address, "data", data);
@@ -443,22 +471,46 @@ static SfDiskChain *own_copy(SfDiskServer *server, const SfDiskChain *chain)
     return copy;
 }
 
-static gboolean export_chain(SfDiskServer *server, const SfDiskExport *export, SfQmpBatch *batch, GError **error)
+static gboolean add_frozen(const char *name, const SfDiskChain *chain, SfQmpBatch *batch, GError **error)
 {
-    SfDiskChain *chain = own_copy(server, export->chain);
     SfVmDisk *disk = sf_vm_disk_new(sf_disk_chain_copy(chain));
-    gboolean ok;
+    gboolean ok = sf_vm_disk_add_frozen(disk, batch, error);
 
-    g_ptr_array_add(server->chains, chain);
-    ok = sf_vm_disk_add_frozen(disk, batch, error);
     if (ok) {
-        add_export(batch, export->name, sf_vm_disk_top_node(disk));
+        add_export(batch, name, sf_vm_disk_top_node(disk));
     }
     sf_vm_disk_free(disk);
     return ok;
 }
 
+static gboolean export_chain(SfDiskServer *server, const SfDiskExport *export, SfQmpBatch *batch, GError **error)
+{
+    SfDiskChain *chain = own_copy(server, export->chain);
+
+    g_ptr_array_add(server->chains, chain);
+    return add_frozen(export->name, chain, batch, error);
+}
+
 /* ---- an export of a URI ---- */
+
+static gboolean add_cache(SfDiskServer *server, const char *name, const SfDiskChain *chain, SfQmpBatch *batch,
+                          GError **error)
+{
+    SfVmDisk *disk = sf_vm_disk_new(sf_disk_chain_copy(chain));
+    g_autofree char *filter = g_strdup_printf("%s-cor", chain->id);
+    gboolean ok = sf_vm_disk_add_cache(disk, server->tls_directory ? TLS_CLIENT_ID : NULL, batch, error);
+
+    if (ok) {
+        JsonObject *args = json_object_new();
+        json_object_set_string_member(args, "driver", "copy-on-read");
+        json_object_set_string_member(args, "node-name", filter);
+        json_object_set_string_member(args, "file", sf_vm_disk_top_node(disk));
+        sf_qmp_batch_add(batch, "blockdev-add", args, -1);
+        add_export(batch, name, filter);
+    }
+    sf_vm_disk_free(disk);
+    return ok;
+}
 
 static gboolean export_uri(SfDiskServer *server, const SfDiskExport *export, SfQmpBatch *batch, GError **error)
 {
@@ -466,12 +518,8 @@ static gboolean export_uri(SfDiskServer *server, const SfDiskExport *export, SfQ
     g_autofree char *template = g_strdup_printf("%s/%s.template", server->directory, id);
     g_autofree char *cache = g_strdup_printf("%s/nbd-%s-%s-%08x.qcow2", server->options->overlay_directory, server->id,
                                              id, g_random_int());
-    g_autofree char *filter = g_strdup_printf("%s-cor", id);
     SfDiskChain *chain = sf_disk_chain_new(id, export->size, FALSE);
     SfDiskLayer *overlay;
-    SfVmDisk *disk;
-    JsonObject *args;
-    gboolean ok;
 
     if (g_mkdir_with_parents(server->options->overlay_directory, 0700) < 0) {
         sf_disk_chain_free(chain);
@@ -488,18 +536,7 @@ static gboolean export_uri(SfDiskServer *server, const SfDiskExport *export, SfQ
     g_ptr_array_add(chain->layers, sf_disk_layer_new(export->uri, SF_DISK_FORMAT_NBD, FALSE));
     g_ptr_array_add(chain->layers, overlay);
     g_ptr_array_add(server->chains, chain);
-    disk = sf_vm_disk_new(sf_disk_chain_copy(chain));
-    ok = sf_vm_disk_add_cache(disk, server->tls_directory ? TLS_CLIENT_ID : NULL, batch, error);
-    if (ok) {
-        args = json_object_new();
-        json_object_set_string_member(args, "driver", "copy-on-read");
-        json_object_set_string_member(args, "node-name", filter);
-        json_object_set_string_member(args, "file", sf_vm_disk_top_node(disk));
-        sf_qmp_batch_add(batch, "blockdev-add", args, -1);
-        add_export(batch, export->name, filter);
-    }
-    sf_vm_disk_free(disk);
-    return ok;
+    return add_cache(server, export->name, chain, batch, error);
 }
 
 /* ---- start and add ---- */
@@ -592,29 +629,25 @@ gboolean sf_disk_server_add_finish(SfDiskServer *server, GAsyncResult *result, G
     return same != NULL;
 }
 
-/* Process, monitor, listener, exports: all orders are given at once, and answered together. */
-static gboolean start(SfDiskServer *server, int listen_fd, const SfDiskExport *exports, guint n, GTask *task,
-                      GError **error)
+/* The socket that clones of this host connect to. */
+static gboolean listen_here(SfDiskServer *server, GError **error)
 {
-    AddOp *op = g_task_get_task_data(task);
-    SfQmpBatch *batch;
-    int fd, listener;
+    server->listener = listen_anew(server, FILE_NBD, error);
+    if (server->listener < 0) {
+        return FALSE;
+    }
+    return geteuid() != 0 || chown(server->socket, server->options->uid, server->options->gid) == 0 ||
+           fail_errno(error, server->socket);
+}
 
-    if (!make_directory(server, error)) {
-        return FALSE;
-    }
-    listener = listen_fd >= 0 ? fcntl(listen_fd, F_DUPFD_CLOEXEC, 0) : listen_at(server, FILE_NBD, error);
-    if (listener < 0) {
-        return (error && *error) ? FALSE : fail_errno(error, "a listening socket");
-    }
-    if (listen_fd < 0 && geteuid() == 0 && chown(server->socket, server->options->uid, server->options->gid) < 0) {
-        close(listener);
-        return fail_errno(error, server->socket);
-    }
-    fd = start_process(server, error) ? connect_to(server, FILE_QMP, error) : -1;
+/* Process, monitor, listener: orders are given at once; NULL + error, or a batch for more of them. */
+static SfQmpBatch *start_serving(SfDiskServer *server, GError **error)
+{
+    SfQmpBatch *batch;
+    int fd = start_process(server, error) ? connect_to(server, FILE_QMP, error) : -1;
+
     if (fd < 0) {
-        close(listener);
-        return FALSE;
+        return NULL;
     }
     server->qmp = sf_qmp_new(fd, &qmp_handlers, server);
     batch = sf_qmp_batch_new(server->qmp);
@@ -625,11 +658,75 @@ static gboolean start(SfDiskServer *server, int listen_fd, const SfDiskExport *e
     if (server->tls_directory) {
         add_tls_object(server, batch, TLS_CLIENT_ID, "client");
     }
-    add_nbd_server(server, batch, listener);
+    add_nbd_server(server, batch);
+    return batch;
+}
+
+static gboolean start(SfDiskServer *server, int listen_fd, const SfDiskExport *exports, guint n, GTask *task,
+                      GError **error)
+{
+    AddOp *op = g_task_get_task_data(task);
+    SfQmpBatch *batch;
+
+    if (!make_directory(server, error)) {
+        return FALSE;
+    }
+    if (listen_fd < 0) {
+        if (!listen_here(server, error)) {
+            return FALSE;
+        }
+    } else if ((server->listener = fcntl(listen_fd, F_DUPFD_CLOEXEC, 0)) < 0) {
+        return fail_errno(error, "a listening socket");
+    }
+    batch = start_serving(server, error);
+    if (!batch) {
+        return FALSE;
+    }
     add_exports(server, exports, n, batch, &op->error);
     server_save(server);
     sf_qmp_batch_run(batch, on_added, task);
     return TRUE;
+}
+
+/* ---- a new process in place of one that died ---- */
+
+static void on_restarted(const GError *error, gpointer data)
+{
+    g_autoptr(SfDiskServer) server = data;
+
+    if (error) {
+        g_warning("disk server %s: started anew, but: %s", server->id, error->message);
+    } else {
+        g_message("disk server %s: serves again", server->id);
+    }
+}
+
+static gboolean on_restart_time(gpointer data)
+{
+    SfDiskServer *server = data;
+    g_autoptr(GError) error = NULL;
+    SfQmpBatch *batch = NULL;
+
+    server->restart_timer = 0;
+    if (server->listener >= 0 || listen_here(server, &error)) {
+        batch = start_serving(server, &error);
+    }
+    for (guint i = 0; batch && !error && i < MIN(server->chains->len, server->names->len); i++) {
+        const SfDiskChain *chain = g_ptr_array_index(server->chains, i);
+        const char *name = g_ptr_array_index(server->names, i);
+        if (chain->readonly) {
+            add_frozen(name, chain, batch, &error);
+        } else {
+            add_cache(server, name, chain, batch, &error);
+        }
+    }
+    if (error) {
+        g_warning("disk server %s: can't be started anew: %s", server->id, error->message);
+    }
+    if (batch) {
+        sf_qmp_batch_run(batch, on_restarted, sf_disk_server_ref(server));
+    }
+    return G_SOURCE_REMOVE;
 }
 
 void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions *options, const SfDiskExport *exports,
@@ -645,6 +742,7 @@ void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions 
         return;
     }
     server = server_new(sf_launcher_options(launcher), options->id);
+    server->local = options->listen_fd < 0;
     server->tls = options->listen_fd >= 0 && options->tls_directory;
     server->tls_directory = g_strdup(options->tls_directory);
     server->allowed = options->allowed ? g_strdupv((char **)options->allowed) : NULL;
@@ -683,8 +781,19 @@ SfDiskLayer *sf_disk_server_layer(SfDiskServer *server, const char *name)
 
 /* ---- after a restart of sfvmmd ---- */
 
+/* The copy of the certificates that its process has is there still. */
+static void adopt_tls(SfDiskServer *server)
+{
+    g_autofree char *folder = g_build_filename(server->directory, TLS_FOLDER, NULL);
+
+    if (g_file_test(folder, G_FILE_TEST_IS_DIR)) {
+        server->tls_directory = g_steal_pointer(&folder);
+    }
+}
+
 static gboolean restore(SfDiskServer *server, JsonObject *object)
 {
+    int fd;
     JsonNode *names = json_object_get_member(object, "exports");
     JsonNode *chains = json_object_get_member(object, "chains");
 
@@ -695,6 +804,7 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
             JSON_NODE_HOLDS_OBJECT(node) ? sf_disk_chain_from_json(json_node_get_object(node), NULL) : NULL;
         if (chain) {
             g_ptr_array_add(server->chains, chain);
+            server->next_disk = server->chains->len;
         }
     }
     for (guint i = 0; names && JSON_NODE_HOLDS_ARRAY(names) && i < json_array_get_length(json_node_get_array(names));
@@ -711,6 +821,12 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
         return FALSE;
     }
     server_watch(server);
+    server->local = json_object_get_boolean_member_with_default(object, "local", FALSE);
+    adopt_tls(server);
+    fd = connect_to(server, FILE_QMP, NULL);
+    if (fd >= 0) {
+        server->qmp = sf_qmp_new(fd, &qmp_handlers, server);
+    }
     return TRUE;
 }
 

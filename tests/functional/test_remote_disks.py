@@ -120,6 +120,24 @@ class Disks(test_remote.Remote):
         probes[1].reply()
         self.finish(probes)
 
+    def test_killed_servers(self):
+        """Both are killed: they are started anew, and reads only take longer. Then again after a restart of sfvmmd."""
+        _, probes = self.fork(1)
+
+        def kill(host):
+            pids = self.servers(host)
+            self.assertEqual(len(pids), 1, host.name)
+            os.kill(pids[0], signal.SIGKILL)
+            harness.wait(lambda: self.servers(host) not in (pids, []), what="a new disk server on host " + host.name)
+        for host in (self.a, self.b):
+            kill(host)
+        probes[1]("verify d 1")
+        self.b.restart(signal.SIGKILL)
+        self.a.wait_up("b")
+        kill(self.b)
+        probes[1]("verify d 1")
+        self.finish(probes)
+
     def test_locked(self):
         """Nobody writes to an image that clones stand on."""
         _, probes = self.fork(1)

@@ -266,6 +266,21 @@ class Life(Saving):
         for clone in tiny.clones(self.daemon, self.clone("restart")):
             clone.counts_on()
 
+    def test_killed_helpers(self):
+        """The server of the memory files and the sf-pager are killed: clones wait, then go on."""
+        vm = tiny.start(self.daemon)
+        self.save(vm, "helpers")
+        vm.stop()
+        clones = tiny.clones(self.daemon, self.clone("helpers", 2))
+        for word in ("snowflock-nbd-m-", "sf-pager"):
+            pids = [pid for pid in self.daemon.processes() if word in harness.command_line(pid)]
+            self.assertEqual(len(pids), 1, word)
+            os.kill(pids[0], signal.SIGKILL)
+        for clone in clones:
+            clone.counts_on()
+        for clone in tiny.clones(self.daemon, self.clone("helpers")):
+            clone.counts_on()
+
     def test_killed_in_a_save(self):
         """sfvmmd is killed while it saves: nothing is left of that, and the VM does not notice."""
         vm = tiny.start(self.daemon, memory=256 * MIB)
