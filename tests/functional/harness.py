@@ -413,7 +413,9 @@ class Daemon:
         return sorted(found)
 
     def qemus(self):
-        return [pid for pid in self.processes() if "qemu-system" in command_line(pid)]
+        """QEMUs that are VMs or shells; others have no machine: who serves disks, and who is asked what QEMU can do."""
+        return [pid for pid in self.processes()
+                if "qemu-system" in command_line(pid) and "-machine none" not in command_line(pid)]
 
     def descriptors(self, pid=None):
         """Descriptors of the daemon (or of a QEMU) by kind."""
