@@ -94,6 +94,9 @@ class Words(Case):
                           ["clone", "--ticket", "a", "-n", "2"], ["join"], ["join", "aaaa", "--timeout", "soon"],
                           ["pool", "web", "x"], ["list", "extra"],
                           ["list", "--nonsense"], ["descriptor", "burn", "x"], ["top", "--interval", "1ms"],
+                          ["snapshot"], ["snapshot", "burn"], ["snapshot", "save", "web"], ["snapshot", "list", "x"],
+                          ["snapshot", "save", "--ticket", "aaaa", "web", "x"], ["snapshot", "rm"], ["snapshot", "clone"],
+                          ["snapshot", "clone", "x", "-n", "0"], ["snapshot", "load"],
                           ["--color", "blue", "list"], ["--socket"], ["timeline", "--rows", "0"],
                           ["console", "--json", "x"]]:
             result = self.sfctl(*arguments, code=2)
@@ -177,6 +180,34 @@ class Answers(Case):
         self.daemon(clone={"ticket": {"ticket": "3f2a9c0011223344", "vm": "web", "granted": 2, "state": "running"}})
         self.assertIn("2 of 8", self.sfctl("clone", "web", "-n", "8").stderr)
         self.assertEqual(self.sfctl("clone", "web", "-n", "2").stderr, "")
+
+    def test_snapshots(self):
+        """What is asked for each verb, and how a list looks with all kinds of states in it."""
+        saved = {"name": "warm", "state": "saved", "vm": "web", "bytes": 3 << 20, "memory": 1 << 30, "vcpus": 2, "disks": 1,
+                 "created": 1795392000 * 10**9, "directory": "/var/lib/snowflock/snapshots/warm", "in_use": True}
+        evil = {"name": "bad\x1b[31m", "state": "damaged", "reason": "snapshot.json: \x1b[31m"}
+        daemon = self.daemon(snapshot_save={"snapshot": saved}, snapshot_load={"snapshot": saved}, snapshot_rm={},
+                             snapshot_list={"snapshots": [saved, evil, {"name": "new", "state": "saving"}]},
+                             snapshot_clone={"ticket": {"ticket": "3f2a9c0011223344", "vm": "saved-warm", "clones": []}},
+                             ticket_list={"tickets": [{"ticket": "3f2a9c0011223344"}]})
+        self.assertIn("3 MiB", self.sfctl("snapshot", "save", "web", "warm").stdout)
+        self.assertEqual(daemon.calls[-1], ("snapshot.save", {"vm": "web", "name": "warm"}))
+        self.sfctl("snapshot", "save", "--ticket", "3f2a", "warm")
+        self.assertEqual(daemon.calls[-1], ("snapshot.save", {"ticket": "3f2a9c0011223344", "name": "warm"}))
+        self.sfctl("snapshot", "load", self.top + "/../" + os.path.basename(self.top))
+        self.assertEqual(daemon.calls[-1], ("snapshot.load", {"directory": self.top, "name": os.path.basename(self.top)}))
+        self.sfctl("snapshot", "load", "/x", "warm", "--memory-uri", "nbd://h/{block}")
+        self.assertEqual(daemon.calls[-1][1], {"directory": "/x", "name": "warm", "memory_uri": "nbd://h/{block}"})
+        shown = self.sfctl("snapshot", "list").stdout
+        for word in ("warm", "in use", "1 GiB", "3 MiB", "damaged", "saving"):
+            self.assertIn(word, shown)
+        self.assertNotIn("\x1b", shown)
+        self.assertEqual(self.sfctl("snapshot", "list", "-q").stdout.splitlines()[0], "warm")
+        self.assertEqual(json.loads(self.sfctl("snapshot", "list", "--json").stdout)["snapshots"][0], saved)
+        self.sfctl("snapshot", "rm", "a", "b")
+        self.assertEqual(daemon.calls[-2:], [("snapshot.rm", {"name": "a"}), ("snapshot.rm", {"name": "b"})])
+        self.assertEqual(self.sfctl("snapshot", "clone", "warm", "-n", "3", "-q").stdout, "3f2a9c0011223344\n")
+        self.assertEqual(daemon.calls[-1], ("snapshot.clone", {"name": "warm", "count": 3}))
 
     def test_join_results(self):
         """Results larger than a piece arrive whole, the ticket is released after that, and only then."""
