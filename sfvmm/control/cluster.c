@@ -359,16 +359,12 @@ static void on_probed(GObject *source, GAsyncResult *result, gpointer data)
     if (facts) {
         json_object_unref(cluster->facts);
         cluster->facts = facts;
-        if (cluster->peers) {
-            sf_peers_facts_changed(cluster->peers);
-        }
+        sf_peers_facts_changed(cluster->peers);
     } else {
         g_warning("QEMU \"%s\": %s", sf_launcher_options(sf_host_launcher(cluster->host))->qemu, error->message);
         cluster->timer = g_timeout_add_seconds(REPROBE_SECONDS, on_probe_again, cluster);
     }
-    if (cluster->peers) {
-        sf_peers_start(cluster->peers); /* at the latest now; nothing when it has been done */
-    }
+    sf_peers_start(cluster->peers); /* nothing when it has been done */
 }
 
 static gboolean on_probe_again(gpointer data)
@@ -382,9 +378,9 @@ static gboolean on_probe_again(gpointer data)
 
 void sf_cluster_start(SfCluster *cluster)
 {
-    if (cluster->peers) {
-        g_message("host \"%s\" of a cluster, port %u", sf_peers_name(cluster->peers),
-                  sf_peers_listen_port(cluster->peers));
+    if (!cluster->peers) {
+        return; /* nobody would be told */
     }
+    g_message("host \"%s\" of a cluster, port %u", sf_peers_name(cluster->peers), sf_peers_listen_port(cluster->peers));
     on_probe_again(cluster);
 }

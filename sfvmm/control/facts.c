@@ -5,7 +5,12 @@
  */
 #include "sfvmm/control/facts.h"
 
+#include <grp.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #include "sfvmm/wire/json_line.h"
 
@@ -166,19 +171,34 @@ static void on_answered(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, facts, (GDestroyNotify)json_object_unref);
 }
 
+/* In the child: it is nobody special, and does not outlive us. */
+static void confine(gpointer data)
+{
+    const SfLauncherOptions *options = data;
+
+    if (geteuid() == 0 && (setgroups(0, NULL) < 0 || setgid(options->gid) < 0 || setuid(options->uid) < 0)) {
+        _exit(EXIT_FAILURE);
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
 void sf_facts_probe_async(SfLauncher *launcher, GAsyncReadyCallback callback, gpointer data)
 {
     g_autoptr(GTask) task = g_task_new(NULL, NULL, callback, data);
     g_autoptr(GBytes) input = g_bytes_new_static(questions, strlen(questions));
+    g_autoptr(GSubprocessLauncher) child = NULL;
+    const SfLauncherOptions *options = sf_launcher_options(launcher);
     Probe *probe = g_new0(Probe, 1);
     GError *error = NULL;
 
     g_task_set_task_data(task, probe, probe_free);
     probe->accel = g_strdup(sf_launcher_best_accel(launcher, NULL));
-    probe->process = g_subprocess_new(
-        G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE | G_SUBPROCESS_FLAGS_STDERR_SILENCE, &error,
-        sf_launcher_options(launcher)->qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none",
-        "-accel", probe->accel, "-qmp", "stdio", NULL);
+    child = g_subprocess_launcher_new(G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE |
+                                      G_SUBPROCESS_FLAGS_STDERR_SILENCE);
+    g_subprocess_launcher_set_child_setup(child, confine, (gpointer)options, NULL);
+    probe->process =
+        g_subprocess_launcher_spawn(child, &error, options->qemu, "-nodefaults", "-no-user-config", "-display", "none",
+                                    "-machine", "none", "-accel", probe->accel, "-qmp", "stdio", NULL);
     if (!probe->process) {
         g_task_return_error(task, error);
         return;
