@@ -211,9 +211,11 @@ static int listen_on_port(guint port, gboolean loopback, GError **error)
     return -1;
 }
 
+/* *port: one that others know already, or 0. */
 static int listen_for_pages(const SfDaemonConfig *config, guint *port, GError **error)
 {
-    guint first = config->cluster.page_port_first, last = config->cluster.page_port_last;
+    guint first = *port ? *port : config->cluster.page_port_first;
+    guint last = *port ? *port : config->cluster.page_port_last;
     struct sockaddr_storage bound;
     socklen_t length = sizeof(bound);
     int fd = -1;
@@ -1332,8 +1334,13 @@ void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record)
     borrow->disks_port = (guint)json_object_get_int_member_with_default(record, "disks_port", 0);
     borrow->server = sf_pager_adopt(sf_host_config(ticket->host)->launcher.run_directory, id, &error);
     if (!borrow->server) {
-        g_message("ticket %016" G_GINT64_MODIFIER "x: nobody serves its memory to other hosts: %s", ticket->grant->id,
+        g_autoptr(GError) start_error = NULL;
+        g_message("ticket %016" G_GINT64_MODIFIER "x: %s; its memory is served anew", ticket->grant->id,
                   error->message);
+        if (!start_server(borrow, &start_error)) {
+            g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, start_error->message);
+        }
+        allow_hosts(ticket);
     }
     borrow->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
     borrow->disks_state = borrow->disks ? DISKS_READY : DISKS_NONE;

@@ -957,6 +957,21 @@ static GArray *fork_pids(SfFork *fork)
     return pids;
 }
 
+/* An sf-pager that outlived us has the memory; one that was started in its place gets it. */
+static void serve_restored(SfFork *fork, gboolean has_it)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!fork->server || !fork->snapshot) {
+        return;
+    }
+    if (has_it) {
+        sf_pager_keep_snapshot(fork->server, fork->snapshot);
+    } else if (!sf_pager_set_snapshot(fork->server, fork->snapshot, &error)) {
+        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", fork->ticket, error->message);
+    }
+}
+
 /*
  * The snapshot is needed by those that map it, so that its memory counts as used, and by those still to be loaded. If
  * it can't be restored, the former is still told to the clones that live, or the family would fold into their memory.
@@ -985,9 +1000,7 @@ static gboolean fork_restore_snapshot(SfFork *fork, SfRamBase *family_base, GErr
             sf_vm_set_loaded_snapshot(clone->vm, lost);
         }
     }
-    if (fork->server && fork->snapshot) {
-        sf_pager_keep_snapshot(fork->server, fork->snapshot);
-    }
+    serve_restored(fork, n_fds > 0);
     return fork->snapshot != NULL;
 }
 

@@ -253,7 +253,7 @@ SfSnapshot *sf_fork_record_restore_snapshot(const char *directory, SfRamBase *ba
         }
         g_ptr_array_add(chains, chain);
     }
-    snapshot = sf_snapshot_restore(folder, base, pids, n_pids, error);
+    snapshot = sf_snapshot_restore_from(folder, base, pids, n_pids, fds, n_fds, error);
     if (snapshot) {
         *disks = g_steal_pointer(&chains);
     }

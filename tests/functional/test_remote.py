@@ -328,6 +328,18 @@ class Restart(Remote):
         on_all(list(probes.values()), "verify m 1")
         self.finish(ticket, probes, {1: 3, 2: 4})
 
+    def test_origin_and_its_pager_are_killed(self):
+        """The memory is still the parent's; the next sfvmmd serves it at the same port."""
+        ticket, probes = self.busy()
+        self.a.end(signal.SIGKILL)
+        for pid in self.a.pagers():
+            os.kill(pid, signal.SIGKILL)
+            harness.wait(lambda: not harness.alive(pid), what="the end of the page server")
+        self.a.start()
+        self.a.wait_up("b")
+        on_all(list(probes.values()), "verify m 1")
+        self.finish(ticket, probes, {1: 3, 2: 4})
+
     def test_forks_after_a_restart(self):
         """The clones that are there fork, and the parent forks to the same host again."""
         ticket, probes = self.busy()
@@ -358,7 +370,7 @@ class Lost(Remote):
         self.at("b")
 
     def cut_source(self):
-        """The origin's data plane ends, and nobody starts it anew."""
+        """The origin's data plane ends, and nobody starts it anew for longer than others wait."""
         self.a.end(signal.SIGKILL)
         for pid in self.a.pagers():
             os.kill(pid, signal.SIGKILL)
