@@ -5,12 +5,9 @@
  */
 #include "sfvmm/control/facts.h"
 
-#include <grp.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <unistd.h>
 
 #include "sfvmm/wire/json_line.h"
 
@@ -171,14 +168,9 @@ static void on_answered(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, facts, (GDestroyNotify)json_object_unref);
 }
 
-/* In the child: it is nobody special, and does not outlive us. */
-static void confine(gpointer data)
+/* In the child. It has no guest and reads nothing but our questions, so it may keep our rights; but not outlive us. */
+static void end_with_us(gpointer data)
 {
-    const SfLauncherOptions *options = data;
-
-    if (geteuid() == 0 && (setgroups(0, NULL) < 0 || setgid(options->gid) < 0 || setuid(options->uid) < 0)) {
-        _exit(EXIT_FAILURE);
-    }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
@@ -195,7 +187,7 @@ void sf_facts_probe_async(SfLauncher *launcher, GAsyncReadyCallback callback, gp
     probe->accel = g_strdup(sf_launcher_best_accel(launcher, NULL));
     child = g_subprocess_launcher_new(G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE |
                                       G_SUBPROCESS_FLAGS_STDERR_SILENCE);
-    g_subprocess_launcher_set_child_setup(child, confine, (gpointer)options, NULL);
+    g_subprocess_launcher_set_child_setup(child, end_with_us, NULL, NULL);
     probe->process =
         g_subprocess_launcher_spawn(child, &error, options->qemu, "-nodefaults", "-no-user-config", "-display", "none",
                                     "-machine", "none", "-accel", probe->accel, "-qmp", "stdio", NULL);
