@@ -928,7 +928,7 @@ static gboolean take_piece(SfHostTicket *ticket, Fetch *fetch, JsonObject *answe
         fetch->offset = 0;
         return TRUE;
     }
-    data = g_base64_decode(text, &length);
+    data = g_base64_decode(text ? text : "", &length);
     if (total < 0 || length > RESULT_PIECE || (guint64)total > SF_GP_MAX_RESULT ||
         (length == 0 && fetch->offset < (guint64)total)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "it is not the piece that was asked for");
@@ -1069,7 +1069,7 @@ static void take_working_set(SfHostTicket *ticket, JsonObject *data)
     gsize length = 0;
     guchar *runs;
 
-    if (ticket->family->working_set || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
+    if (ticket->family->working_set || !text || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
         return;
     }
     runs = g_base64_decode(text, &length);
