@@ -10,6 +10,8 @@
  *                                      |          |
  *                                     clones -- overlays     loaded by MAP; each writes to overlays of its own
  *
+ * A VM whose memory comes from elsewhere is saved when all of it has come (background completion).
+ *
  * ID is that of the first ticket. Tickets that come while clones live use the same pager, cache and server; the pager
  * holds the server, the tickets hold the pager, and the last ticket stops it (host.c).
  *
@@ -85,12 +87,24 @@ typedef struct {
     SfFamily *family;
     guint32 request;
     gboolean agent;
+    SfVm *vm;                /* to be saved, or NULL */
+    guint64 ticket;          /* or what its clones were made from */
+    SfPager *pager;          /* that must be complete first; NULL: the memory is all here */
+    gulong complete, lost, failed;
+    gboolean fetching;
 } SaveCall;
 
 static void save_call_free(gpointer data)
 {
     SaveCall *call = data;
 
+    if (call->pager) {
+        g_clear_signal_handler(&call->complete, call->pager);
+        g_clear_signal_handler(&call->lost, call->pager);
+        g_clear_signal_handler(&call->failed, call->pager);
+        g_object_unref(call->pager);
+    }
+    g_clear_object(&call->vm);
     g_free(call->ticket_vm);
     g_free(call->name);
     g_free(call);
@@ -143,18 +157,10 @@ static void store_snapshot(GTask *task, SfHostVm *holder, SfSnapshot *snapshot, 
 {
     SaveCall *call = g_task_get_task_data(task);
     GError *error = NULL;
-    g_autoptr(GBytes) bytes = NULL;
-    SfDescriptor *descriptor = NULL;
+    g_autoptr(GBytes) bytes = sf_describe_snapshot_of(
+        holder->vm, call->ticket_vm ? call->ticket_vm : sf_vm_name(holder->vm), snapshot, disks, &error);
+    SfDescriptor *descriptor = bytes ? sf_descriptor_decode(bytes, &error) : NULL;
 
-    if (sf_snapshot_is_lazy(snapshot)) {
-        g_set_error(&error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
-                    "VM \"%s\": its memory comes from elsewhere and is not all on this host, so it can't be saved here",
-                    sf_vm_name(holder->vm));
-    } else {
-        bytes = sf_describe_snapshot_of(holder->vm, call->ticket_vm ? call->ticket_vm : sf_vm_name(holder->vm), snapshot,
-                                        disks, &error);
-        descriptor = bytes ? sf_descriptor_decode(bytes, &error) : NULL;
-    }
     if (!descriptor) {
         save_call_end(task, error);
         return;
@@ -247,12 +253,81 @@ static void save_ticket(GTask *task, SfHostTicket *ticket)
     g_ptr_array_unref(disks);
 }
 
+/* All of its memory is here. */
+static void save_begin(GTask *task)
+{
+    SaveCall *call = g_task_get_task_data(task);
+    g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, sf_ticket_random_id());
+    SfHostTicket *ticket = call->ticket ? sf_host_ticket(call->snapshots->host, call->ticket, NULL) : NULL;
+
+    if (call->vm) {
+        sf_vm_snapshot_async(call->vm, id, on_snapshot, task);
+    } else if (ticket) {
+        save_ticket(task, ticket);
+    } else {
+        save_call_end(task, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_GONE, "the ticket was released meanwhile"));
+    }
+}
+
+static void on_pager_complete(SfPager *pager, gpointer data)
+{
+    SaveCall *call = g_task_get_task_data(data);
+
+    if (call->fetching) {
+        call->fetching = FALSE;
+        save_begin(data);
+    }
+}
+
+static void on_pager_lost(SfPager *pager, const char *reason, gpointer data)
+{
+    SaveCall *call = g_task_get_task_data(data);
+
+    if (call->fetching) {
+        call->fetching = FALSE;
+        save_call_end(data, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_FAILED,
+                                        "snapshot \"%s\" is not saved: memory that is not on this host yet can't be had: "
+                                        "%s",
+                                        call->name, reason));
+    }
+}
+
+static void on_pager_stats(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    SaveCall *call = g_task_get_task_data(task);
+    SfPagerStats stats = { 0 };
+    GError *error = NULL;
+
+    if (sf_pager_stats_finish(call->pager, result, &stats, NULL) && stats.complete) {
+        save_begin(task);
+        return;
+    }
+    call->fetching = TRUE;
+    call->complete = g_signal_connect(call->pager, "complete", G_CALLBACK(on_pager_complete), task);
+    call->lost = g_signal_connect(call->pager, "lost", G_CALLBACK(on_pager_lost), task);
+    call->failed = g_signal_connect(call->pager, "failed", G_CALLBACK(on_pager_lost), task);
+    if (!sf_pager_complete(call->pager, &error)) {
+        call->fetching = FALSE;
+        save_call_end(task, error);
+    }
+}
+
+/* Who fills the memory of this VM, or of the clones of this ticket; NULL: nobody has to. */
+static SfPager *pager_of(SfHost *host, SfHostVm *hvm, SfHostTicket *ticket)
+{
+    if (!ticket && sf_vm_is_lazy(hvm->vm)) {
+        ticket = sf_host_ticket(host, hvm->ticket, NULL);
+    }
+    return ticket ? ticket->pager : NULL;
+}
+
 void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm *hvm, SfHostTicket *ticket,
                              guint32 request, GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
     SaveCall *call = g_new0(SaveCall, 1);
-    g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, sf_ticket_random_id());
+    SfPager *pager = pager_of(snapshots->host, hvm, ticket);
 
     call->snapshots = snapshots;
     call->name = g_strdup(name);
@@ -262,15 +337,13 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
     call->agent = ticket ? ticket->fork && sf_fork_with_agent(ticket->fork) : sf_vm_expects_agent(hvm->vm);
     g_task_set_task_data(task, call, save_call_free);
     sf_host_family_join(call->family);
-    if (ticket) {
-        save_ticket(task, ticket);
-    } else if (sf_vm_is_lazy(hvm->vm)) {
-        save_call_end(task, g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
-                                        "VM \"%s\": its memory comes from elsewhere and is not all on this host, so "
-                                        "it can't be saved here",
-                                        sf_vm_name(hvm->vm)));
+    call->vm = ticket ? NULL : g_object_ref(hvm->vm);
+    call->ticket = ticket ? ticket->grant->id : 0;
+    call->pager = pager ? g_object_ref(pager) : NULL;
+    if (pager) {
+        sf_pager_stats_async(pager, on_pager_stats, task);
     } else {
-        sf_vm_snapshot_async(hvm->vm, id, on_snapshot, task);
+        save_begin(task);
     }
 }
 

@@ -340,6 +340,27 @@ class Linux(Saving):
         self.check([self.probe], 2)
         self.check(self.probes(self.clone("warm")), 1)
 
+    def test_clone_is_saved(self):
+        """A clone of a saved snapshot, most of whose memory is not there yet, and what its own clone was made from."""
+        self.save(self.parent, "first")
+        self.stop_parent()
+        ticket = self.clone("first")
+        clone = self.daemon.clones(ticket)[0]
+        probe = harness.Probe(clone)
+        probe("fill d 2")
+        self.save(clone, "second")
+        probe("fill d 3")
+        again = clone.clone(1)
+        saved = self.daemon.call("snapshot.save", ticket=again["ticket"], name="third")["snapshot"]
+        self.addCleanup(self.remove, saved["name"])
+        self.end(again["ticket"])
+        self.end(ticket["ticket"])
+        self.remove("first")
+        for name, number in (("second", 2), ("third", 3)):
+            probes = self.probes(self.clone(name))
+            on_all(probes, "verify m 1")
+            on_all(probes, "verify d %d" % number)
+
     def test_fork_and_restart(self):
         """Saved again from the fork of a ticket; a restart between; clones of clones of saved ones."""
         self.before = None              # another daemon at the end
