@@ -6,8 +6,8 @@
  *
  * next() cuts a line off, checks it with a small recursive-descent scanner of our own and only then hands it to
  * json-glib: json-glib's parser recurses without bound, takes comments, assignments and single quotes, wraps large
- * integers and ends texts at a NUL. The scanner builds nothing, so what it lets through costs at most what json-glib
- * makes of 1 MiB.
+ * integers and ends texts at a NUL. The scanner builds nothing, and counts values: what json-glib makes of each takes
+ * some hundred bytes, so that a long line of "0,0,0" would otherwise cost fifty times its length.
  */
 #include "sfvmm/wire/json_line.h"
 
@@ -22,7 +22,7 @@
 typedef struct {
     const char *start, *p, *end; /* *end is NUL */
     const char *wrong;           /* what stands at p instead of JSON; NULL: nothing wrong so far */
-    guint depth;
+    guint depth, values;
 } Scanner;
 
 static gboolean scan_value(Scanner *s);
@@ -204,6 +204,9 @@ static gboolean scan_value(Scanner *s)
     skip_space(s);
     if (s->p >= s->end) {
         return wrong(s, "no value where one must stand");
+    }
+    if (++s->values > SF_JSON_VALUES_MAX) {
+        return wrong(s, "more values than are taken");
     }
     switch (*s->p) {
     case '{':

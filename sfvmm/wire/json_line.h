@@ -2,7 +2,7 @@
 /*
  * JSON lines: one object a line, as the control socket and the state files have it. The reader takes bytes as they come
  * and gives objects. It is strict: RFC 8259 exactly (json-glib alone takes comments and assignments too), valid UTF-8,
- * no NUL in a text, integers within 64 bits, bounded length and depth.
+ * no NUL in a text, integers within 64 bits, bounded length, depth and number of values.
  *
  * A wrong line costs only itself (G_IO_ERROR_INVALID_DATA; go on with the next); a line that is too long ends the
  * conversation (G_IO_ERROR_MESSAGE_TOO_LARGE, from then on always). A reader belongs to one thread at a time.
@@ -13,8 +13,9 @@
 #include <gio/gio.h>
 #include <json-glib/json-glib.h>
 
-#define SF_JSON_LINE_MAX  (1u << 20) /* bytes of one line, its newline not counted */
-#define SF_JSON_DEPTH_MAX 32u        /* objects and arrays within each other */
+#define SF_JSON_LINE_MAX   (1u << 20) /* bytes of one line, its newline not counted */
+#define SF_JSON_DEPTH_MAX  32u        /* objects and arrays within each other */
+#define SF_JSON_VALUES_MAX (1u << 20) /* values of one line, whatever its length */
 
 typedef struct SfJsonLineReader SfJsonLineReader;
 

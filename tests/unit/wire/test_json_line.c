@@ -203,6 +203,27 @@ static void test_too_long(void)
     g_assert_cmpuint(sf_json_line_reader_pending(reader), ==, 0); /* and holds no memory */
 }
 
+/* A long line may hold a long text, but not any number of values. */
+static void test_many_values(void)
+{
+    for (guint i = 0; i < 2; i++) {
+        const guint values = SF_JSON_VALUES_MAX - 2 + i; /* besides the object and the array */
+        g_autoptr(GString) text = g_string_new("{\"a\":[0");
+        g_autoptr(SfJsonLineReader) reader = sf_json_line_reader_new();
+        g_autoptr(JsonObject) object = NULL;
+        g_autoptr(GError) error = NULL;
+        for (guint n = 1; n < values; n++) {
+            g_string_append(text, ",0");
+        }
+        g_string_append(text, "]}\n");
+        sf_json_line_reader_set_max(reader, text->len);
+        sf_json_line_reader_push(reader, text->str, text->len);
+        g_assert_true(sf_json_line_reader_next(reader, &object, &error) == (i == 0));
+        g_assert_true((object != NULL) == (i == 0));
+        g_assert_true(i == 0 || g_error_matches(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA));
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -211,5 +232,6 @@ int main(int argc, char **argv)
     g_test_add_func("/json-line/depth", test_depth);
     g_test_add_func("/json-line/splits", test_splits);
     g_test_add_func("/json-line/too-long", test_too_long);
+    g_test_add_func("/json-line/many-values", test_many_values);
     return g_test_run();
 }
