@@ -6,6 +6,7 @@
 #define SF_FAULT_HANDLER_H
 
 #include <glib.h>
+#include <sys/types.h>
 #include "sfvmm/wire/qemu_channel.h"
 
 /* Where a RAM block lies in a QEMU process. All in bytes, multiples of the page size. */
@@ -19,10 +20,11 @@ typedef struct SfFaultHandler {
     gpointer owner;
     /*
      * From now on faults of this userfaultfd are answered; it is borrowed (duplicated by the handler). vm: a name for
-     * messages and for detach(), unique among those attached. Returns when the order is on its way: faults that come
-     * earlier wait in the kernel.
+     * messages and for detach(), unique among those attached; pid: of its QEMU, for statistics. Returns when the
+     * order is on its way: faults that come earlier wait in the kernel.
      */
-    gboolean (*attach)(gpointer owner, const char *vm, int uffd, const SfMappedBlock *blocks, guint n, GError **error);
+    gboolean (*attach)(gpointer owner, const char *vm, pid_t pid, int uffd, const SfMappedBlock *blocks, guint n,
+                       GError **error);
     void (*detach)(gpointer owner, const char *vm); /* harmless if it is not attached */
 } SfFaultHandler;
 

@@ -611,6 +611,27 @@ static void answer_stats(Control *control, JsonObject *answer)
     add_latencies(stats, answer);
 }
 
+/*
+ * Which pages came unasked: the bits of each cached block, whole words, one block after the other. -1: none, or no
+ * memory.
+ */
+static int answer_unasked(Control *control)
+{
+    int fd = page_store_is_cache(control->store) ? memfd_create("unasked", MFD_CLOEXEC) : -1;
+
+    for (guint i = 0; fd >= 0 && i < page_store_n_blocks(control->store); i++) {
+        const struct page_block *block = page_store_block(control->store, i);
+        guint64 n = block->is_cache ? (block->length / SF_PAGE_SIZE + 63) / 64 : 0;
+        g_autofree guint64 *words = g_new(guint64, MAX(n, 1));
+        gsize size = n ? page_store_unasked(control->store, i, words, n) * sizeof(*words) : 0;
+        if (write(fd, words, size) != (ssize_t)size) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    return fd;
+}
+
 /* What was given, then what has been fetched for faults beyond it. The fd is the caller's; -1 + error. */
 static int answer_recorded(Control *control, JsonObject *answer, GError **error)
 {
@@ -659,6 +680,7 @@ static void answer(Control *control, const SfPagerRequest *request, GError *erro
     json_object_set_int_member(object, "id", request->id);
     if (!error && request->what == SF_PAGER_DO_STATS) {
         answer_stats(control, object);
+        fd = answer_unasked(control);
     } else if (!error && request->what == SF_PAGER_DO_RECALL) {
         recalled = answer_recall(control, request, object);
     } else if (!error && request->what == SF_PAGER_DO_RECORDED) {

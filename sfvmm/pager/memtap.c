@@ -421,7 +421,7 @@ static void on_read_done(struct link *link, struct read *read, void *owner)
 {
     struct memtap *memtap = owner;
 
-    if (!read->error && !read_keep(read, memtap->store)) {
+    if (!read->error && !read_keep(read, memtap->store, read->user == ROLE_NEAR)) {
         read->error = errno;
         snprintf(memtap->reason, sizeof(memtap->reason), "a page can't be kept: %s", strerror(errno));
     }

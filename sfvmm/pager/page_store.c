@@ -48,7 +48,7 @@
 typedef _Atomic uint64_t word;
 
 struct bits {
-    word *known, *has, *claimed; /* one bit per page; NULL: no cache */
+    word *known, *has, *claimed, *unasked; /* one bit per page; NULL: no cache */
     uint64_t n_pages;
 };
 
@@ -124,6 +124,7 @@ void page_store_free(struct page_store *store)
         free(store->bits[i].has);
         free(store->bits[i].known);
         free(store->bits[i].claimed);
+        free(store->bits[i].unasked);
     }
     free(store->bits);
     free(store->blocks);
@@ -188,7 +189,8 @@ static void set_up_bits(struct page_store *store, unsigned index)
     bits->has = calloc(n_words, sizeof(word));
     bits->known = calloc(n_words, sizeof(word));
     bits->claimed = calloc(n_words, sizeof(word));
-    if (!bits->known || !bits->has || !bits->claimed) {
+    bits->unasked = calloc(n_words, sizeof(word));
+    if (!bits->known || !bits->has || !bits->claimed || !bits->unasked) {
         abort(); /* 32 KiB per GiB; sfvmmd starts us anew */
     }
     for (unsigned i = 0; i <= block->n_present; i++) {
@@ -406,6 +408,28 @@ unsigned page_store_note(struct page_store *store, unsigned index, uint64_t offs
     atomic_fetch_add(&store->resident, resident);
     atomic_fetch_sub(&store->absent, arrived);
     return arrived;
+}
+
+void page_store_mark_unasked(struct page_store *store, unsigned index, uint64_t offset, uint64_t length)
+{
+    struct bits *bits = &store->bits[index];
+
+    for (uint64_t page = offset / SF_PAGE_SIZE; page < (offset + length) / SF_PAGE_SIZE; page++) {
+        if (bits_state(bits, page) == PAGE_ABSENT) {
+            bit_set(bits->unasked, page);
+        }
+    }
+}
+
+uint64_t page_store_unasked(const struct page_store *store, unsigned index, uint64_t *words, uint64_t max)
+{
+    const struct bits *bits = &store->bits[index];
+    uint64_t n = minimum(max, (bits->n_pages + BITS - 1) / BITS);
+
+    for (uint64_t i = 0; i < n; i++) {
+        words[i] = atomic_load_explicit(&bits->unasked[i], memory_order_relaxed);
+    }
+    return n;
 }
 
 bool page_store_recheck(struct page_store *store, unsigned index, uint64_t offset)

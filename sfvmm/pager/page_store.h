@@ -100,6 +100,18 @@ enum page_state page_store_base_state(const struct page_store *store, unsigned b
 unsigned page_store_note(struct page_store *store, unsigned block, uint64_t offset, uint64_t length, bool zero);
 
 /*
+ * Notes that nobody had asked for these pages when they came; those that are no longer absent keep what they are.
+ * Before page_store_note(). For the statistics of prefetching.
+ */
+void page_store_mark_unasked(struct page_store *store, unsigned block, uint64_t offset, uint64_t length);
+
+/*
+ * The bits of a cache's pages that came unasked, lowest page first; n words of 64, of them set at most max. Returns
+ * n.
+ */
+uint64_t page_store_unasked(const struct page_store *store, unsigned block, uint64_t *words, uint64_t max);
+
+/*
  * Another process may fill the same memfd (the pager of a snapshot below): asks the kernel whether the page is there,
  * notes it if so. One system call.
  */

@@ -118,7 +118,7 @@ typedef struct {
     guint64 fetched_bytes;     /* from sources, all reasons */
     guint64 demand_bytes;      /* for the page that a fault asked for */
     guint64 prefetched_bytes;  /* unasked: neighbours, working set, completion */
-    guint64 prefetched_unused; /* bytes of them that no clone has mapped; an estimate */
+    guint64 prefetched_unused; /* bytes of them that no clone has mapped; from samples */
     guint64 resident_bytes;    /* in the cache */
     guint64 served_bytes;      /* to other hosts */
     guint64 fault_ns_median, fault_ns_p99; /* from reading the fault to waking, of the last ones that were fetched */

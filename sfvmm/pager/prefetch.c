@@ -117,7 +117,7 @@ static void on_read_done(struct link *link, struct read *read, void *owner)
     struct prefetch *prefetch = owner;
 
     page_store_claim(prefetch->store, read->block, read->offset, read->length, false);
-    if (read->error || !read_keep(read, prefetch->store)) {
+    if (read->error || !read_keep(read, prefetch->store, true)) {
         start_again(prefetch, read->block);
         prefetch->retry_at = loop_now() + RETRY_MS * LOOP_NS_PER_MS;
     } else {

@@ -147,7 +147,7 @@ bool read_page_is_zero(const struct read *read, uint32_t page)
     return read->zero[page / 64] >> (page % 64) & 1;
 }
 
-bool read_keep(const struct read *read, struct page_store *store)
+bool read_keep(const struct read *read, struct page_store *store, bool unasked)
 {
     int fd = page_store_block(store, read->block)->base;
     uint32_t n_pages = read->length / SF_PAGE_SIZE;
@@ -165,6 +165,9 @@ bool read_keep(const struct read *read, struct page_store *store)
                 return false;
             }
             done += n > 0 ? n : 0;
+        }
+        if (unasked && !zero) {
+            page_store_mark_unasked(store, read->block, read->offset + start, length);
         }
         page_store_note(store, read->block, read->offset + start, length, zero);
     }

@@ -74,8 +74,11 @@ struct read {
 struct read *read_new(unsigned block, uint64_t offset, uint32_t length); /* aborts without memory */
 void read_free(struct read *read);
 bool read_page_is_zero(const struct read *read, uint32_t page);
-/* Puts what has come into the block's memfd, but for zeros, and notes it. false and errno: it can't be written. */
-bool read_keep(const struct read *read, struct page_store *store);
+/*
+ * Puts what has come into the block's memfd, but for zeros, and notes it; unasked: nobody waits for it. false and
+ * errno: it can't be written.
+ */
+bool read_keep(const struct read *read, struct page_store *store, bool unasked);
 
 struct link_handlers {
     void (*ready)(struct link *link, void *owner);              /* reads can be sent; the first time or again */

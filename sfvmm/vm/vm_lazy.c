@@ -51,7 +51,7 @@ gboolean sf_vm_lazy_begin(SfVm *vm, const SfFaultHandler *handler, const SfSnaps
 
 static gboolean attach(SfVm *vm, int uffd, GError **error)
 {
-    return vm->handler.attach(vm->handler.owner, vm->name, uffd, vm->mapped, vm->n_mapped, error);
+    return vm->handler.attach(vm->handler.owner, vm->name, vm->pid, uffd, vm->mapped, vm->n_mapped, error);
 }
 
 /* Notes where the blocks lie, and hands the userfaultfd over. */

@@ -40,7 +40,7 @@ static const struct {
                                SF_QC_MAX_STATE },
     [SF_PAGER_DO_SOURCE] = { "source", HAS_TEXT | HAS_NUMBER | HAS_SECURITY, "uri", "connections", 0,
                              SF_PAGER_MAX_CONNECTIONS },
-    [SF_PAGER_DO_ATTACH] = { "attach", HAS_TEXT | HAS_BLOCKS | HAS_ADDRESSES, "vm", NULL, 1, 0 },
+    [SF_PAGER_DO_ATTACH] = { "attach", HAS_TEXT | HAS_NUMBER | HAS_BLOCKS | HAS_ADDRESSES, "vm", "pid", 1, G_MAXINT32 },
     [SF_PAGER_DO_DETACH] = { "detach", HAS_TEXT, "vm", NULL, 0, 0 },
     [SF_PAGER_DO_ALLOW] = { "allow", HAS_NAMES, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_PREFETCH] = { "prefetch", HAS_FLAGS, NULL, NULL, 0, 0 },

@@ -14,13 +14,13 @@
  * | snapshot    | snapshot, state_length, blocks [{id, length, cache, n_present, layers [n_extents]}]
  * |             |                     | state, per block: base, if cache present, per layer delta, extents | |
  * | source      | uri, security, user (psk), connections    | see security                         | |
- * | attach      | vm, blocks [{id, address, length}]        | userfaultfd                          | |
+ * | attach      | vm, pid, blocks [{id, address, length}]   | userfaultfd                          | |
  * | detach      | vm                                        |                                      | |
  * | allow       | names                                     |                                      | |
  * | prefetch    | working_set, neighbours, complete (bool)  |                                      | |
  * | working-set | n                                         | memfd of n sf_pager_run              | |
  * | recorded    |                                           |                             | n + memfd of n sf_pager_run |
- * | stats       |                                           |                                      | see SfPagerStats |
+ * | stats       |                                           |                                      | see SfPagerStats; bits of pages that came unasked |
  * | recall      | index                                     |                             | message, last + its descriptors |
  *
  * security: "x509" with a directory descriptor (ca-cert.pem and so on, open(O_PATH)), "psk" with a descriptor of the
@@ -103,7 +103,7 @@ typedef struct {
     char *text; /* snapshot, uri, vm; NULL */
     char *user; /* psk; NULL */
     GStrv names;
-    guint64 number; /* state_length, connections, n, index */
+    guint64 number; /* state_length, connections, n, index, pid */
     gboolean working_set, neighbours, complete;
     guint n_blocks;
     SfPagerBlock *blocks;

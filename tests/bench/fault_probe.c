@@ -207,7 +207,7 @@ static void probe_faults(SfPager *pager)
     char *memory = map(&block, &uffd);
 
     if (!sf_pager_set_prefetch(pager, 0, &error) ||
-        !handler->attach(handler->owner, "probe", uffd, &block, 1, &error)) {
+        !handler->attach(handler->owner, "probe", getpid(), uffd, &block, 1, &error)) {
         die("attach", error);
     }
     GThread *thread = g_thread_new("touch", touch, memory);

@@ -314,7 +314,7 @@ static gboolean attach(Fixture *f, const char *name, TestClone *clone)
         return FALSE;
     }
     block.address = (guintptr)clone->memory;
-    handler->attach(handler->owner, name, clone->uffd, &block, 1, &error);
+    handler->attach(handler->owner, name, getpid(), clone->uffd, &block, 1, &error);
     g_assert_no_error(error);
     return TRUE;
 }
@@ -338,6 +338,10 @@ static void test_touch(Fixture *f, gconstpointer data)
     if (!attach(f, "one", &one)) {
         return;
     }
+    touch_all(&one, 0, 256); /* the pages around them came unasked, and nobody has looked at them */
+    first = stats_of(f->remote);
+    g_assert_cmpuint(first.prefetched_unused, >, 0);
+    g_assert_cmpuint(first.prefetched_unused, <=, first.prefetched_bytes);
     touch_all(&one, 0, 1);
     first = stats_of(f->remote);
     g_assert_cmpuint(first.faults, >, 0);
@@ -345,6 +349,7 @@ static void test_touch(Fixture *f, gconstpointer data)
     g_assert_cmpuint(first.fetched_bytes, >=, sf_page_cache_present_bytes(f->cache));
     g_assert_cmpuint(first.resident_bytes, ==, sf_page_cache_present_bytes(f->cache));
     g_assert_cmpuint(sf_page_cache_resident_bytes(f->cache), ==, first.resident_bytes);
+    g_assert_cmpuint(first.prefetched_unused, ==, 0);
     g_assert_cmpuint(stats_of(f->origin).served_bytes, >=, first.resident_bytes);
     g_assert_cmpuint(first.sources_up, ==, 1);
     wait_until(is_complete, f);

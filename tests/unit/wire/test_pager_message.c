@@ -49,8 +49,8 @@ static void test_round_trips(void)
           8 },
         { "{\"id\":3,\"do\":\"source\",\"uri\":\"nbd://h/\",\"connections\":4,\"security\":\"psk\",\"user\":\"u\"}",
           1 },
-        { "{\"id\":4,\"do\":\"attach\",\"vm\":\"web-3\",\"blocks\":[{\"id\":\"pc.ram\",\"length\":4096,"
-          "\"address\":140000000000000}]}",
+        { "{\"id\":4,\"do\":\"attach\",\"vm\":\"web-3\",\"pid\":77,\"blocks\":[{\"id\":\"pc.ram\","
+          "\"length\":4096,\"address\":140000000000000}]}",
           1 },
         { "{\"id\":5,\"do\":\"detach\",\"vm\":\"web-3\"}", 0 },
         { "{\"id\":6,\"do\":\"allow\",\"names\":[\"a\",\"b\"]}", 0 },
