@@ -31,12 +31,15 @@
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/fork/remote.h"
+#include "sfvmm/store/working_set.h"
 #include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
 
 #define STORE_FOLDER  "snapshots"
 #define FAMILY_PREFIX "saved-"
 #define SAVED_FILE    "saved.json"
+#define RECORD_KEY    "sf-record"
+#define RECORD_MS     10000u /* after the first clone has begun: what it touched until then is recorded */
 #define FAMILY_NAME_MAX   32u
 #define FAMILY_SUM_DIGITS 16
 #define HOST_KEY      "sf-snapshots"
@@ -518,6 +521,63 @@ static void clone_begin(GTask *task)
     g_object_unref(task);
 }
 
+/* ---- the working set ---- */
+
+static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(SfSaved) saved = data;
+    g_autoptr(GArray) runs = sf_pager_working_set_finish(SF_PAGER(source), result, NULL);
+    g_autoptr(GError) error = NULL;
+
+    if (runs && runs->len > 0 && !sf_working_set_write(saved, runs, &error)) {
+        g_message("snapshot \"%s\": what its clones need first is not recorded: %s", saved->directory, error->message);
+    }
+}
+
+typedef struct {
+    SfPager *pager;
+    SfSaved *saved;
+    guint timer;
+} Record;
+
+static gboolean on_record_time(gpointer data)
+{
+    Record *record = data;
+
+    record->timer = 0;
+    sf_pager_working_set_async(record->pager, on_recorded, g_steal_pointer(&record->saved));
+    return G_SOURCE_REMOVE;
+}
+
+/* With the pager: nothing is recorded of clones that ended earlier. */
+static void record_free(gpointer data)
+{
+    Record *record = data;
+
+    g_clear_handle_id(&record->timer, g_source_remove);
+    sf_saved_free(record->saved);
+    g_free(record);
+}
+
+/* What the first clone touched is fetched first for the next ones; the first one is watched. */
+static void use_working_set(SfPager *pager, const SfSaved *saved)
+{
+    g_autoptr(GArray) runs = sf_working_set_read(saved);
+    g_autoptr(GError) error = NULL;
+    Record *record;
+
+    if (runs && !sf_pager_set_working_set(pager, runs, &error)) {
+        g_message("snapshot \"%s\": its working set is not used: %s", saved->directory, error->message);
+    }
+    if (!runs) {
+        record = g_new0(Record, 1);
+        record->pager = pager;
+        record->saved = sf_saved_read(saved->directory, saved->memory_uri, NULL);
+        record->timer = record->saved ? g_timeout_add(RECORD_MS, on_record_time, record) : 0;
+        g_object_set_data_full(G_OBJECT(pager), RECORD_KEY, record, record_free);
+    }
+}
+
 /* Memory that somebody else serves: over TLS with this host's page certificates, or plain if the URI says so. */
 static SfPageSource other_source(const SfDaemonConfig *config, const char *uri)
 {
@@ -566,6 +626,7 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
         g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, sf_disk_server_ref(server),
                                (GDestroyNotify)sf_disk_server_unref);
     }
+    use_working_set(pager, call->saved);
     call->ticket->pager = pager;
     return TRUE;
 }

@@ -361,6 +361,27 @@ class Linux(Saving):
             on_all(probes, "verify m 1")
             on_all(probes, "verify d %d" % number)
 
+    def test_working_set(self):
+        """What the first clone touched is there before the next ones ask for it."""
+        self.save(self.parent, "again")
+        self.stop_parent()
+        path = os.path.join(self.store, "again", "working-set")
+        faults = []
+        for turn in range(2):
+            ticket = self.clone("again")
+            self.check(self.probes(ticket), 1)
+            usage = [vm for vm in self.daemon.call("vm.usage")["vms"] if vm.get("ticket") == ticket["ticket"]][0]
+            faults.append(usage["pages"]["demand_faults"])
+            if turn == 0:
+                harness.wait(lambda: os.path.exists(path), harness.LONG, "the recorded working set")
+            self.end(ticket["ticket"])
+        self.assertLess(faults[1], faults[0] / 2, faults)
+        with open(path) as file:
+            lines = file.read().splitlines()
+        self.assertGreater(len(lines), 10)
+        for line in lines:
+            self.assertRegex(line, r"^ram0 \d+ \d+$")
+
     def test_fork_and_restart(self):
         """Saved again from the fork of a ticket; a restart between; clones of clones of saved ones."""
         self.before = None              # another daemon at the end

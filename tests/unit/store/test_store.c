@@ -13,6 +13,7 @@
 #include "sfvmm/store/memory_file.h"
 #include "sfvmm/store/sha256.h"
 #include "sfvmm/store/store.h"
+#include "sfvmm/store/working_set.h"
 #include "sfvmm/wire/state_file.h"
 
 #define PAGES        64u
@@ -383,6 +384,30 @@ static void test_load_uri(Fixture *f, gconstpointer data)
     g_assert_cmpuint(count_files(elsewhere), ==, 2);
 }
 
+static void test_working_set(Fixture *f, gconstpointer data)
+{
+    const char *text = "ram0 4096 8192\n"
+                       "ram0 0 4096\n"
+                       "ram1 0 4096\nram0 1 4096\nram0 0 0\nram0 0 4095\nram0 258048 8192\nram0 262144 4096\n"
+                       "ram0 -4096 4096\nram0 0\nram0 0 4096 5\n\nram0\n 0 4096\nram0 0 99999999999999999999\n"
+                       "ram0 258048 4096";
+    const struct sf_pager_run expected[] = { { 0, 2, 4096 }, { 0, 1, 0 }, { 0, 1, 258048 } };
+    g_autoptr(GError) error = NULL;
+
+    g_assert_true(save(f, "warm"));
+    g_autoptr(SfSaved) saved = sf_store_read(f->store, "warm", &error);
+    g_assert_no_error(error);
+    g_assert_null(sf_working_set_read(saved));
+    g_autoptr(GArray) runs = sf_working_set_parse(saved, text);
+    g_assert_cmpmem(runs->data, runs->len * sizeof(struct sf_pager_run), expected, sizeof(expected));
+    struct sf_pager_run bad = { 1, 1, 0 };
+    g_array_append_val(runs, bad);
+    g_assert_true(sf_working_set_write(saved, runs, &error));
+    g_autoptr(GArray) again = sf_working_set_read(saved);
+    g_assert_cmpmem(again->data, again->len * sizeof(struct sf_pager_run), expected, sizeof(expected));
+    g_assert_true(sf_saved_verify(saved, &error)); /* it is no part of what was saved */
+}
+
 /* ---- snapshot.json ---- */
 
 typedef struct {
@@ -536,6 +561,7 @@ int main(int argc, char **argv)
     ADD("interrupted", test_interrupted);
     ADD("load", test_load);
     ADD("load-uri", test_load_uri);
+    ADD("working-set", test_working_set);
     ADD("strict", test_strict);
     ADD("mixed", test_mixed);
     ADD("layers", test_layers);
