@@ -4,13 +4,16 @@
  * talks to it, 4 its directory. It ends by a signal; what it holds is in memfds that others have too.
  */
 #include <glib-unix.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include "sfvmm/pager/control.h"
 #include "sfvmm/pager/sandbox.h"
 
-#define FD_LISTENER 3
+#define FD_LISTENER  3
+#define HEAP_BYTES   (8 << 20)  /* buffers of this size are no mappings of their own: those fault anew each time */
+#define HEAP_SPARE   (64 << 20) /* free memory that is kept */
 
 static gboolean on_signal(gpointer data)
 {
@@ -56,6 +59,8 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     raise_file_limit();
+    mallopt(M_MMAP_THRESHOLD, HEAP_BYTES);
+    mallopt(M_TRIM_THRESHOLD, HEAP_SPARE);
     signal(SIGPIPE, SIG_IGN);
     if (!sandbox_enter("/proc/self/fd/4", &error)) {
         g_printerr("sf-pager: %s\n", error->message);
