@@ -874,10 +874,33 @@ static gboolean parse_listen(const char *text, char **host, guint16 *port, GErro
     return TRUE;
 }
 
+static gboolean take_port(SfPeers *peers, GSocketAddress *address, GError **error)
+{
+    g_autoptr(GSocketAddress) bound = NULL;
+
+    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(peers->service), address, G_SOCKET_TYPE_STREAM,
+                                       G_SOCKET_PROTOCOL_TCP, NULL, &bound, error)) {
+        return FALSE;
+    }
+    peers->port = g_inet_socket_address_get_port(G_INET_SOCKET_ADDRESS(bound));
+    return TRUE;
+}
+
+/* IPv6, which takes IPv4 too; or IPv4 where the kernel has nothing else. */
+static gboolean take_port_everywhere(SfPeers *peers, guint16 port, GError **error)
+{
+    g_autoptr(GInetAddress) any6 = g_inet_address_new_any(G_SOCKET_FAMILY_IPV6);
+    g_autoptr(GInetAddress) any4 = g_inet_address_new_any(G_SOCKET_FAMILY_IPV4);
+    g_autoptr(GSocketAddress) address6 = g_inet_socket_address_new(any6, port);
+    g_autoptr(GSocketAddress) address4 = g_inet_socket_address_new(any4, port);
+
+    return take_port(peers, address6, NULL) || take_port(peers, address4, error);
+}
+
 static gboolean peers_listen(SfPeers *peers, const char *text, GError **error)
 {
     g_autofree char *host = NULL;
-    g_autoptr(GSocketAddress) address = NULL, bound = NULL;
+    g_autoptr(GSocketAddress) address = NULL;
     guint16 port;
 
     if (!parse_listen(text, &host, &port, error)) {
@@ -885,20 +908,16 @@ static gboolean peers_listen(SfPeers *peers, const char *text, GError **error)
     }
     peers->service = g_socket_service_new();
     g_socket_listener_set_backlog(G_SOCKET_LISTENER(peers->service), LISTEN_BACKLOG);
-    if (!host) {
-        g_autoptr(GInetAddress) any = g_inet_address_new_any(G_SOCKET_FAMILY_IPV6);
-        address = g_inet_socket_address_new(any, port); /* and IPv4 */
-    } else if (!(address = g_inet_socket_address_new_from_string(host, port))) {
+    address = host ? g_inet_socket_address_new_from_string(host, port) : NULL;
+    if (host && !address) {
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "listen=%s: an IP address of this host is needed",
                     text);
         return FALSE;
     }
-    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(peers->service), address, G_SOCKET_TYPE_STREAM,
-                                       G_SOCKET_PROTOCOL_TCP, NULL, &bound, error)) {
+    if (!(host ? take_port(peers, address, error) : take_port_everywhere(peers, port, error))) {
         g_prefix_error(error, "listen=%s: ", text);
         return FALSE;
     }
-    peers->port = g_inet_socket_address_get_port(G_INET_SOCKET_ADDRESS(bound));
     g_signal_connect(peers->service, "incoming", G_CALLBACK(on_incoming), peers);
     g_socket_service_stop(peers->service); /* until sf_peers_start() */
     return TRUE;

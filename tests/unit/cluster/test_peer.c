@@ -425,6 +425,21 @@ static void test_same_name(void)
     node_stop(&b);
 }
 
+/* All addresses, IPv4 and IPv6; a peer's address is shown without the form that it has on such a socket. */
+static void test_listen_everywhere(void)
+{
+    Node a = { 0 }, b = { 0 };
+
+    node_listen(&a, pki, "a", ":0");
+    node_start(&b, "b");
+    add(&b, "a", &a);
+    WAIT(is_up(&a, "b") && is_up(&b, "a"));
+    g_assert_cmpstr(sf_peer_remote_ip(sf_peers_get(a.peers, "b")), ==, "127.0.0.1");
+    check_talk(&a, &b);
+    node_stop(&a);
+    node_stop(&b);
+}
+
 static void test_bad_options(void)
 {
     g_autofree char *folder = g_build_filename(pki, "a", "host", NULL),
@@ -837,6 +852,7 @@ int main(int argc, char **argv)
     g_test_add_func("/peer/wrong_name", test_wrong_name);
     g_test_add_func("/peer/foreign_ca", test_foreign_ca);
     g_test_add_func("/peer/same_name", test_same_name);
+    g_test_add_func("/peer/listen_everywhere", test_listen_everywhere);
     g_test_add_func("/peer/bad_options", test_bad_options);
     for (guint i = 0; i < G_N_ELEMENTS(attacks); i++) {
         g_autofree char *path = g_strdelimit(g_strconcat("/peer/attack/", attacks[i].what, NULL), " ", '_');
