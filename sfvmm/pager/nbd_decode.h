@@ -14,10 +14,10 @@
 /* Data of one option: a name, and meta context queries. More is refused: nothing that we offer needs it. */
 #define NBD_OPTION_DATA_MAX 8192
 /* Payload of a write, which is refused but must be skipped; more than clients send (32 MiB), and the line is cut. */
-#define NBD_SKIP_MAX        (UINT32_C(32) << 20)
+#define NBD_SKIP_MAX (UINT32_C(32) << 20)
 
-#define NBD_DECODE_MORE     0  /* not whole yet */
-#define NBD_DECODE_BAD      -1 /* not NBD: the connection can't go on */
+#define NBD_DECODE_MORE 0  /* not whole yet */
+#define NBD_DECODE_BAD  -1 /* not NBD: the connection can't go on */
 
 struct nbd_option {
     uint32_t option; /* NBD_OPT_* */

@@ -77,8 +77,7 @@ bool nbd_export_find(const struct page_store *store, const char *snapshot, const
     return true;
 }
 
-bool nbd_export_next(const struct page_store *store, const char *snapshot, unsigned *at,
-                     char name[NBD_EXPORT_NAME_LEN])
+bool nbd_export_next(const struct page_store *store, const char *snapshot, unsigned *at, char name[NBD_EXPORT_NAME_LEN])
 {
     unsigned left = (*at)++;
     uint64_t length;
@@ -99,8 +98,8 @@ bool nbd_export_next(const struct page_store *store, const char *snapshot, unsig
     return left == 0 && page_store_state(store, &length) >= 0;
 }
 
-enum page_state nbd_export_look(const struct nbd_export *export, uint64_t offset, uint64_t max_length,
-                                uint64_t *length, int *fd, uint64_t *fd_offset)
+enum page_state nbd_export_look(const struct nbd_export *export, uint64_t offset, uint64_t max_length, uint64_t *length,
+                                int *fd, uint64_t *fd_offset)
 {
     if (export->is_state) {
         uint64_t size;

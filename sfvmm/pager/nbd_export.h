@@ -37,8 +37,8 @@ bool nbd_export_next(const struct page_store *store, const char *snapshot, unsig
                      char name[NBD_EXPORT_NAME_LEN]);
 
 /* As page_store_look(). */
-enum page_state nbd_export_look(const struct nbd_export *export, uint64_t offset, uint64_t max_length,
-                                uint64_t *length, int *fd, uint64_t *fd_offset);
+enum page_state nbd_export_look(const struct nbd_export *export, uint64_t offset, uint64_t max_length, uint64_t *length,
+                                int *fd, uint64_t *fd_offset);
 
 /* One line for people. */
 void nbd_export_describe(const struct nbd_export *export, char *text, size_t size);

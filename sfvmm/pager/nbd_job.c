@@ -3,7 +3,7 @@
  * Theory of operation
  *
  * A request becomes a job; jobs of a connection that can go on stand in a queue. One turn takes the first, does one
- * slice of it (64 KiB), and puts it at the end again: a 4 KiB read behind a 32 MiB one waits for one slice, not for all.
+ * slice of it (64 KiB), and puts it at the end again: a 4 KiB read behind one of 32 MiB waits for a slice, not for all.
  *
  *     request --> ready queue --> a slice --> out          structured reply: a chunk for each run of data or zeros
  *                     ^  ^           |
@@ -25,16 +25,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#define READ_MAX         (UINT32_C(32) << 20) /* what clients send at most; said in the block size info */
+#define READ_MAX (UINT32_C(32) << 20) /* what clients send at most; said in the block size info */
 /* A look at up to this much is quick; at more, page_store searches for the end of the data. */
-#define LOOK_MAX         (UINT32_C(1) << 20)
-#define EXTENTS_MAX      2048u                /* in one reply; the client asks on from there */
-#define LOOKS_MAX        16384u               /* steps of the search for extents for one request */
-#define CACHE_LOOKS_MAX  256u                 /* the same for one slice of CACHE */
-#define ALLOCATION_ID    1u                   /* of base:allocation */
-#define DATA_HEADER      (NBD_CHUNK_LENGTH + 8)
-#define HOLE_CHUNK       (NBD_CHUNK_LENGTH + 12)
-#define ERROR_TEXT_MAX   80u
+#define LOOK_MAX        (UINT32_C(1) << 20)
+#define EXTENTS_MAX     2048u  /* in one reply; the client asks on from there */
+#define LOOKS_MAX       16384u /* steps of the search for extents for one request */
+#define CACHE_LOOKS_MAX 256u   /* the same for one slice of CACHE */
+#define ALLOCATION_ID   1u     /* of base:allocation */
+#define DATA_HEADER     (NBD_CHUNK_LENGTH + 8)
+#define HOLE_CHUNK      (NBD_CHUNK_LENGTH + 12)
+#define ERROR_TEXT_MAX  80u
 
 struct nbd_fetch {
     struct nbd_service *service;
@@ -388,8 +388,7 @@ static enum nbd_job_step block_status(struct nbd_session *session, struct nbd_jo
 
     nbd_put32(start + NBD_CHUNK_LENGTH, ALLOCATION_ID);
     for (unsigned looks = 0; job->at < job->end && looks < LOOKS_MAX; looks++) {
-        enum page_state state =
-            nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where);
+        enum page_state state = nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where);
         if (state == PAGE_DATA) {
             search_hole(fd, where, &length);
         }

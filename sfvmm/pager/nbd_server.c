@@ -44,13 +44,13 @@
 #include "sfvmm/pager/nbd_session.h"
 #include "sfvmm/pager/tls_session.h"
 
-#define RING_ENTRIES        256
-#define RECEIVE_SIZE        4096 /* requests are 28 bytes; large input is not what this is for */
-#define KEEPALIVE_IDLE      30   /* s; a host that has gone without a word is noticed after a minute or so */
-#define KEEPALIVE_INTERVAL  10
-#define KEEPALIVE_COUNT     3
-#define LOG_PER_SECOND      5    /* lines about clients' mistakes */
-#define ADDRESS_LEN         64
+#define RING_ENTRIES       256
+#define RECEIVE_SIZE       4096 /* requests are 28 bytes; large input is not what this is for */
+#define KEEPALIVE_IDLE     30   /* s; a host that has gone without a word is noticed after a minute or so */
+#define KEEPALIVE_INTERVAL 10
+#define KEEPALIVE_COUNT    3
+#define LOG_PER_SECOND     5 /* lines about clients' mistakes */
+#define ADDRESS_LEN        64
 
 #define DEFAULT_CONNECTIONS 256
 #define DEFAULT_PER_PEER    64
@@ -60,22 +60,22 @@
 #define DEFAULT_PENDING     900
 
 /* What a completion is of: the low bits of user_data, beside the connection. */
-#define EVENT_RECEIVE       UINT64_C(0)
-#define EVENT_WRITABLE      UINT64_C(1)
-#define EVENT_SERVER        UINT64_C(2) /* then the rest is one of: */
-#define EVENT_MASK          UINT64_C(3)
-#define SERVER_ACCEPT       (UINT64_C(0) << 2 | EVENT_SERVER)
-#define SERVER_WAKE         (UINT64_C(1) << 2 | EVENT_SERVER)
-#define SERVER_TICK         (UINT64_C(2) << 2 | EVENT_SERVER)
+#define EVENT_RECEIVE  UINT64_C(0)
+#define EVENT_WRITABLE UINT64_C(1)
+#define EVENT_SERVER   UINT64_C(2) /* then the rest is one of: */
+#define EVENT_MASK     UINT64_C(3)
+#define SERVER_ACCEPT  (UINT64_C(0) << 2 | EVENT_SERVER)
+#define SERVER_WAKE    (UINT64_C(1) << 2 | EVENT_SERVER)
+#define SERVER_TICK    (UINT64_C(2) << 2 | EVENT_SERVER)
 
 struct connection {
-    struct connection *next, *previous;     /* of the list that it is in */
-    struct connection *next_ready;          /* of the queue that it is in */
+    struct connection *next, *previous; /* of the list that it is in */
+    struct connection *next_ready;      /* of the queue that it is in */
     bool queued;
     int fd;
-    bool receiving, polling, closing;       /* operations in the ring; it is freed when none is left */
-    bool counted;                           /* as one of its peer's */
-    uint64_t served;                        /* of the session, as added to the total */
+    bool receiving, polling, closing; /* operations in the ring; it is freed when none is left */
+    bool counted;                     /* as one of its peer's */
+    uint64_t served;                  /* of the session, as added to the total */
     struct nbd_session *session;
     char address[ADDRESS_LEN];
     uint8_t received[RECEIVE_SIZE];

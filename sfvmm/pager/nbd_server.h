@@ -40,12 +40,12 @@ struct nbd_server_options {
 struct nbd_server_stats {
     uint64_t served_bytes; /* of pages */
     unsigned connections;
-    uint64_t refused;      /* connections closed for a reason */
+    uint64_t refused; /* connections closed for a reason */
 };
 
 /*
- * Opens all files and the ring; serves nobody yet. From the control thread, which the store's when_set callbacks run in.
- * NULL + error says what is missing.
+ * Opens all files and the ring; serves nobody yet. From the control thread, which the store's when_set callbacks run
+ * in. NULL + error says what is missing.
  */
 struct nbd_server *nbd_server_new(struct page_store *store, const struct nbd_server_options *options, GError **error);
 

@@ -31,7 +31,7 @@ struct nbd_service {
     const char *snapshot;                      /* id: exports are SNAPSHOT/..., also before the store has content */
     const struct tls_credentials *credentials; /* NULL: plain */
     struct nbd_bounds bounds;
-    uint64_t now;                              /* seconds of CLOCK_MONOTONIC, kept up by the owner */
+    uint64_t now; /* seconds of CLOCK_MONOTONIC, kept up by the owner */
     bool (*allowed)(void *owner, const char *peer);
     /* A fetch has ended: called by the memtap thread, which must only pass it to the sessions' thread. */
     void (*landed)(void *owner, struct nbd_fetch *fetch);
@@ -63,8 +63,8 @@ bool nbd_session_tick(struct nbd_session *session);
 
 bool nbd_session_is_known(const struct nbd_session *session);   /* has proved who it is; plain: has said something */
 bool nbd_session_is_serving(const struct nbd_session *session); /* negotiated: requests come, which must be quick */
-bool nbd_session_is_held(const struct nbd_session *session);    /* waits for the snapshot: run it then, and after a tick */
-const char *nbd_session_peer(const struct nbd_session *session); /* "" unless TLS told it */
+bool nbd_session_is_held(const struct nbd_session *session); /* waits for the snapshot: run it then, and after a tick */
+const char *nbd_session_peer(const struct nbd_session *session);    /* "" unless TLS told it */
 const char *nbd_session_problem(const struct nbd_session *session); /* why it is over; "" in good order */
 
 /* Bytes of pages in replies so far. */

@@ -8,7 +8,7 @@
 #include "sfvmm/pager/nbd_session.h"
 
 /* A large read leaves in pieces of this size, so that no other request waits longer than for one of them. */
-#define NBD_SLICE    (64u * 1024)
+#define NBD_SLICE (64u * 1024)
 /* Two slices and their chunk headers fit. A turn begins no piece of work when a slice is out. */
 #define NBD_OUT_SIZE (2 * NBD_SLICE + 16 * 1024)
 #define NBD_IN_SIZE  (16u * 1024) /* an option with all its data, or many requests */
@@ -23,9 +23,9 @@ enum nbd_job_step {
 struct nbd_job {
     struct nbd_job *next; /* in the list of those that are ready, or of the free ones */
     struct nbd_request request;
-    uint64_t at, end;       /* bytes of the export: what is left to do */
-    bool begun;             /* a simple reply: its header is out, so its data must follow at once */
-    int error;              /* of a fetch, errno */
+    uint64_t at, end;        /* bytes of the export: what is left to do */
+    bool begun;              /* a simple reply: its header is out, so its data must follow at once */
+    int error;               /* of a fetch, errno */
     struct nbd_fetch *fetch; /* under way */
 };
 
@@ -34,7 +34,7 @@ struct nbd_job_list {
 };
 
 enum nbd_state {
-    NBD_STATE_FLAGS,     /* greeting sent */
+    NBD_STATE_FLAGS, /* greeting sent */
     NBD_STATE_OPTIONS,
     NBD_STATE_HANDSHAKE, /* STARTTLS was granted */
     NBD_STATE_REQUESTS,

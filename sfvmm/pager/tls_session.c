@@ -26,16 +26,16 @@
 
 /* One record is at most 16 KiB and some; a handshake message (a chain of certificates) may be several. */
 #define INPUT_SIZE     (32 * 1024)
-#define HANDSHAKE_MAX  (64 * 1024) /* bytes of one handshake message */
+#define HANDSHAKE_MAX  (64 * 1024)  /* bytes of one handshake message */
 #define OUTPUT_KEPT    (256 * 1024) /* an output buffer that has grown beyond is given back when it is empty */
 #define NAME_MAX_BYTES 256
 #define PSK_FILE_MAX   (256 * 1024)
 #define PSK_KEY_MAX    64 /* bytes */
-#define PRIORITY_COMMON \
-    "NONE:+VERS-TLS1.3:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:+AEAD:+SHA256:+SHA384:+GROUP-X25519:" \
+#define PRIORITY_COMMON                                                                                                \
+    "NONE:+VERS-TLS1.3:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:+AEAD:+SHA256:+SHA384:+GROUP-X25519:"              \
     "+GROUP-SECP256R1:+GROUP-SECP384R1:+SIGN-ALL:%SERVER_PRECEDENCE"
-#define PRIORITY_X509  PRIORITY_COMMON ":+CTYPE-X509:+ECDHE-RSA:+ECDHE-ECDSA"
-#define PRIORITY_PSK   PRIORITY_COMMON ":+ECDHE-PSK:+DHE-PSK"
+#define PRIORITY_X509 PRIORITY_COMMON ":+CTYPE-X509:+ECDHE-RSA:+ECDHE-ECDSA"
+#define PRIORITY_PSK  PRIORITY_COMMON ":+ECDHE-PSK:+DHE-PSK"
 
 struct psk_key {
     guint8 bytes[PSK_KEY_MAX];
@@ -276,9 +276,8 @@ struct tls_session *tls_session_new(const struct tls_credentials *credentials)
         code = gnutls_priority_set(session->gnutls, credentials->priority);
     }
     if (code >= 0) {
-        code = credentials->x509
-                   ? gnutls_credentials_set(session->gnutls, GNUTLS_CRD_CERTIFICATE, credentials->x509)
-                   : gnutls_credentials_set(session->gnutls, GNUTLS_CRD_PSK, credentials->psk);
+        code = credentials->x509 ? gnutls_credentials_set(session->gnutls, GNUTLS_CRD_CERTIFICATE, credentials->x509)
+                                 : gnutls_credentials_set(session->gnutls, GNUTLS_CRD_PSK, credentials->psk);
     }
     if (code < 0) {
         tls_session_free(session);

@@ -3,11 +3,12 @@
  * Page faults between two real sf-pagers, for scripts/bench memory. Two processes, which may be in different network
  * namespaces:
  *
- *   fault_probe origin PAGER DIR KEYS|- ADDRESS MIB           serves MIB of random memory as s-1/pc.ram to "h2" until its
- *                                                             input ends; prints its port
- *   fault_probe remote PAGER DIR KEYS|- URI MIB faults COUNT  one fault at a time at random places, nothing prefetched:
- *                                                             prints a line "NS" for each
- *   fault_probe remote PAGER DIR KEYS|- URI MIB complete      all of it in the background: prints "NS"
+ *   fault_probe origin PAGER DIR KEYS|- ADDRESS MIB
+ *       serves MIB of random memory as s-1/pc.ram to "h2" until its input ends; prints its port
+ *   fault_probe remote PAGER DIR KEYS|- URI MIB faults COUNT
+ *       one fault at a time at random places, nothing prefetched: prints a line "NS" for each
+ *   fault_probe remote PAGER DIR KEYS|- URI MIB complete
+ *       all of it in the background: prints "NS"
  *
  * KEYS: directory of the pages certificates; "-": plain. DIR: a directory of its own for each.
  */
@@ -73,8 +74,13 @@ static SfPager *start(char **argv, int listen_fd)
 {
     gboolean plain = strcmp(argv[4], "-") == 0, root = geteuid() == 0;
     SfPagerOptions options = {
-        .binary = argv[2], .run_directory = argv[3], .snapshot = "s-1", .uid = root ? NOBODY : geteuid(),
-        .gid = root ? NOBODY : getegid(), .listen_fd = listen_fd, .security = plain ? SF_PAGER_PLAIN : SF_PAGER_X509,
+        .binary = argv[2],
+        .run_directory = argv[3],
+        .snapshot = "s-1",
+        .uid = root ? NOBODY : geteuid(),
+        .gid = root ? NOBODY : getegid(),
+        .listen_fd = listen_fd,
+        .security = plain ? SF_PAGER_PLAIN : SF_PAGER_X509,
         .keys = plain ? NULL : argv[4],
     };
     g_autoptr(GError) error = NULL;
@@ -163,7 +169,8 @@ static char *map(SfMappedBlock *block, int *uffd)
     struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM };
     struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    char *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, cache->blocks[0].memory_ro, 0);
+    char *memory =
+        mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, cache->blocks[0].memory_ro, 0);
 
     *uffd = device >= 0 ? ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
                         : (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -248,7 +255,8 @@ static void probe_completion(SfPager *pager)
 static void remote(int argc, char **argv)
 {
     gboolean plain = strcmp(argv[4], "-") == 0;
-    SfPageSource source = { .uri = argv[5], .security = plain ? SF_PAGER_PLAIN : SF_PAGER_X509,
+    SfPageSource source = { .uri = argv[5],
+                            .security = plain ? SF_PAGER_PLAIN : SF_PAGER_X509,
                             .keys = plain ? NULL : argv[4] };
     SfPager *pager;
     g_autofree char *state = g_malloc0(STATE_LENGTH);
@@ -265,8 +273,7 @@ static void remote(int argc, char **argv)
         die("source", error);
     }
     cache = sf_page_cache_new(&spec, 1, &error);
-    SfSnapshot *snapshot =
-        cache ? sf_snapshot_new_cached("s-1", sf_ram_base_new(), cache, bytes, 100, &error) : NULL;
+    SfSnapshot *snapshot = cache ? sf_snapshot_new_cached("s-1", sf_ram_base_new(), cache, bytes, 100, &error) : NULL;
     if (!snapshot || !sf_pager_set_snapshot(pager, snapshot, &error)) {
         die("snapshot", error);
     }

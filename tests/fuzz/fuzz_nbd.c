@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What an NBD client sends, through a whole session over memory: decoder, negotiation, requests, replies. The first byte
- * of an input says how: bit 0 TLS wanted (by keys), bit 1 the snapshot comes only after half of the input, bits 2-7 the
- * size of the pieces. Whatever comes out must be well-formed NBD and bounded, and no turn may go on for ever.
+ * What an NBD client sends, through a whole session over memory: decoder, negotiation, requests, replies. The first
+ * byte of an input says how: bit 0 TLS wanted (by keys), bit 1 the snapshot comes only after half of the input, bits
+ * 2-7 the size of the pieces. Whatever comes out must be well-formed NBD and bounded, and no turn may go on for ever.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -174,8 +174,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t piece = (size_t)(how >> 2) * 16 + 1;
     struct output output = { malloc(OUTPUT_CHECK), 0 };
     struct page_store *store = page_store_new();
-    struct nbd_service service = { .store = store, .snapshot = "s", .allowed = allowed, .landed = landed,
-                                   .bounds = { 10, 10, 10, 10 } };
+    struct nbd_service service = {
+        .store = store, .snapshot = "s", .allowed = allowed, .landed = landed, .bounds = { 10, 10, 10, 10 }
+    };
 
     if (!credentials) {
         make_credentials();

@@ -180,9 +180,12 @@ static void set_limit(struct nbd_server_limits *limits, const char *text)
         const char *name;
         unsigned *limit;
     } all[] = {
-        { "connections=", &limits->connections }, { "per-peer=", &limits->connections_per_peer },
-        { "hello=", &limits->hello },             { "message=", &limits->message },
-        { "output=", &limits->output },           { "pending=", &limits->pending },
+        { "connections=", &limits->connections },
+        { "per-peer=", &limits->connections_per_peer },
+        { "hello=", &limits->hello },
+        { "message=", &limits->message },
+        { "output=", &limits->output },
+        { "pending=", &limits->pending },
     };
 
     for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
