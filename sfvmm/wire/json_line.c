@@ -348,6 +348,9 @@ static gboolean is_blank(const char *text, gsize length)
 gboolean sf_json_line_reader_next(SfJsonLineReader *reader, JsonObject **object, GError **error)
 {
     *object = NULL;
+    if (reader->buffer->len == 0 && !reader->too_long) {
+        return TRUE; /* the buffer may not even be there yet */
+    }
     while (!reader->too_long) {
         char *line = (char *)reader->buffer->data + reader->consumed;
         gsize pending = sf_json_line_reader_pending(reader);
