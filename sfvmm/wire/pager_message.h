@@ -20,7 +20,7 @@
  * | prefetch    | working_set, neighbours, complete (bool)  |                                      | |
  * | working-set | n                                         | memfd of n sf_pager_run              | |
  * | recorded    |                                           |                             | n + memfd of n sf_pager_run |
- * | stats       |                                           |                                      | see SfPagerStats; bits of pages that came unasked |
+ * | stats       |                                           |                             | SfPagerStats, pages that came unasked |
  * | recall      | index                                     |                             | message, last + its descriptors |
  *
  * security: "x509" with a directory descriptor (ca-cert.pem and so on, open(O_PATH)), "psk" with a descriptor of the
