@@ -84,7 +84,10 @@ struct _SfPager {
     gint64 started; /* g_get_monotonic_time() */
     guint short_lives;
     gboolean stopped;
-    guint n_keys;   /* directories of keys made so far */
+    gboolean failed; /* given up */
+    guint n_keys;   /* names of directories of keys that are taken */
+    GQueue early;   /* of JsonObject: events that came during the adoption */
+    guint early_source;
     guint fault_seconds; /* 0: the default */
 
     GPtrArray *ledger; /* of Order */
@@ -389,7 +392,10 @@ static gboolean order(SfPager *pager, SfPagerRequest *request, const int *fds, g
 
     entry->request = request;
     g_assert(n_fds == sf_pager_request_n_fds(request));
-    if (!copy_fds(pager, fds, n_fds, entry->fds, &entry->n_fds, error)) {
+    if (pager->failed) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED, "pager of %s: it was given up", pager->id);
+    }
+    if (pager->failed || !copy_fds(pager, fds, n_fds, entry->fds, &entry->n_fds, error)) {
         order_free(entry);
         return FALSE;
     }
@@ -416,7 +422,6 @@ static gboolean save(SfPager *pager, GError **error)
     json_object_set_int_member(object, "gid", pager->gid);
     json_object_set_int_member(object, "pid", pager->pid);
     json_object_set_int_member(object, "start_time", pager->start_time);
-    json_object_set_int_member(object, "keys", pager->n_keys);
     json_object_set_int_member(object, "fault_seconds", pager->fault_seconds);
     return sf_state_write(path, object, error);
 }
@@ -426,6 +431,7 @@ static void give_up(SfPager *pager, const char *reason)
     g_autofree char *text = g_strdup_printf("%s; given up after %u attempts", reason, pager->short_lives);
 
     g_warning("pager of %s: %s", pager->id, text);
+    pager->failed = TRUE;
     g_signal_emit(pager, signals[SIGNAL_FAILED], 0, text);
 }
 
@@ -594,15 +600,23 @@ static gboolean copy_key(SfPager *pager, const char *from, int directory, const 
  */
 static int copy_keys(SfPager *pager, const char *from, const char *const *names, gboolean is_directory, GError **error)
 {
-    g_autofree char *name = g_strdup_printf("tls-%u", pager->n_keys++);
-    g_autofree char *path = pager_path(pager, name);
-    int directory;
+    g_autofree char *path = NULL;
+    int directory = -1;
 
     if (!from) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT, "pager of %s: no keys are given", pager->id);
         return -1;
     }
-    if (mkdir(path, MODE_DIRECTORY) < 0 || (directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+    do { /* those of an earlier sfvmmd are there still */
+        g_autofree char *name = g_strdup_printf("tls-%u", pager->n_keys++);
+        g_free(path);
+        path = pager_path(pager, name);
+        errno = 0;
+    } while (mkdir(path, MODE_DIRECTORY) < 0 && errno == EEXIST);
+    if (errno == 0) {
+        directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    }
+    if (directory < 0) {
         fail_errno(pager, error, path);
         return -1;
     }
@@ -723,6 +737,7 @@ void sf_pager_stop(SfPager *pager)
     pager->stopped = TRUE;
     disconnect(pager, "it is stopped");
     g_clear_handle_id(&pager->exit_source, g_source_remove);
+    g_clear_handle_id(&pager->early_source, g_source_remove);
     if (pager->pidfd >= 0) {
         g_autofree char *reason = NULL;
         syscall(SYS_pidfd_send_signal, pager->pidfd, SIGKILL, NULL, 0);
@@ -779,7 +794,9 @@ static SfPagerPacket *ask(SfPager *pager, SfPagerRequest *request, GError **erro
         if (!packet) {
             return NULL;
         }
-        if ((gint64)int_of(packet->object, "id") == request->id) { /* events meanwhile are told again by what follows */
+        if (text_of(packet->object, "event")) {
+            g_queue_push_tail(&pager->early, json_object_ref(packet->object));
+        } else if ((gint64)int_of(packet->object, "id") == request->id) {
             return g_steal_pointer(&packet);
         }
     }
@@ -860,7 +877,6 @@ static gboolean pager_adopt(SfPager *pager, GError **error)
     pager->pid = int_of(object, "pid");
     pager->start_time = int_of(object, "start_time");
     pager->fault_seconds = int_of(object, "fault_seconds");
-    pager->n_keys = int_of(object, "keys") + SOMAXCONN; /* names that were given since it was saved stay free */
     pidfd = sf_process_open(pager->pid, pager->start_time);
     if (!pager->binary || pidfd < 0) {
         pager->pid = 0;
@@ -881,6 +897,20 @@ static gboolean pager_adopt(SfPager *pager, GError **error)
     return rebuild_cache(pager, error);
 }
 
+/* When those who took it over have connected to its signals. */
+static gboolean on_early(gpointer data)
+{
+    g_autoptr(SfPager) pager = g_object_ref(SF_PAGER(data));
+    JsonObject *object;
+
+    pager->early_source = 0;
+    while ((object = g_queue_pop_head(&pager->early))) {
+        handle_event(pager, text_of(object, "event"), object);
+        json_object_unref(object);
+    }
+    return G_SOURCE_REMOVE;
+}
+
 SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError **error)
 {
     g_autoptr(SfPager) pager = pager_new(run_directory, snapshot);
@@ -890,6 +920,7 @@ SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError 
         sf_pager_stop(pager);
         return NULL;
     }
+    pager->early_source = g_idle_add(on_early, pager);
     prefetch = ledger_find(pager, SF_PAGER_DO_PREFETCH, NULL);
     if (prefetch) {
         pager->prefetch = (prefetch->request->working_set ? SF_PREFETCH_WORKING_SET : 0) |
@@ -1242,6 +1273,8 @@ static void sf_pager_finalize(GObject *object)
 
     disconnect(pager, "nobody listens any more");
     g_clear_handle_id(&pager->exit_source, g_source_remove);
+    g_clear_handle_id(&pager->early_source, g_source_remove);
+    g_queue_clear_full(&pager->early, (GDestroyNotify)json_object_unref);
     if (pager->pidfd >= 0) {
         close(pager->pidfd);
     }
@@ -1263,6 +1296,7 @@ static void sf_pager_init(SfPager *pager)
     pager->ledger = g_ptr_array_new_with_free_func(order_free);
     pager->handler = (SfFaultHandler){ .owner = pager, .attach = on_attach, .detach = on_detach };
     pager->prefetch = SF_PREFETCH_WORKING_SET | SF_PREFETCH_NEIGHBOURS;
+    g_queue_init(&pager->early);
     g_queue_init(&pager->waiting);
     g_queue_init(&pager->unsent);
 }

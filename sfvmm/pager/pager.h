@@ -51,7 +51,8 @@ SfPager *sf_pager_start(const SfPagerOptions *options, GError **error);
 
 /*
  * After a restart of sfvmmd: takes over the process of RUNDIR/pager/SNAPSHOT. Blocks for some ms (bounded). NULL +
- * error: it has gone, or does not answer (then it is killed); the directory is removed.
+ * error: it has gone, or does not answer (then it is killed); the directory is removed. What the process has to say
+ * ("lost", "complete", "sources") comes from the main loop afterwards: connect to the signals at once.
  */
 SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError **error);
 

@@ -422,6 +422,7 @@ static void test_adopted(Fixture *f, gconstpointer data)
     f->remote = sf_pager_adopt(run, "s-1", &error);
     g_assert_no_error(error);
     g_signal_connect(f->remote, "restarted", G_CALLBACK(on_restarted), f);
+    g_signal_connect(f->remote, "complete", G_CALLBACK(on_complete), f);
     g_assert_cmpint(sf_pager_pid(f->remote), ==, pid);
     g_assert_true(sf_pager_is_attached(f->remote, "one"));
     g_assert_false(sf_pager_is_attached(f->remote, "two"));
@@ -432,6 +433,17 @@ static void test_adopted(Fixture *f, gconstpointer data)
     kill(pid, SIGKILL); /* and the adopted one can be replaced too */
     wait_until(is_restarted, f);
     touch_all(&clone, 2, 64);
+    add_source(f, GPOINTER_TO_UINT(data)); /* its keys stand beside those of before */
+
+    /* What was told to nobody is told to the next one. */
+    touch_all(&clone, 0, 1);
+    wait_until(is_complete, f);
+    f->completed = 0;
+    g_object_unref(f->remote);
+    f->remote = sf_pager_adopt(run, "s-1", &error);
+    g_assert_no_error(error);
+    g_signal_connect(f->remote, "complete", G_CALLBACK(on_complete), f);
+    wait_until(is_complete, f);
     detach(f, "one", &clone);
 }
 
