@@ -7,7 +7,7 @@
  * clones go to other hosts. After a lost connection the host may have placed them, and two clones with one id are worse
  * than one less: they wait for the host to come back, or are given up.
  *
- *     reserve: granted < asked  --> resource manager: other places --> reserve there ... none --> the ticket gets smaller
+ *     reserve: granted < asked  --> resource manager: other places --> reserve there ... none --> a smaller ticket
  *     place:   refused, not up  --> resource manager: other places --> here: placed; there: reserve, then place
  *     report:  a result is newer than ours --> fetched in pieces --> then the report is applied
  */
@@ -31,9 +31,9 @@
 #define RESERVE_MS      5000u
 #define PLACE_MS        30000u
 #define SYNC_MS         15000u
-#define ORDER_MS        15000u         /* kill, release */
+#define ORDER_MS        15000u /* kill, release */
 #define RESULT_MS       15000u
-#define RESULT_PIECE    (512u << 10)   /* bytes of a result in one answer */
+#define RESULT_PIECE    (512u << 10) /* bytes of a result in one answer */
 #define LISTEN_BACKLOG  64
 #define DESCRIPTOR_FILE "descriptor.dtb"
 #define SNAPSHOT_FORMAT "s-%016" G_GINT64_MODIFIER "x" /* as fork/ names it */
@@ -54,19 +54,19 @@ typedef struct {
 
 struct SfBorrow {
     SfHostTicket *ticket;
-    guint wanted; /* places of the first grant */
-    guint asking; /* reserve calls under way */
+    guint wanted;      /* places of the first grant */
+    guint asking;      /* reserve calls under way */
     GHashTable *asked; /* set of hosts that they are under way to: one at a time for each */
-    char *reason; /* why a host took fewer than asked; the last one */
-    GTask *task;  /* of reserve_async */
+    char *reason;      /* why a host took fewer than asked; the last one */
+    GTask *task;       /* of reserve_async */
     SfPager *server;
     guint port; /* that it listens at */
     GBytes *descriptor;
     DisksState disks_state;
     SfDiskServer *disks;
     guint disks_port;
-    GPtrArray *waiting;  /* char *: hosts to order when the disks are served */
-    GHashTable *fetches; /* id -> Fetch */
+    GPtrArray *waiting;   /* char *: hosts to order when the disks are served */
+    GHashTable *fetches;  /* id -> Fetch */
     GHashTable *complete; /* set of hosts that have all of the memory */
 };
 
@@ -291,8 +291,7 @@ static void allow_hosts(SfHostTicket *ticket)
     g_autoptr(GError) error = NULL;
 
     g_ptr_array_add(names, NULL);
-    if (ticket->borrow->server &&
-        !sf_pager_allow(ticket->borrow->server, (const char *const *)names->pdata, &error)) {
+    if (ticket->borrow->server && !sf_pager_allow(ticket->borrow->server, (const char *const *)names->pdata, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, error->message);
     }
 }
@@ -496,9 +495,9 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
     wanted = sf_ticket_count_at(ticket->grant, call->peer);
     if (granted < call->count) {
         g_free(ticket->borrow->reason);
-        ticket->borrow->reason = error ? g_strdup(error->message)
-                                       : g_strdup_printf("host \"%s\" has room for %u of %u clones", call->peer,
-                                                         granted, call->count);
+        ticket->borrow->reason =
+            error ? g_strdup(error->message)
+                  : g_strdup_printf("host \"%s\" has room for %u of %u clones", call->peer, granted, call->count);
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, ticket->borrow->reason);
     } else if (granted < wanted) {
         ask(ticket, ticket->family->config, call->peer, call->then_place); /* it got more of them meanwhile */
@@ -663,8 +662,7 @@ static GBytes *descriptor_of(SfHostTicket *ticket, GError **error)
     if (borrow->descriptor) {
         const void *data = g_bytes_get_data(borrow->descriptor, &length);
         g_autoptr(GError) write_error = NULL;
-        if (!g_file_set_contents_full(path, data, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, 0600,
-                                      &write_error)) {
+        if (!g_file_set_contents_full(path, data, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, 0600, &write_error)) {
             g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, write_error->message);
         }
     }

@@ -21,8 +21,8 @@
 void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCallback callback, gpointer data);
 SfHostTicket *sf_borrow_reserve_finish(SfHost *host, GAsyncResult *result, GError **error);
 gboolean sf_borrow_is_asking(SfHostTicket *ticket);
-gboolean sf_borrow_is_whole(SfHostTicket *ticket);       /* all places of the first grant were found */
-const char *sf_borrow_reason(SfHostTicket *ticket);      /* why one was not */
+gboolean sf_borrow_is_whole(SfHostTicket *ticket);  /* all places of the first grant were found */
+const char *sf_borrow_reason(SfHostTicket *ticket); /* why one was not */
 
 /* For the ticket's fork: its places (of SfForkPlace, borrowing of the grant), and who serves its memory. */
 GArray *sf_borrow_fork_places(SfHostTicket *ticket);
@@ -31,7 +31,7 @@ SfForkRemote sf_borrow_remote(SfHost *host);
 
 /* Have the other hosts fetch all of the memory; then this host is not needed any more (but for disks). */
 void sf_borrow_complete(SfHostTicket *ticket);
-gboolean sf_borrow_is_complete(SfHostTicket *ticket);                         /* all of them, of hosts with living clones */
+gboolean sf_borrow_is_complete(SfHostTicket *ticket); /* all hosts with living clones have it */
 gboolean sf_borrow_is_complete_at(const SfHostTicket *ticket, const char *host);
 
 void sf_borrow_done(SfHostTicket *ticket);    /* all clones have ended */

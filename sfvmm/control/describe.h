@@ -16,7 +16,7 @@ JsonObject *sf_describe_usage_finish(GAsyncResult *result);
 /* The descriptor of a snapshot that a VM or a ticket has at the moment. */
 GBytes *sf_describe_snapshot(SfHostVm *vm, SfSnapshot *snapshot, GError **error);
 
-/* Of a VM that was forked, or has been frozen otherwise; name: what the descriptor calls it. frozen_disks: of SfDiskChain. */
+/* Of a VM that was forked; name: what the descriptor calls it. frozen_disks: of SfDiskChain. */
 GBytes *sf_describe_snapshot_of(SfVm *vm, const char *name, SfSnapshot *snapshot, GPtrArray *frozen_disks,
                                 GError **error);
 

@@ -324,8 +324,8 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
     const SfDaemonConfig *config = sf_host_config(host);
     g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
     g_autofree char *ip = bracketed_ip(peer);
-    g_autofree char *uri = g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/{block}", page_scheme(config), ip,
-                                           params->port, snapshot);
+    g_autofree char *uri =
+        g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/{block}", page_scheme(config), ip, params->port, snapshot);
     SfPagerOptions options = {
         .binary = config->pager,
         .run_directory = config->launcher.run_directory,
@@ -495,8 +495,8 @@ static gboolean extend(SfHost *host, SfHostTicket *ticket, guint count, GError *
     if (count <= held || !ticket->booked) {
         return TRUE;
     }
-    more = sf_resource_manager_lend(sf_host_manager(host), ticket->grant->origin, ticket->grant->id,
-                                    ticket->grant->vm, ticket->family->config->memory, count - held, FALSE, error);
+    more = sf_resource_manager_lend(sf_host_manager(host), ticket->grant->origin, ticket->grant->id, ticket->grant->vm,
+                                    ticket->family->config->memory, count - held, FALSE, error);
     if (!more) {
         return held > 0;
     }
@@ -851,8 +851,8 @@ static char *pack_runs(const GArray *runs)
 
     for (guint i = 0; i < n; i++) {
         const struct sf_pager_run *run = &g_array_index(runs, struct sf_pager_run, i);
-        packed[i] = (struct sf_pager_run){ GUINT32_TO_LE(run->block), GUINT32_TO_LE(run->pages),
-                                           GUINT64_TO_LE(run->offset) };
+        packed[i] =
+            (struct sf_pager_run){ GUINT32_TO_LE(run->block), GUINT32_TO_LE(run->pages), GUINT64_TO_LE(run->offset) };
     }
     return g_base64_encode((const guchar *)packed, n * sizeof(*packed));
 }
@@ -1056,8 +1056,7 @@ static void handle_place(SfHost *host, SfPeerRequest *request)
 {
     SfPeer *peer = sf_peer_request_peer(request);
     g_autoptr(GError) error = NULL;
-    SfHostTicket *ticket =
-        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
 
     if (ticket && ticket->fork) {
         reply_reports(request, ticket->fork); /* its answer was lost */
@@ -1100,8 +1099,7 @@ static void handle_kill(SfHost *host, SfPeerRequest *request)
 static void handle_complete(SfHost *host, SfPeerRequest *request)
 {
     g_autoptr(GError) error = NULL;
-    SfHostTicket *ticket =
-        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
 
     if (ticket && ticket->pager && sf_pager_complete(ticket->pager, &error)) {
         sf_peer_request_reply(request, NULL);
@@ -1153,8 +1151,7 @@ static void handle_result(SfHost *host, SfPeerRequest *request)
 static void handle_release(SfHost *host, SfPeerRequest *request)
 {
     g_autoptr(GError) error = NULL;
-    SfHostTicket *ticket =
-        lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
 
     Reserve *reserve = NULL;
     guint64 id;
@@ -1187,7 +1184,7 @@ static gboolean parse_tickets(JsonArray *array, GHashTable *listed, GError **err
     return TRUE;
 }
 
-/* The origin says which of its tickets it has; those that it has not are released, of the others it gets all reports. */
+/* The origin says which of its tickets it has; others of its are released here, of these it gets all reports. */
 static void handle_sync(SfHost *host, SfPeerRequest *request)
 {
     g_autoptr(GHashTable) listed = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
@@ -1217,8 +1214,8 @@ static void handle_sync(SfHost *host, SfPeerRequest *request)
         entry = json_object_new();
         json_object_set_string_member(entry, "ticket", id);
         json_object_set_array_member(entry, "clones", reports_of(ticket->fork));
-        json_object_set_boolean_member(
-            entry, "complete", ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE));
+        json_object_set_boolean_member(entry, "complete",
+                                       ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE));
         json_array_add_object_element(told, entry);
     }
     result = json_object_new();
@@ -1232,8 +1229,8 @@ typedef struct {
 } Method;
 
 static const Method methods[] = {
-    { "reserve", handle_reserve }, { "place", handle_place },     { "kill", handle_kill },
-    { "result", handle_result },   { "release", handle_release }, { "sync", handle_sync },
+    { "reserve", handle_reserve },   { "place", handle_place },     { "kill", handle_kill },
+    { "result", handle_result },     { "release", handle_release }, { "sync", handle_sync },
     { "complete", handle_complete },
 };
 
@@ -1297,9 +1294,9 @@ static gboolean is_abandoned(const SfHostTicket *ticket, gint64 away_us)
 /* Nothing of it is kept but what the origin may want to know. */
 static void lose_clones(SfHostTicket *ticket)
 {
-    g_autofree char *reason = g_strdup_printf("host %s, which has the rest of its memory, has not been heard of for %u s",
-                                              ticket->grant->origin,
-                                              sf_host_config(ticket->host)->cluster.away_seconds);
+    g_autofree char *reason =
+        g_strdup_printf("host %s, which has the rest of its memory, was not heard of for %u s", ticket->grant->origin,
+                        sf_host_config(ticket->host)->cluster.away_seconds);
 
     for (guint i = 0; i < sf_fork_count(ticket->fork); i++) {
         sf_fork_clone_lose(sf_fork_nth(ticket->fork, i), reason);

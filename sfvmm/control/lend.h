@@ -31,7 +31,7 @@ void sf_lend_free(SfLend *lend);
 void sf_lend_peer_up(SfHost *host, SfPeer *peer);
 void sf_lend_peer_down(SfHost *host, SfPeer *peer);
 
-/* After a restart: its sf-pager and disks, before its fork is restored; then the snapshot, before clones are adopted. */
+/* After a restart: its sf-pager and disks, before its fork is restored; its snapshot, before clones are adopted. */
 void sf_lend_recover(SfHostTicket *ticket);
 void sf_lend_recover_fork(SfHostTicket *ticket);
 

@@ -27,8 +27,8 @@ struct _SfFork {
     SfShellPool *pool;
     gboolean pool_held;
     gboolean source_done; /* other hosts don't need the snapshot any more */
-    gboolean elsewhere; /* its snapshot was taken on another host; only the clones here are in it */
-    guint total;        /* clones of all hosts */
+    gboolean elsewhere;   /* its snapshot was taken on another host; only the clones here are in it */
+    guint total;          /* clones of all hosts */
     const SfForkRemote *remote;
     SfPager *pager;  /* fills the memory of clones here */
     SfPager *server; /* gives the snapshot's memory to other hosts */
@@ -1034,12 +1034,14 @@ static void resume_clone(SfClone *clone, const char *why_not_placed)
 }
 
 /*
- * Loaded when sfvmmd ended, gone now, and never out in the open: its sf_clone() has not returned, or it has not run. It is
+ * Loaded when sfvmmd ended, gone now, and never seen outside: its sf_clone() has not returned, or it has not run. It is
  * placed again, and nobody can tell.
  */
 static void forget_unseen(SfClone *clone)
 {
-    if (sf_clone_is_alive(clone) && !clone->vm && !clone->host && !(clone->fork->with_agent ? clone->answered : clone->running)) {
+    gint64 seen = clone->fork->with_agent ? clone->answered : clone->running;
+
+    if (sf_clone_is_alive(clone) && !clone->vm && !clone->host && !seen) {
         clone->state = SF_GP_STATE_STARTING;
         clone->loaded = clone->running = 0;
     }

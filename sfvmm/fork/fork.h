@@ -93,10 +93,10 @@ typedef struct {
     const SfForkRemote *remote; /* needed with places elsewhere, or after a restart */
     SfPager *pager;             /* that fills the memory which clones here map; NULL: it is all there */
     SfPager *server;            /* that gives the snapshot's memory to other hosts; NULL: no place is elsewhere */
-    gboolean with_agent;    /* clones are made unique by their agent; else they just run */
-    guint32 clone_request;  /* the agent's CLONE request, 0: forked from outside */
-    const char *directory;  /* of the ticket; must exist */
-    guint identify_seconds; /* bound for a clone to become unique */
+    gboolean with_agent;        /* clones are made unique by their agent; else they just run */
+    guint32 clone_request;      /* the agent's CLONE request, 0: forked from outside */
+    const char *directory;      /* of the ticket; must exist */
+    guint identify_seconds;     /* bound for a clone to become unique */
 } SfForkOptions;
 
 SfFork *sf_fork_new(const SfForkOptions *options);
@@ -121,8 +121,8 @@ SfForkState sf_fork_state(SfFork *fork);
 const char *sf_fork_reason(SfFork *fork);  /* why it failed; NULL otherwise */
 gboolean sf_fork_is_refused(SfFork *fork); /* it failed because this VM can't be forked as it is */
 guint64 sf_fork_ticket(SfFork *fork);
-guint sf_fork_count(SfFork *fork); /* clones of this SfFork */
-guint sf_fork_total(SfFork *fork); /* of all hosts: the highest id */
+guint sf_fork_count(SfFork *fork);               /* clones of this SfFork */
+guint sf_fork_total(SfFork *fork);               /* of all hosts: the highest id */
 SfClone *sf_fork_nth(SfFork *fork, guint index); /* 0..sf_fork_count() - 1, in the order of the ids */
 const char *sf_fork_parent_name(SfFork *fork);
 SfVm *sf_fork_parent(SfFork *fork); /* not owned; NULL: it had ended when sfvmmd was restarted, or is elsewhere */

@@ -6,9 +6,9 @@
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
 
-#define REASON_MAX  4096u             /* bytes */
-#define TIME_MAX    (G_MAXINT64 >> 2) /* ns; two of them can be added */
-#define NS_PER_US   1000
+#define REASON_MAX   4096u             /* bytes */
+#define TIME_MAX     (G_MAXINT64 >> 2) /* ns; two of them can be added */
+#define NS_PER_US    1000
 #define ENDED(state) ((state) != SF_GP_STATE_STARTING && (state) != SF_GP_STATE_RUNNING)
 
 /* ---- the host of the clone ---- */
@@ -124,8 +124,7 @@ void sf_clone_apply_report(SfClone *clone, const SfCloneReport *report)
     take_time(&clone->running, clone->placed, report->running);
     take_time(&clone->answered, clone->placed, report->answered);
     if (ENDED(report->state)) {
-        g_autofree char *reason =
-            report->reason ? g_strdup_printf("host %s: %s", clone->host, report->reason) : NULL;
+        g_autofree char *reason = report->reason ? g_strdup_printf("host %s: %s", clone->host, report->reason) : NULL;
         clone->status = report->status;
         sf_clone_end(clone, report->state, reason);
         return;

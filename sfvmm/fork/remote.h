@@ -28,7 +28,7 @@ typedef struct {
 /* {"id","state","status","reason","result_length","loaded","running","answered","synced","exited"} */
 JsonObject *sf_clone_report(const SfClone *clone);
 
-/* Strict: unknown states, values out of bounds and texts with control characters are errors. *report borrows of object. */
+/* Unknown states, values out of bounds and texts with control characters are errors. *report borrows of object. */
 gboolean sf_clone_report_parse(JsonObject *object, SfCloneReport *report, GError **error);
 
 /* The clone is as its host says. Nothing happens to one that has ended here. */

@@ -483,7 +483,8 @@ class Refusal(Remote):
         """From now on QEMU tells host's sfvmmd something else of itself than it is."""
         path = os.path.join(host.top, "qemu")
         with open(path, "w") as file:
-            file.write("#!/bin/sh\ncase \"$*\" in *\"-machine none\"*) %s \"$@\" | sed -u '%s' ;; *) exec %s \"$@\" ;; esac\n"
+            file.write("#!/bin/sh\ncase \"$*\" in\n"
+                       "*\"-machine none\"*) %s \"$@\" | sed -u '%s' ;;\n*) exec %s \"$@\" ;;\nesac\n"
                        % (harness.qemu(), sed, harness.qemu()))
         os.chmod(path, 0o755)
         host.qemu_path = path

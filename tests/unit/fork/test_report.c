@@ -41,11 +41,23 @@ static void test_bad(void)
     static const struct {
         const char *member, *value; /* NULL: without it */
     } cases[] = {
-        { "id", NULL },          { "id", "0" },        { "id", "1025" },       { "id", "\"7\"" },
-        { "state", NULL },       { "state", "7" },     { "state", "null" },    { "status", "2147483648" },
-        { "reason", NULL },      { "reason", "{}" },   { "reason", "\"a\\u001bb\"" },
-        { "result_length", "-1" }, { "result_length", "67108865" },
-        { "loaded", "-1" },      { "running", "1.5" }, { "answered", "[]" },   { "exited", "9223372036854775807" },
+        { "id", NULL },
+        { "id", "0" },
+        { "id", "1025" },
+        { "id", "\"7\"" },
+        { "state", NULL },
+        { "state", "7" },
+        { "state", "null" },
+        { "status", "2147483648" },
+        { "reason", NULL },
+        { "reason", "{}" },
+        { "reason", "\"a\\u001bb\"" },
+        { "result_length", "-1" },
+        { "result_length", "67108865" },
+        { "loaded", "-1" },
+        { "running", "1.5" },
+        { "answered", "[]" },
+        { "exited", "9223372036854775807" },
     };
 
     for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
