@@ -7,6 +7,7 @@ or in network namespaces of their own.
     cluster()   n hosts that know each other: {name: Host}
     Link        two network namespaces with a cable between them that can be cut
 """
+import atexit
 import ctypes
 import os
 import shutil
@@ -25,6 +26,7 @@ class Keys:
 
     def __init__(self):
         self.directory = tempfile.mkdtemp(prefix="sfpki")
+        atexit.register(self.close)             # of a test that was skipped on its way
         self.sfctl("init")
 
     def sfctl(self, *arguments):
