@@ -105,7 +105,7 @@ static int fail(const char *what)
 }
 
 /* The host sees the byte in the console's log: sf_clone() has returned here. */
-static int hold(void)
+_Noreturn static void hold(void)
 {
     outb('\n', SERIAL_PORT);
     for (;;) {
@@ -147,7 +147,7 @@ static int do_fork(int argc, char **argv, char *text)
     if (id > 0) {
         size_t length;
         if (holds) {
-            return hold();
+            hold();
         }
         length = argc > 1 ? job(argc - 1, argv + 1, text) : 0;
         sf_exit_with(0, text, length);
