@@ -81,6 +81,7 @@ typedef struct {
 
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place);
 static void order(SfHostTicket *ticket, const char *host);
+static GBytes *descriptor_of(SfHostTicket *ticket, GError **error);
 static void move_clones(SfHostTicket *ticket, const char *host, const char *reason);
 static void fetch_step(SfHostTicket *ticket, Fetch *fetch);
 static void sync_with(SfHost *host, SfPeer *peer);
@@ -342,6 +343,17 @@ static GArray *exports_of(SfHostTicket *ticket, GPtrArray *chains, gboolean read
     return exports;
 }
 
+static gboolean on_idle_for_descriptor(gpointer data)
+{
+    SfHostTicket *ticket = call_ticket(data);
+
+    if (ticket && ticket->fork) {
+        descriptor_of(ticket, NULL); /* what is wrong with it is told when it is needed */
+    }
+    return G_SOURCE_REMOVE;
+}
+
+/* While the disk server works on it, the descriptor is made. */
 static void add_disks(SfHostTicket *ticket)
 {
     SfBorrow *borrow = ticket->borrow;
@@ -351,6 +363,7 @@ static void add_disks(SfHostTicket *ticket)
     borrow->disks_state = DISKS_ADDING;
     sf_disk_server_add_async(borrow->disks, (const SfDiskExport *)exports->data, exports->len, on_disks_added,
                              call_new(ticket, "", 0));
+    g_idle_add_full(G_PRIORITY_DEFAULT, on_idle_for_descriptor, call_new(ticket, "", 0), (GDestroyNotify)call_free);
 }
 
 static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
@@ -808,11 +821,6 @@ static void order(SfHostTicket *ticket, const char *host)
     if (clones->len == 0) {
         return;
     }
-    descriptor = descriptor_of(ticket, &error);
-    if (!descriptor) {
-        give_up(clones, SF_GP_STATE_FAILED, error->message);
-        return;
-    }
     if (disks && disks->len > 0 && ticket->borrow->disks_state != DISKS_READY) {
         if (ticket->borrow->disks_state == DISKS_FAILED) {
             move_clones(ticket, host, "the disks can't be served");
@@ -822,6 +830,11 @@ static void order(SfHostTicket *ticket, const char *host)
         if (ticket->borrow->disks_state == DISKS_STARTED) {
             add_disks(ticket);
         }
+        return;
+    }
+    descriptor = descriptor_of(ticket, &error);
+    if (!descriptor) {
+        give_up(clones, SF_GP_STATE_FAILED, error->message);
         return;
     }
     if (!peer || !sf_peer_is_up(peer)) {
