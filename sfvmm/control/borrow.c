@@ -81,6 +81,7 @@ typedef struct {
 
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place);
 static void order(SfHostTicket *ticket, const char *host);
+static void reserve_review(SfHostTicket *ticket);
 static GBytes *descriptor_of(SfHostTicket *ticket, GError **error);
 static void move_clones(SfHostTicket *ticket, const char *host, const char *reason);
 static void fetch_step(SfHostTicket *ticket, Fetch *fetch);
@@ -383,6 +384,7 @@ static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
         g_warning("ticket %016" G_GINT64_MODIFIER "x: its disks can't be served to other hosts: %s", ticket->grant->id,
                   error->message);
     }
+    reserve_review(ticket);
     if (ticket->borrow->waiting->len == 0) {
         return;
     }
@@ -481,11 +483,12 @@ static void replace(SfHostTicket *ticket, SfVmConfig *config, const char *host, 
     }
 }
 
+/* The ticket is granted when all hosts have answered and what they will fetch from runs: a fork shall not wait for it. */
 static void reserve_review(SfHostTicket *ticket)
 {
     SfBorrow *borrow = ticket->borrow;
 
-    if (borrow->asking == 0 && borrow->task) {
+    if (borrow->asking == 0 && borrow->disks_state != DISKS_STARTING && borrow->task) {
         g_autoptr(GTask) task = g_steal_pointer(&borrow->task);
         g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
     }

@@ -49,6 +49,7 @@
 #define TLS_SERVER_ID    "tls-server"
 #define TLS_CLIENT_ID    "tls-client"
 #define AUTHZ_ID         "hosts"
+#define TLS_DH_PARAMS    "dh-params.pem"
 #define TLS_PRIORITY     "NORMAL:-VERS-ALL:+VERS-TLS1.3"
 #define MODE_PASS        0711 /* QEMU's user may go through, and see nothing */
 #define LISTEN_BACKLOG   64
@@ -76,6 +77,19 @@ struct SfDiskServer {
     guint next_disk;
     gboolean has_client_tls;
 };
+
+/*
+ * RFC 7919's ffdhe2048. TLS 1.3 has no use for it, but a QEMU that finds no such file searches for primes of its own
+ * before it serves, for half a second to three.
+ */
+static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
+                                "MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz\n"
+                                "+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a\n"
+                                "87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7\n"
+                                "YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi\n"
+                                "7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n"
+                                "ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=\n"
+                                "-----END DH PARAMETERS-----\n";
 
 static GHashTable *servers; /* id -> SfDiskServer, without a reference */
 
@@ -200,26 +214,34 @@ static gboolean fail_errno(GError **error, const char *what)
 
 /* ---- its directory ---- */
 
+static gboolean write_tls_file(SfDiskServer *server, const char *name, const char *text, gsize length, GError **error)
+{
+    g_autofree char *to = g_build_filename(server->directory, TLS_FOLDER, name, NULL);
+    int fd;
+    gboolean ok;
+
+    fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    ok = fd >= 0 && write(fd, text, length) == (ssize_t)length &&
+         (geteuid() != 0 || fchown(fd, server->options->uid, server->options->gid) == 0);
+    ok = ok || fail_errno(error, to);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
 static gboolean copy_tls_file(SfDiskServer *server, const char *name, GError **error)
 {
     g_autofree char *from = g_build_filename(server->tls_directory, name, NULL);
-    g_autofree char *to = g_build_filename(server->directory, TLS_FOLDER, name, NULL);
     g_autofree char *text = NULL;
     gsize length;
-    int fd;
     gboolean ok;
 
     if (!g_file_get_contents(from, &text, &length, error)) {
         return FALSE;
     }
-    fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    ok = fd >= 0 && write(fd, text, length) == (ssize_t)length &&
-         (geteuid() != 0 || fchown(fd, server->options->uid, server->options->gid) == 0);
-    ok = ok || fail_errno(error, to);
+    ok = write_tls_file(server, name, text, length, error);
     explicit_bzero(text, length);
-    if (fd >= 0) {
-        close(fd);
-    }
     return ok;
 }
 
@@ -237,7 +259,7 @@ static gboolean copy_tls(SfDiskServer *server, GError **error)
             return FALSE;
         }
     }
-    return TRUE;
+    return write_tls_file(server, TLS_DH_PARAMS, dh_params, strlen(dh_params), error);
 }
 
 static gboolean make_directory(SfDiskServer *server, GError **error)
