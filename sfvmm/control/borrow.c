@@ -1076,18 +1076,21 @@ static void take_complete(SfHostTicket *ticket, const char *host)
     }
 }
 
-/* What a clone there needed first: given to the hosts of the next forks. The first one is kept. */
+/* What a clone there needed first: given to the hosts of the next forks. The longest is kept. */
 static void take_working_set(SfHostTicket *ticket, JsonObject *data)
 {
     const char *text = json_object_get_string_member_with_default(data, "runs", "");
-    gsize length = 0;
-    guchar *runs;
+    gsize length = 0, known = ticket->family->working_set ? g_bytes_get_size(ticket->family->working_set) : 0;
+    g_autofree guchar *runs = NULL;
 
-    if (ticket->family->working_set || !text || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
+    if (!text || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
         return;
     }
     runs = g_base64_decode(text, &length);
-    ticket->family->working_set = g_bytes_new_take(runs, length); /* checked by who uses it */
+    if (length > known) {
+        g_clear_pointer(&ticket->family->working_set, g_bytes_unref);
+        ticket->family->working_set = g_bytes_new_take(g_steal_pointer(&runs), length); /* checked by who uses it */
+    }
 }
 
 /* The ticket that a peer speaks of, if it is one of ours that has clones. */

@@ -405,6 +405,7 @@ typedef struct {
 struct SfLend {
     SfHostTicket *ticket;
     guint record_timer;  /* GSource id, 0: none */
+    gboolean answer_recorded;
     SfDiskServer *disks; /* through which clones here read their disks; NULL: they have none */
     Place place;
 };
@@ -896,7 +897,6 @@ static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
 
 static void record(SfLend *lend)
 {
-    g_clear_handle_id(&lend->record_timer, g_source_remove);
     if (lend->ticket->pager) {
         sf_pager_working_set_async(lend->ticket->pager, on_recorded, call_new(lend->ticket));
     }
@@ -911,9 +911,19 @@ static gboolean on_record_timer(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+/* Its sf_clone() returns: what it took to get there is known, even if the fork is over before the timer. */
+static void record_answer(SfLend *lend, const SfClone *clone)
+{
+    if (lend->record_timer && clone->answered && !lend->answer_recorded) {
+        lend->answer_recorded = TRUE;
+        record(lend);
+    }
+}
+
 void sf_lend_done(SfHostTicket *ticket)
 {
     if (ticket->lend && ticket->lend->record_timer) {
+        g_clear_handle_id(&ticket->lend->record_timer, g_source_remove);
         record(ticket->lend);
     }
 }
@@ -1270,6 +1280,9 @@ void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
 
     json_object_set_object_member(data, "clone", sf_clone_report(clone));
     tell_origin(ticket, "clone", data);
+    if (ticket->lend) {
+        record_answer(ticket->lend, clone);
+    }
 }
 
 /* ---- an origin that stays away ---- */
