@@ -108,7 +108,9 @@ static int open_device(const char *path)
 
 /*
  * QEMU tells the host of a port's end at most once a second, so the host may not have seen that an agent before this
- * one had the port. On the sockets that stand for a port the connection itself is the news.
+ * one had the port. And the kernel may tell of the host's going and coming after the new host's HELLO has been read and
+ * answered. In both cases the host takes the agent for greeted. On the sockets that stand for a port the connection
+ * itself is the news.
  */
 static void ask_for_hello(struct port *port)
 {
@@ -179,6 +181,7 @@ void port_try(struct port *port)
         port->connected = true;
         port_async(port, false);
         agent_log(LOG_DEBUG, "the host is back");
+        ask_for_hello(port);
     }
 }
 
