@@ -10,8 +10,10 @@
  *      ^                  |                                 |
  *      +---- port closed -+---------------------------------+        (then port opened: hello() again)
  *
- * An answer with another nonce is that of a snapshot's past, or of an earlier sfvmmd: dropped. QEMU tells of the port's
- * state at most once a second, so an agent that was replaced at once is not seen that way: a new one says HELLO itself.
+ * An answer with another nonce is that of a snapshot's past, or of an earlier sfvmmd: dropped. Nor is it sure that an
+ * agent that has read our HELLO could answer it: its kernel may learn of our predecessor's going only then. And QEMU
+ * tells of the port's state at most once a second, so an agent that was replaced at once is not seen that way. Hence an
+ * agent that has opened the port, or finds us back at its end, says HELLO itself, and is greeted again.
  *
  * Bounds. A guest is not trusted, and one that floods must not take the daemon's time from others. Each frame, good or
  * broken, and each KiB costs a token; tokens come back at a fixed rate; without tokens nothing is read, the socket
@@ -153,22 +155,36 @@ gboolean sf_guest_channel_send(SfGuestChannel *channel, guint8 type, guint32 req
     return TRUE;
 }
 
-void sf_guest_channel_hello(SfGuestChannel *channel)
+static void send_hello(SfGuestChannel *channel)
 {
-    struct sf_gp_hello hello = { .version = SF_GP_VERSION };
+    struct sf_gp_hello hello = { .version = SF_GP_VERSION, .nonce = channel->nonce };
     guint8 payload[SF_GP_HELLO_LENGTH];
 
+    sf_gp_hello_pack(payload, &hello);
+    queue_bytes(channel, "", 1);
+    sf_guest_channel_send(channel, SF_GP_HELLO, 1, payload, sizeof(payload), NULL);
+    channel->hello = HELLO_ASKED;
+}
+
+void sf_guest_channel_hello(SfGuestChannel *channel)
+{
     if (channel->fd < 0 || channel->hello == HELLO_ASKED) {
         return;
     }
     if (getrandom(&channel->nonce, sizeof(channel->nonce), 0) != sizeof(channel->nonce)) {
         channel->nonce = (guint64)g_get_monotonic_time(); /* it only tells connections apart, it keeps no secret */
     }
-    hello.nonce = channel->nonce;
-    sf_gp_hello_pack(payload, &hello);
-    queue_bytes(channel, "", 1);
-    sf_guest_channel_send(channel, SF_GP_HELLO, 1, payload, sizeof(payload), NULL);
-    channel->hello = HELLO_ASKED;
+    send_hello(channel);
+}
+
+/* An agent that was not greeted, or has lost the greeting: what it has read may not be what we think it has. */
+static void greet_again(SfGuestChannel *channel)
+{
+    if (channel->hello == HELLO_ASKED) {
+        send_hello(channel);
+    } else {
+        sf_guest_channel_hello(channel);
+    }
 }
 
 void sf_guest_channel_port_changed(SfGuestChannel *channel, gboolean open)
@@ -229,8 +245,8 @@ static void handle_frame(SfGuestChannel *channel, const struct sf_gp_header *hea
 
     if (header->type != (SF_GP_HELLO | SF_GP_REPLY)) {
         /* Before the answer to HELLO: of another time; the agent sends again what matters. */
-        if (channel->hello == HELLO_CONNECTED && header->type == SF_GP_HELLO) {
-            sf_guest_channel_hello(channel);
+        if (header->type == SF_GP_HELLO) {
+            greet_again(channel);
         } else if (channel->hello == HELLO_CONNECTED) {
             channel->handlers->message(header, payload, channel->owner);
         }
