@@ -57,7 +57,7 @@ static gint64 now_ns(void)
     return g_get_monotonic_time() * NS_PER_US;
 }
 
-void sf_fork_changed(SfFork *fork, SfClone *clone)
+static void fork_save(SfFork *fork)
 {
     g_autoptr(GError) error = NULL;
 
@@ -65,6 +65,11 @@ void sf_fork_changed(SfFork *fork, SfClone *clone)
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd now would forget its newest state",
                   fork->ticket, error->message);
     }
+}
+
+void sf_fork_changed(SfFork *fork, SfClone *clone)
+{
+    fork_save(fork);
     g_signal_emit(fork, signals[SIGNAL_CHANGED], 0, clone);
 }
 
@@ -107,6 +112,7 @@ void sf_clone_end(SfClone *clone, guint32 state, const char *reason)
     clone->exited = now_ns();
     g_free(clone->reason);
     clone->reason = g_strdup(reason);
+    fork_save(fork); /* first: an sfvmmd that finds the process gone and no record of why calls the clone lost */
     clone_drop_vm(clone, TRUE);
     if (state == SF_GP_STATE_EXITED) {
         g_info("ticket %016" G_GINT64_MODIFIER "x clone %u: exited with status %d", fork->ticket, clone->id,
@@ -114,7 +120,7 @@ void sf_clone_end(SfClone *clone, guint32 state, const char *reason)
     } else {
         g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: %s", fork->ticket, clone->id, reason);
     }
-    sf_fork_changed(fork, clone);
+    g_signal_emit(fork, signals[SIGNAL_CHANGED], 0, clone);
     sf_fork_review(fork);
 }
 
