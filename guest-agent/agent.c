@@ -69,6 +69,7 @@ struct agent {
     struct slots slots;
     struct identity identity;
     uint32_t identity_request;      /* 0: no IDENTITY waits for its answer */
+    uint32_t identity_asked;        /* the last one of this connection of the host; 0: none */
     bool programs_wait;             /* the clone's programs do not know yet */
     bool announce;                  /* nor does the log: a console is slow, so that waits for an idle moment */
     bool hello_due;
@@ -133,10 +134,13 @@ static void on_hello(const struct sf_gp_header *header, const uint8_t *payload)
         agent_log(LOG_WARNING, "the host speaks version %u of the protocol, this agent version %u", hello.version,
                   SF_GP_VERSION);
     }
+    if (!agent.had_hello || hello.nonce != agent.nonce) {
+        agent.identity_asked = 0; /* this host asks again */
+    }
     if (!agent.had_hello || hello.nonce != agent.nonce || !agent.port.greeted) {
         port_restart_output(&agent.port);
         slots_unsend(&agent.slots);
-        agent.identity_request = 0; /* the host asks again */
+        agent.identity_request = agent.identity_asked;
     }
     agent.had_hello = true;
     agent.nonce = hello.nonce;
@@ -176,7 +180,7 @@ static void on_identity(const struct sf_gp_header *header, const uint8_t *payloa
         port_put(&agent.port, SF_GP_ERROR, header->request, refusal, sf_gp_error_pack(refusal, &error));
         return;
     }
-    agent.identity_request = header->request;
+    agent.identity_request = agent.identity_asked = header->request;
     if (agent.identity.state != IDENTITY_NONE && agent.identity.value.ticket == value.ticket &&
         agent.identity.value.id == value.id) {
         explicit_bzero(value.seed, sizeof(value.seed)); /* said again after a reconnection */

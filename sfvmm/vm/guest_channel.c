@@ -177,13 +177,16 @@ void sf_guest_channel_hello(SfGuestChannel *channel)
     send_hello(channel);
 }
 
-/* An agent that was not greeted, or has lost the greeting: what it has read may not be what we think it has. */
+/*
+ * An agent that was not greeted, or whose answers are lost. The nonce is the same, as the connection is: one that has
+ * seen it answers again what it has answered since.
+ */
 static void greet_again(SfGuestChannel *channel)
 {
-    if (channel->hello == HELLO_ASKED) {
-        send_hello(channel);
-    } else {
+    if (channel->hello == HELLO_IDLE) {
         sf_guest_channel_hello(channel);
+    } else {
+        send_hello(channel);
     }
 }
 
