@@ -138,6 +138,7 @@ struct slot {
     bool used;
     bool pending;               /* a request waits for the host */
     bool sent;                  /* to the host, in its present connection */
+    bool resent;                /* an earlier one may have been acted upon */
     bool foreign;               /* asked by this clone's parent */
     int fd;
     uid_t uid;

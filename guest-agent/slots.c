@@ -207,7 +207,7 @@ static void take_request(struct slots *slots, struct slot *slot, uint8_t type, c
 {
     slot->type = type;
     slot->length = length;
-    slot->sent = false;
+    slot->sent = slot->resent = false;
     slot->foreign = false;
     slot->pending = true;
     if (type == SF_GP_SELF) {
@@ -276,6 +276,15 @@ static void give_back(struct slots *slots, struct slot *slot, const uint8_t *pay
     slot->sent = false;
 }
 
+/* The ticket is gone because an sfvmmd that ended before it could say so has released it. */
+static bool is_released_already(const struct slot *slot, const struct sf_gp_header *header, const uint8_t *payload)
+{
+    struct sf_gp_error error;
+
+    return slot->type == SF_GP_RELEASE && slot->resent && header->type == SF_GP_ERROR &&
+           sf_gp_error_parse(&error, payload, header->length) && error.error == ECHILD;
+}
+
 void slots_answer(struct slots *slots, const struct sf_gp_header *header, const uint8_t *payload)
 {
     struct slot *slot = NULL;
@@ -313,12 +322,17 @@ void slots_answer(struct slots *slots, const struct sf_gp_header *header, const 
             slots->sync_owner = NULL;
         }
     }
+    if (is_released_already(slot, header, payload)) {
+        slot_send(slots, slot, SF_GP_RELEASE | SF_GP_REPLY, NULL, 0);
+        return;
+    }
     slot_send(slots, slot, header->type, payload, header->length);
 }
 
 void slots_unsend(struct slots *slots)
 {
     for (unsigned i = 0; i < slots->end; i++) {
+        slots->slot[i].resent |= slots->slot[i].sent;
         slots->slot[i].sent = false;
     }
 }
