@@ -380,6 +380,32 @@ gboolean sf_json_line_reader_next(SfJsonLineReader *reader, JsonObject **object,
     return FALSE;
 }
 
+/*
+ * json-glib (1.6 and 1.10) marks whatever it prints of a double without a point with ".0": 2e22 becomes "2e+22.0", which
+ * is no number of JSON. Takes these marks out, in place. Outside of texts an 'e' before a sign is in a number only.
+ */
+static void mend_exponents(char *text)
+{
+    char *to = text;
+    gboolean in_text = FALSE;
+
+    for (const char *from = text; *from;) {
+        char c = *to++ = *from++;
+
+        if (in_text && c == '\\') {
+            *to++ = *from++;
+        } else if (c == '"') {
+            in_text = !in_text;
+        } else if (!in_text && c == 'e' && (*from == '+' || *from == '-')) {
+            do {
+                *to++ = *from++;
+            } while (g_ascii_isdigit(*from));
+            from += g_str_has_prefix(from, ".0") ? 2 : 0;
+        }
+    }
+    *to = '\0';
+}
+
 char *sf_json_line_format(JsonObject *object, gsize *length)
 {
     g_autoptr(JsonNode) root = json_node_new(JSON_NODE_OBJECT);
@@ -387,6 +413,7 @@ char *sf_json_line_format(JsonObject *object, gsize *length)
 
     json_node_set_object(root, object);
     text = json_to_string(root, FALSE);
+    mend_exponents(text);
     char *line = g_strconcat(text, "\n", NULL);
     if (length) {
         *length = strlen(line);
