@@ -17,7 +17,7 @@ static bool take16(struct reader *reader, uint16_t *value)
     if (reader->left < sizeof(*value)) {
         return false;
     }
-    *value = nbd_get16(reader->at);
+    *value = sf_be_get16(reader->at);
     reader->at += sizeof(*value);
     reader->left -= sizeof(*value);
     return true;
@@ -28,7 +28,7 @@ static bool take32(struct reader *reader, uint32_t *value)
     if (reader->left < sizeof(*value)) {
         return false;
     }
-    *value = nbd_get32(reader->at);
+    *value = sf_be_get32(reader->at);
     reader->at += sizeof(*value);
     reader->left -= sizeof(*value);
     return true;
@@ -52,7 +52,7 @@ int nbd_decode_client_flags(const uint8_t *bytes, size_t n, uint32_t *flags)
     if (n < NBD_CLIENT_FLAGS_LENGTH) {
         return NBD_DECODE_MORE;
     }
-    *flags = nbd_get32(bytes);
+    *flags = sf_be_get32(bytes);
     if (!(*flags & NBD_FLAG_FIXED_NEWSTYLE) || (*flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES))) {
         return NBD_DECODE_BAD;
     }
@@ -64,11 +64,11 @@ int nbd_decode_option(const uint8_t *bytes, size_t n, struct nbd_option *option)
     if (n < NBD_OPTION_HEADER_LENGTH) {
         return NBD_DECODE_MORE;
     }
-    if (nbd_get64(bytes) != NBD_OPTION_MAGIC) {
+    if (sf_be_get64(bytes) != NBD_OPTION_MAGIC) {
         return NBD_DECODE_BAD;
     }
-    option->option = nbd_get32(bytes + 8);
-    option->length = nbd_get32(bytes + 12);
+    option->option = sf_be_get32(bytes + 8);
+    option->length = sf_be_get32(bytes + 12);
     if (option->length > NBD_OPTION_DATA_MAX) {
         option->data = NULL;
         return NBD_OPTION_HEADER_LENGTH;
@@ -85,14 +85,14 @@ int nbd_decode_request(const uint8_t *bytes, size_t n, struct nbd_request *reque
     if (n < NBD_REQUEST_LENGTH) {
         return NBD_DECODE_MORE;
     }
-    if (nbd_get32(bytes) != NBD_REQUEST_MAGIC) {
+    if (sf_be_get32(bytes) != NBD_REQUEST_MAGIC) {
         return NBD_DECODE_BAD;
     }
-    request->flags = nbd_get16(bytes + 4);
-    request->type = nbd_get16(bytes + 6);
-    request->cookie = nbd_get64(bytes + 8);
-    request->offset = nbd_get64(bytes + 16);
-    request->length = nbd_get32(bytes + 24);
+    request->flags = sf_be_get16(bytes + 4);
+    request->type = sf_be_get16(bytes + 6);
+    request->cookie = sf_be_get64(bytes + 8);
+    request->offset = sf_be_get64(bytes + 16);
+    request->length = sf_be_get32(bytes + 24);
     return NBD_REQUEST_LENGTH;
 }
 
@@ -140,7 +140,7 @@ bool nbd_meta_next(const struct nbd_meta *meta, uint32_t *at, const char **query
     if (*at >= meta->queries_length) {
         return false;
     }
-    *length = nbd_get32(meta->queries + *at);
+    *length = sf_be_get32(meta->queries + *at);
     *query = (const char *)meta->queries + *at + sizeof(*length);
     *at += sizeof(*length) + *length;
     return true;

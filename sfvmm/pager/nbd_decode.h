@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "sfvmm/pager/nbd_protocol.h"
+#include "sfvmm/wire/big_endian.h"
 
 /* Data of one option: a name, and meta context queries. More is refused: nothing that we offer needs it. */
 #define NBD_OPTION_DATA_MAX 8192
@@ -55,39 +56,5 @@ bool nbd_decode_meta(const struct nbd_option *option, struct nbd_meta *meta);
 
 /* The next query of meta; *at is 0 for the first, and moves on. true while there is one. */
 bool nbd_meta_next(const struct nbd_meta *meta, uint32_t *at, const char **query, uint32_t *length);
-
-/* Big-endian integers. */
-static inline uint16_t nbd_get16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static inline uint32_t nbd_get32(const uint8_t *p)
-{
-    return (uint32_t)nbd_get16(p) << 16 | nbd_get16(p + 2);
-}
-
-static inline uint64_t nbd_get64(const uint8_t *p)
-{
-    return (uint64_t)nbd_get32(p) << 32 | nbd_get32(p + 4);
-}
-
-static inline void nbd_put16(uint8_t *p, uint16_t value)
-{
-    p[0] = (uint8_t)(value >> 8);
-    p[1] = (uint8_t)value;
-}
-
-static inline void nbd_put32(uint8_t *p, uint32_t value)
-{
-    nbd_put16(p, (uint16_t)(value >> 16));
-    nbd_put16(p + 2, (uint16_t)value);
-}
-
-static inline void nbd_put64(uint8_t *p, uint64_t value)
-{
-    nbd_put32(p, (uint32_t)(value >> 32));
-    nbd_put32(p + 4, (uint32_t)value);
-}
 
 #endif

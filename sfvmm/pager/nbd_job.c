@@ -106,11 +106,11 @@ bool nbd_job_is_free(const struct nbd_session *session)
 
 static uint8_t *put_chunk(uint8_t *p, const struct nbd_request *request, uint16_t type, bool done, uint32_t length)
 {
-    nbd_put32(p, NBD_CHUNK_MAGIC);
-    nbd_put16(p + 4, done ? NBD_CHUNK_FLAG_DONE : 0);
-    nbd_put16(p + 6, type);
-    nbd_put64(p + 8, request->cookie);
-    nbd_put32(p + 16, length);
+    sf_be_put32(p, NBD_CHUNK_MAGIC);
+    sf_be_put16(p + 4, done ? NBD_CHUNK_FLAG_DONE : 0);
+    sf_be_put16(p + 6, type);
+    sf_be_put64(p + 8, request->cookie);
+    sf_be_put32(p + 16, length);
     return p + NBD_CHUNK_LENGTH;
 }
 
@@ -118,9 +118,9 @@ static void put_simple(struct nbd_session *session, const struct nbd_request *re
 {
     uint8_t *p = nbd_session_reserve(session, NBD_SIMPLE_REPLY_LENGTH);
 
-    nbd_put32(p, NBD_SIMPLE_REPLY_MAGIC);
-    nbd_put32(p + 4, error);
-    nbd_put64(p + 8, request->cookie);
+    sf_be_put32(p, NBD_SIMPLE_REPLY_MAGIC);
+    sf_be_put32(p + 4, error);
+    sf_be_put64(p + 8, request->cookie);
 }
 
 /* The end of a request: error 0, or NBD_E* with a text for people. */
@@ -134,8 +134,8 @@ static void reply(struct nbd_session *session, const struct nbd_request *request
         uint16_t length = (uint16_t)MIN(strlen(text), ERROR_TEXT_MAX);
         uint8_t *p = nbd_session_reserve(session, NBD_CHUNK_LENGTH + 6u + length);
         p = put_chunk(p, request, NBD_CHUNK_ERROR, true, 6u + length);
-        nbd_put32(p, error);
-        nbd_put16(p + 4, length);
+        sf_be_put32(p, error);
+        sf_be_put16(p + 4, length);
         memcpy(p + 6, text, length);
     }
 }
@@ -256,8 +256,8 @@ static void put_hole(struct nbd_session *session, struct nbd_job *job, uint64_t 
     uint8_t *p = nbd_session_reserve(session, HOLE_CHUNK);
 
     p = put_chunk(p, &job->request, NBD_CHUNK_OFFSET_HOLE, job->at + length == job->end, 12);
-    nbd_put64(p, job->at);
-    nbd_put32(p + 8, (uint32_t)length);
+    sf_be_put64(p, job->at);
+    sf_be_put32(p + 8, (uint32_t)length);
     job->at += length;
 }
 
@@ -284,7 +284,7 @@ static bool put_data(struct nbd_session *session, struct nbd_job *job, int fd, u
             }
             p = nbd_session_reserve(session, DATA_HEADER + run);
             p = put_chunk(p, &job->request, NBD_CHUNK_OFFSET_DATA, job->at + run == job->end, (uint32_t)(8 + run));
-            nbd_put64(p, job->at);
+            sf_be_put64(p, job->at);
             job->at += run;
         }
         bytes += run;
@@ -347,7 +347,7 @@ static enum nbd_job_step read_unsplit(struct nbd_session *session, struct nbd_jo
         return fetch(session, job, absent);
     }
     uint8_t *p = nbd_session_reserve(session, DATA_HEADER);
-    nbd_put64(put_chunk(p, &job->request, NBD_CHUNK_OFFSET_DATA, true, 8 + length), job->at);
+    sf_be_put64(put_chunk(p, &job->request, NBD_CHUNK_OFFSET_DATA, true, 8 + length), job->at);
     return read_whole(session, job, job->end);
 }
 
@@ -386,7 +386,7 @@ static enum nbd_job_step block_status(struct nbd_session *session, struct nbd_jo
     uint64_t length, where;
     int fd;
 
-    nbd_put32(start + NBD_CHUNK_LENGTH, ALLOCATION_ID);
+    sf_be_put32(start + NBD_CHUNK_LENGTH, ALLOCATION_ID);
     for (unsigned looks = 0; job->at < job->end && looks < LOOKS_MAX; looks++) {
         enum page_state state = nbd_export_look(&session->export, job->at, job->end - job->at, &length, &fd, &where);
         if (state == PAGE_DATA) {
@@ -394,14 +394,14 @@ static enum nbd_job_step block_status(struct nbd_session *session, struct nbd_jo
         }
         flags = state == PAGE_ZERO ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0;
         if (last && flags == last_flags) {
-            nbd_put32(last, nbd_get32(last) + (uint32_t)length);
+            sf_be_put32(last, sf_be_get32(last) + (uint32_t)length);
         } else if (n == max) {
             break;
         } else {
             last = nbd_session_reserve(session, 8);
             last_flags = flags;
-            nbd_put32(last, (uint32_t)length);
-            nbd_put32(last + 4, flags);
+            sf_be_put32(last, (uint32_t)length);
+            sf_be_put32(last + 4, flags);
             n++;
         }
         job->at += length;

@@ -92,10 +92,10 @@ static uint8_t *put_reply(struct nbd_session *session, uint32_t option, uint32_t
 {
     uint8_t *p = nbd_session_reserve(session, NBD_OPTION_REPLY_LENGTH + length);
 
-    nbd_put64(p, NBD_OPTION_REPLY_MAGIC);
-    nbd_put32(p + 8, option);
-    nbd_put32(p + 12, type);
-    nbd_put32(p + 16, length);
+    sf_be_put64(p, NBD_OPTION_REPLY_MAGIC);
+    sf_be_put32(p + 8, option);
+    sf_be_put32(p + 12, type);
+    sf_be_put32(p + 16, length);
     return p + NBD_OPTION_REPLY_LENGTH;
 }
 
@@ -121,9 +121,9 @@ static void greet(struct nbd_session *session)
 {
     uint8_t *p = nbd_session_reserve(session, NBD_GREETING_LENGTH);
 
-    nbd_put64(p, NBD_MAGIC);
-    nbd_put64(p + 8, NBD_OPTION_MAGIC);
-    nbd_put16(p + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    sf_be_put64(p, NBD_MAGIC);
+    sf_be_put64(p + 8, NBD_OPTION_MAGIC);
+    sf_be_put16(p + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
 }
 
 /* ---- Who may ---- */
@@ -185,7 +185,7 @@ static void option_list(struct nbd_session *session, const struct nbd_option *op
     while (page_store_is_set(service->store) && nbd_export_next(service->store, service->snapshot, &at, name)) {
         uint32_t length = (uint32_t)strlen(name);
         uint8_t *p = put_reply(session, option->option, NBD_REP_SERVER, 4 + length);
-        nbd_put32(p, length);
+        sf_be_put32(p, length);
         memcpy(p + 4, name, length);
     }
     acknowledge(session, option->option);
@@ -201,7 +201,7 @@ static void put_text_info(struct nbd_session *session, uint32_t option, uint16_t
 {
     uint8_t *p = put_reply(session, option, NBD_REP_INFO, (uint32_t)(2 + length));
 
-    nbd_put16(p, info);
+    sf_be_put16(p, info);
     memcpy(p + 2, text, length);
 }
 
@@ -211,14 +211,14 @@ static void put_infos(struct nbd_session *session, uint32_t option, const struct
     char text[TEXT_MAX];
     uint8_t *p = put_reply(session, option, NBD_REP_INFO, 12);
 
-    nbd_put16(p, NBD_INFO_EXPORT);
-    nbd_put64(p + 2, export->size);
-    nbd_put16(p + 10, transmission_flags(session));
+    sf_be_put16(p, NBD_INFO_EXPORT);
+    sf_be_put64(p + 2, export->size);
+    sf_be_put16(p + 10, transmission_flags(session));
     p = put_reply(session, option, NBD_REP_INFO, 14);
-    nbd_put16(p, NBD_INFO_BLOCK_SIZE);
-    nbd_put32(p + 2, 1);
-    nbd_put32(p + 6, PREFERRED_BLOCK);
-    nbd_put32(p + 10, LARGEST_BLOCK);
+    sf_be_put16(p, NBD_INFO_BLOCK_SIZE);
+    sf_be_put32(p + 2, 1);
+    sf_be_put32(p + 6, PREFERRED_BLOCK);
+    sf_be_put32(p + 10, LARGEST_BLOCK);
     if (info->wants_name) {
         put_text_info(session, option, NBD_INFO_NAME, info->name, info->name_length);
     }
@@ -272,8 +272,8 @@ static void option_export_name(struct nbd_session *session, const struct nbd_opt
         return;
     }
     uint8_t *p = nbd_session_reserve(session, 10 + zeroes);
-    nbd_put64(p, export.size);
-    nbd_put16(p + 8, transmission_flags(session));
+    sf_be_put64(p, export.size);
+    sf_be_put16(p + 8, transmission_flags(session));
     memset(p + 10, 0, zeroes);
     serve(session, &export, name, option->length);
 }
@@ -282,7 +282,7 @@ static void put_context(struct nbd_session *session, uint32_t option, uint32_t i
 {
     uint8_t *p = put_reply(session, option, NBD_REP_META_CONTEXT, (uint32_t)(4 + strlen(ALLOCATION_NAME)));
 
-    nbd_put32(p, id);
+    sf_be_put32(p, id);
     memcpy(p + 4, ALLOCATION_NAME, strlen(ALLOCATION_NAME));
 }
 

@@ -140,21 +140,21 @@ static void check(const struct output *output)
 {
     size_t at = NBD_GREETING_LENGTH;
 
-    if (output->n < at || nbd_get64(output->bytes) != NBD_MAGIC) {
+    if (output->n < at || sf_be_get64(output->bytes) != NBD_MAGIC) {
         abort();
     }
     while (output->n - at >= NBD_OPTION_REPLY_LENGTH) {
         const uint8_t *p = output->bytes + at;
-        if (nbd_get64(p) == NBD_OPTION_REPLY_MAGIC) {
-            if (nbd_get32(p + 16) > NBD_OPTION_DATA_MAX) {
+        if (sf_be_get64(p) == NBD_OPTION_REPLY_MAGIC) {
+            if (sf_be_get32(p + 16) > NBD_OPTION_DATA_MAX) {
                 abort();
             }
-            at += NBD_OPTION_REPLY_LENGTH + nbd_get32(p + 16);
-        } else if (nbd_get32(p) == NBD_CHUNK_MAGIC) {
-            if (nbd_get32(p + 16) > LENGTH + 8 || (nbd_get16(p + 4) & ~NBD_CHUNK_FLAG_DONE)) {
+            at += NBD_OPTION_REPLY_LENGTH + sf_be_get32(p + 16);
+        } else if (sf_be_get32(p) == NBD_CHUNK_MAGIC) {
+            if (sf_be_get32(p + 16) > LENGTH + 8 || (sf_be_get16(p + 4) & ~NBD_CHUNK_FLAG_DONE)) {
                 abort();
             }
-            at += NBD_CHUNK_LENGTH + nbd_get32(p + 16);
+            at += NBD_CHUNK_LENGTH + sf_be_get32(p + 16);
         } else {
             return;
         }
