@@ -25,9 +25,10 @@ static void begin_datagram(struct mc_batch *batch)
     batch->at = start + MC_HEADER_LENGTH + MC_ANNOUNCEMENT_LENGTH;
     batch->end = start + batch->payload - MC_TAG_LENGTH;
     sf_be_put32(p, batch->announcement.backoff_us);
-    sf_be_put32(p + 4, batch->announcement.wait_us);
-    sf_be_put16(p + 8, batch->announcement.report_ms);
-    sf_be_put16(p + 10, batch->announcement.receivers);
+    sf_be_put32(p + 4, batch->announcement.wait_us[MC_DEMAND]);
+    sf_be_put32(p + 8, batch->announcement.wait_us[MC_PREFETCH]);
+    sf_be_put16(p + 12, batch->announcement.report_ms);
+    sf_be_put16(p + 14, batch->announcement.receivers);
 }
 
 /* Goes on in the next datagram; what is left of this one is padding. */
@@ -82,6 +83,7 @@ void mc_batch_begin(struct mc_batch *batch, unsigned payload, unsigned max_datag
     batch->length = 0;
     batch->first_sequence = first_sequence;
     batch->announcement = *announcement;
+    batch->last_zero = NULL;
     begin_datagram(batch);
 }
 
@@ -98,31 +100,52 @@ static uint8_t *take_room(struct mc_batch *batch, size_t length)
     }
     p = batch->bytes + batch->at;
     batch->at += length;
+    batch->last_zero = NULL;
     return p;
 }
 
-static bool add_short(struct mc_batch *batch, unsigned kind, unsigned block, unsigned number, uint32_t value)
+static uint8_t *add_short(struct mc_batch *batch, unsigned kind, unsigned block, unsigned number, uint32_t value)
 {
     uint8_t *p = take_room(batch, MC_SHORT_RECORD_LENGTH);
 
     if (p == NULL) {
-        return false;
+        return NULL;
     }
     p[0] = (uint8_t)kind;
     p[1] = (uint8_t)block;
     sf_be_put16(p + 2, (uint16_t)number);
     sf_be_put32(p + 4, value);
+    return p;
+}
+
+/* The last record, if it is one of zeros that these pages follow, grows. */
+static bool grow_zero(struct mc_batch *batch, unsigned block, uint32_t page, unsigned pages)
+{
+    uint8_t *p = batch->last_zero;
+    unsigned n;
+
+    if (p == NULL) {
+        return false;
+    }
+    n = sf_be_get16(p + 2);
+    if (p[1] != block || (uint64_t)sf_be_get32(p + 4) + n != page || n + pages > MC_RUN_MAX) {
+        return false;
+    }
+    sf_be_put16(p + 2, (uint16_t)(n + pages));
     return true;
 }
 
 bool mc_batch_add_zero(struct mc_batch *batch, unsigned block, uint32_t page, unsigned pages)
 {
-    return add_short(batch, MC_KIND_ZERO, block, pages, page);
+    if (!grow_zero(batch, block, page, pages)) {
+        batch->last_zero = add_short(batch, MC_KIND_ZERO, block, pages, page);
+    }
+    return batch->last_zero != NULL;
 }
 
 bool mc_batch_add_dismiss(struct mc_batch *batch, unsigned receiver, uint32_t ms)
 {
-    return add_short(batch, MC_KIND_DISMISS, 0, receiver, ms);
+    return add_short(batch, MC_KIND_DISMISS, 0, receiver, ms) != NULL;
 }
 
 bool mc_batch_add_page(struct mc_batch *batch, unsigned kind, unsigned block, uint32_t page, const uint8_t *body,
@@ -134,6 +157,7 @@ bool mc_batch_add_page(struct mc_batch *batch, unsigned kind, unsigned block, ui
     if (!body_fits(batch, total)) {
         return false;
     }
+    batch->last_zero = NULL;
     for (; offset < total; offset += length) {
         length = fragment_length(batch->end - batch->at, total - offset);
         if (length == 0) {

@@ -23,7 +23,8 @@ struct mc_batch {
     size_t length;           /* bytes used, up to and with the last tag once it is finished */
     uint64_t first_sequence; /* of its first datagram; the others follow */
     struct mc_announcement announcement;
-    size_t at, end; /* of the datagram that is being filled */
+    size_t at, end;     /* of the datagram that is being filled */
+    uint8_t *last_zero; /* the last record, if it is of zero pages: it can grow */
     uint8_t bytes[MC_BATCH_BYTES];
 };
 

@@ -120,9 +120,10 @@ bool mc_data_decode(const uint8_t *bytes, size_t n, const struct mc_shape *shape
         return false;
     }
     announcement->backoff_us = sf_be_get32(bytes);
-    announcement->wait_us = sf_be_get32(bytes + 4);
-    announcement->report_ms = sf_be_get16(bytes + 8);
-    announcement->receivers = sf_be_get16(bytes + 10);
+    announcement->wait_us[MC_DEMAND] = sf_be_get32(bytes + 4);
+    announcement->wait_us[MC_PREFETCH] = sf_be_get32(bytes + 8);
+    announcement->report_ms = sf_be_get16(bytes + 12);
+    announcement->receivers = sf_be_get16(bytes + 14);
     for (; at < n; at += length) {
         length = record_decode(bytes + at, n - at, &record);
         if (length == 0) {

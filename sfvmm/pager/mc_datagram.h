@@ -33,8 +33,9 @@
  *
  *      +---------------+---------------+---------------+---------------+
  *    0 |    back-off: first requests are spread over this time, us     |
- *    4 |    wait: a request made now is answered after about, us       |
- *    8 |    report interval, ms        |         receivers             |
+ *    4 |    wait of demand: a request made now leaves within about, us |
+ *    8 |    wait of prefetch: the same, us                             |
+ *   12 |    report interval, ms        |         receivers             |
  *      +---------------+---------------+---------------+---------------+
  *
  *      +---------------+---------------+---------------+---------------+
@@ -124,6 +125,7 @@ enum {
 enum mc_priority {
     MC_DEMAND = 0, /* somebody waits */
     MC_PREFETCH = 1,
+    MC_PRIORITIES
 };
 
 struct mc_header {
@@ -133,7 +135,7 @@ struct mc_header {
 };
 
 struct mc_announcement {
-    uint32_t backoff_us, wait_us;
+    uint32_t backoff_us, wait_us[MC_PRIORITIES];
     uint16_t report_ms, receivers;
 };
 
@@ -167,7 +169,7 @@ struct mc_shape {
     uint32_t pages[MC_BLOCKS_MAX]; /* of each block */
 };
 
-#define MC_ANNOUNCEMENT_LENGTH 12u
+#define MC_ANNOUNCEMENT_LENGTH 16u
 #define MC_PAGE_HEADER_LENGTH  12u /* of RAW and LZ4 */
 #define MC_SHORT_RECORD_LENGTH 8u  /* of ZERO and DISMISS */
 #define MC_REPORT_LENGTH       36u

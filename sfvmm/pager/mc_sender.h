@@ -59,7 +59,7 @@ int64_t mc_sender_next(struct mc_sender *sender, int64_t now);
  */
 unsigned mc_sender_fill(struct mc_sender *sender, struct mc_batch *batch, int64_t now);
 
-/* The socket's queue was full, the batch was not sent: it counts as lost for all. */
+/* The socket did not take the last batch: it is lost for all, and the rate too high for this host itself. */
 void mc_sender_not_sent(struct mc_sender *sender, int64_t now);
 
 struct mc_sender_stats {
