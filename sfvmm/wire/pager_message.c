@@ -8,11 +8,9 @@
  */
 #include "sfvmm/wire/pager_message.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 #include "sfvmm/wire/json_line.h"
+#include "sfvmm/wire/packet.h"
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_message.h"
 
@@ -54,80 +52,24 @@ static const char *const securities[SF_PAGER_N_SECURITY] = { "plain", "x509", "p
 
 /* ---- packets ---- */
 
+static const SfPacketKind pager_packet = { "pager channel", "the other side", SF_PAGER_MAX_MESSAGE, SF_PAGER_MAX_FDS };
+
 void sf_pager_packet_free(SfPagerPacket *packet)
 {
     if (packet) {
-        for (guint i = 0; i < packet->n_fds; i++) {
-            if (packet->fds[i] >= 0) {
-                close(packet->fds[i]);
-            }
-        }
+        sf_packet_close_fds(packet->fds, packet->n_fds);
         g_clear_pointer(&packet->object, json_object_unref);
         g_free(packet);
     }
 }
 
-static gboolean fail_errno(GError **error, const char *what)
-{
-    int saved = errno;
-
-    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved), "pager channel: %s: %s", what, g_strerror(saved));
-    return FALSE;
-}
-
-/* All that came, so that none leaks; more than fit the packet are closed. TRUE: they fit. */
-static gboolean take_fds(struct msghdr *msg, SfPagerPacket *packet)
-{
-    gboolean fit = TRUE;
-
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        guint n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (guint i = 0; i < n; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-            if (packet->n_fds < SF_PAGER_MAX_FDS) {
-                packet->fds[packet->n_fds++] = fd;
-            } else {
-                close(fd);
-                fit = FALSE;
-            }
-        }
-    }
-    return fit;
-}
-
 SfPagerPacket *sf_pager_receive(int socket, GError **error)
 {
     g_autofree char *bytes = g_malloc(SF_PAGER_MAX_MESSAGE);
-    union {
-        char room[CMSG_SPACE(SF_PAGER_MAX_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec iov = { .iov_base = bytes, .iov_len = SF_PAGER_MAX_MESSAGE };
-    struct msghdr msg = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
-    };
     g_autoptr(SfPagerPacket) packet = g_new0(SfPagerPacket, 1);
-    ssize_t length;
+    gsize length = sf_packet_receive(&pager_packet, socket, bytes, packet->fds, &packet->n_fds, error);
 
-    do {
-        length = recvmsg(socket, &msg, MSG_CMSG_CLOEXEC);
-    } while (length < 0 && errno == EINTR);
-    if (length < 0) {
-        fail_errno(error, "receiving failed");
-        return NULL;
-    }
-    if (!take_fds(&msg, packet) || (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
-                    "pager channel: more than %u bytes or %u descriptors in one message", SF_PAGER_MAX_MESSAGE,
-                    SF_PAGER_MAX_FDS);
-        return NULL;
-    }
     if (length == 0) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_CONNECTION_CLOSED, "pager channel: closed by the other side");
         return NULL;
     }
     packet->object = sf_json_line_parse(bytes, length, error);
@@ -136,35 +78,10 @@ SfPagerPacket *sf_pager_receive(int socket, GError **error)
 
 gboolean sf_pager_send(int socket, JsonObject *object, const int *fds, guint n_fds, GError **error)
 {
-    union {
-        char room[CMSG_SPACE(SF_PAGER_MAX_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control = { 0 };
     gsize length;
     g_autofree char *text = sf_json_line_format(object, &length);
-    struct iovec iov = { .iov_base = text, .iov_len = length };
-    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-    ssize_t sent;
 
-    if (length > SF_PAGER_MAX_MESSAGE || n_fds > SF_PAGER_MAX_FDS) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE,
-                    "pager channel: a message of %zu bytes and %u descriptors; at most %u and %u fit", length, n_fds,
-                    SF_PAGER_MAX_MESSAGE, SF_PAGER_MAX_FDS);
-        return FALSE;
-    }
-    if (n_fds) {
-        msg.msg_control = &control;
-        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
-    }
-    do {
-        sent = sendmsg(socket, &msg, MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    return sent >= 0 || fail_errno(error, "sending failed");
+    return sf_packet_send(&pager_packet, socket, text, length, fds, n_fds, error);
 }
 
 /* ---- parsing ---- */

@@ -2,22 +2,15 @@
 /*
  * Theory of operation
  *
- * A message is one packet of a SEQPACKET socket, so there is no framing to lose: a packet is right or wrong as a whole.
- * The structs of qemu_channel.h are the wire format itself (little-endian, no implicit padding), hence the assertion
- * below.
- *
- * Receiving descriptors has one trap: the kernel installs them into our table before we see the message. So the control
- * buffer has room for SF_QC_MAX_FDS and what arrives is collected first and closed on every way out but success; what
- * did not fit (MSG_CTRUNC) the kernel has dropped itself.
+ * A message is one packet (packet.h). The structs of qemu_channel.h are the wire format itself (little-endian, no
+ * implicit padding), hence the assertions below.
  *
  * Payload checks copy into the caller's structs: no alignment demands on the bytes, no lifetimes to mind.
  */
 #include "sfvmm/wire/qemu_message.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
+#include "sfvmm/wire/packet.h"
 #include "sfvmm/wire/page_run.h"
 
 G_STATIC_ASSERT(G_BYTE_ORDER == G_LITTLE_ENDIAN);
@@ -44,21 +37,12 @@ G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, 
     return FALSE;
 }
 
-static void close_all(const int *fds, guint n_fds)
-{
-    for (guint i = 0; i < n_fds; i++) {
-        if (fds[i] >= 0) {
-            close(fds[i]);
-        }
-    }
-}
-
 void sf_qc_message_free(SfQcMessage *message)
 {
     if (!message) {
         return;
     }
-    close_all(message->fds, message->n_fds);
+    sf_packet_close_fds(message->fds, message->n_fds);
     g_bytes_unref(message->payload);
     g_free(message);
 }
@@ -109,13 +93,13 @@ SfQcMessage *sf_qc_message_parse(const void *bytes, gsize length, const int *fds
     struct sf_qc_header header;
 
     if (length < sizeof(header) || length > SF_QC_MAX_MESSAGE || n_fds > SF_QC_MAX_FDS) {
-        close_all(fds, n_fds);
+        sf_packet_close_fds(fds, n_fds);
         invalid(error, "packet of %zu bytes and %u descriptors", length, n_fds);
         return NULL;
     }
     memcpy(&header, bytes, sizeof(header));
     if (!check_header(&header, length, error)) {
-        close_all(fds, n_fds);
+        sf_packet_close_fds(fds, n_fds);
         return NULL;
     }
 
@@ -129,100 +113,24 @@ SfQcMessage *sf_qc_message_parse(const void *bytes, gsize length, const int *fds
     return message;
 }
 
-/* All descriptors of all SCM_RIGHTS in msg; fds has room for what the control buffer can hold. */
-static guint collect_fds(struct msghdr *msg, int *fds, guint room)
-{
-    guint n_fds = 0;
-
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        guint n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        g_assert(n <= room - n_fds);
-        memcpy(fds + n_fds, CMSG_DATA(c), n * sizeof(int));
-        n_fds += n;
-    }
-    return n_fds;
-}
-
-static void set_errno_error(GError **error, const char *what)
-{
-    int saved = errno;
-
-    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved), "sf channel: %s: %s", what, g_strerror(saved));
-}
+static const SfPacketKind qc_packet = { "sf channel", "QEMU", SF_QC_MAX_MESSAGE, SF_QC_MAX_FDS };
 
 SfQcMessage *sf_qc_receive(int socket, GError **error)
 {
     g_autofree char *bytes = g_malloc(SF_QC_MAX_MESSAGE);
-    union {
-        char room[CMSG_SPACE(SF_QC_MAX_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    int fds[sizeof(control) / sizeof(int)];
-    struct iovec iov = { .iov_base = bytes, .iov_len = SF_QC_MAX_MESSAGE };
-    struct msghdr msg = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
-    };
-    ssize_t length;
+    int fds[SF_QC_MAX_FDS];
+    guint n_fds;
+    gsize length = sf_packet_receive(&qc_packet, socket, bytes, fds, &n_fds, error);
 
-    do {
-        length = recvmsg(socket, &msg, MSG_CMSG_CLOEXEC);
-    } while (length < 0 && errno == EINTR);
-    if (length < 0) {
-        set_errno_error(error, "receiving from QEMU failed");
-        return NULL;
-    }
-
-    guint n_fds = collect_fds(&msg, fds, G_N_ELEMENTS(fds));
-    if (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
-        close_all(fds, n_fds);
-        invalid(error, "more than %d bytes or %d descriptors in one message", SF_QC_MAX_MESSAGE, SF_QC_MAX_FDS);
-        return NULL;
-    }
-    if (length == 0) {
-        close_all(fds, n_fds);
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_CONNECTION_CLOSED, "sf channel: QEMU has closed it");
-        return NULL;
-    }
-    return sf_qc_message_parse(bytes, length, fds, n_fds, error);
+    return length > 0 ? sf_qc_message_parse(bytes, length, fds, n_fds, error) : NULL;
 }
 
 gboolean sf_qc_send(int socket, GBytes *packet, const int *fds, guint n_fds, GError **error)
 {
-    union {
-        char room[CMSG_SPACE(SF_QC_MAX_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control = { 0 };
-    struct iovec iov;
-    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-    ssize_t sent;
+    gsize length;
+    const void *bytes = g_bytes_get_data(packet, &length);
 
-    iov.iov_base = (void *)g_bytes_get_data(packet, &iov.iov_len);
-    if (iov.iov_len > SF_QC_MAX_MESSAGE || n_fds > SF_QC_MAX_FDS) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE,
-                    "sf channel: a request of %zu bytes and %u descriptors; at most %d and %d fit", iov.iov_len, n_fds,
-                    SF_QC_MAX_MESSAGE, SF_QC_MAX_FDS);
-        return FALSE;
-    }
-    if (n_fds) {
-        msg.msg_control = &control;
-        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
-    }
-    do {
-        sent = sendmsg(socket, &msg, MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0) {
-        set_errno_error(error, "sending to QEMU failed");
-        return FALSE;
-    }
-    return TRUE;
+    return sf_packet_send(&qc_packet, socket, bytes, length, fds, n_fds, error);
 }
 
 /* A packet of a header, a fixed part and a second part. */
