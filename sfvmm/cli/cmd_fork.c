@@ -85,20 +85,6 @@ static void note_fewer(const SfCtl *ctl, JsonObject *result, gint64 asked)
     }
 }
 
-static int show_ticket(SfCtl *ctl, JsonObject *result)
-{
-    JsonObject *ticket = sf_ctl_object(result, "ticket");
-
-    if (ctl->json) {
-        sf_ctl_print_json(result);
-    } else if (option_quiet) {
-        sf_ctl_print(sf_ctl_string(ticket, "ticket"));
-    } else {
-        sf_view_ticket(ctl, ticket);
-    }
-    return SF_CTL_OK;
-}
-
 static int run_clone(SfCtl *ctl, int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
@@ -144,7 +130,8 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     if (!option_ticket) {
         note_fewer(ctl, result, count);
     }
-    return show_ticket(ctl, result);
+    sf_view_ticket_of(ctl, result, option_quiet);
+    return SF_CTL_OK;
 }
 
 static int run_ticket(SfCtl *ctl, int argc, char **argv)
@@ -165,7 +152,8 @@ static int run_ticket(SfCtl *ctl, int argc, char **argv)
         return sf_ctl_fail_call(ctl, error);
     }
     note_fewer(ctl, result, count);
-    return show_ticket(ctl, result);
+    sf_view_ticket_of(ctl, result, option_quiet);
+    return SF_CTL_OK;
 }
 
 static int run_tickets(SfCtl *ctl, int argc, char **argv)
@@ -330,7 +318,7 @@ static int run_join(SfCtl *ctl, int argc, char **argv)
             }
         }
     }
-    show_ticket(ctl, result);
+    sf_view_ticket_of(ctl, result, option_quiet);
     return option_check && !all_succeeded(ticket) ? SF_CTL_ERROR : SF_CTL_OK;
 }
 

@@ -211,14 +211,7 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
     }
-    JsonObject *ticket = sf_ctl_object(result, "ticket");
-    if (ctl->json) {
-        sf_ctl_print_json(result);
-    } else if (option_quiet) {
-        sf_ctl_print(sf_ctl_string(ticket, "ticket"));
-    } else {
-        sf_view_ticket(ctl, ticket);
-    }
+    sf_view_ticket_of(ctl, result, option_quiet);
     return SF_CTL_OK;
 }
 

@@ -112,11 +112,7 @@ static int show_ticket(SfCtl *ctl, const char *text, GError **error)
     if (!result) {
         return SF_CTL_ERROR;
     }
-    if (ctl->json) {
-        sf_ctl_print_json(result);
-    } else {
-        sf_view_ticket(ctl, sf_ctl_object(result, "ticket"));
-    }
+    sf_view_ticket_of(ctl, result, FALSE);
     return SF_CTL_OK;
 }
 

@@ -361,3 +361,16 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
         print_clones(ctl, clones, sf_ctl_int(fork, "called"));
     }
 }
+
+void sf_view_ticket_of(const SfCtl *ctl, JsonObject *result, gboolean quiet)
+{
+    JsonObject *ticket = sf_ctl_object(result, "ticket");
+
+    if (ctl->json) {
+        sf_ctl_print_json(result);
+    } else if (quiet) {
+        sf_ctl_print(sf_ctl_string(ticket, "ticket"));
+    } else {
+        sf_view_ticket(ctl, ticket);
+    }
+}

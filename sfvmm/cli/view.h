@@ -12,4 +12,7 @@ void sf_view_ticket_list(const SfCtl *ctl, JsonArray *tickets);
 /* One ticket: a heading, the parent's pause and its parts, a table of the clones. */
 void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket);
 
+/* The answer to a call that has a "ticket" in it: with --json as it is, quiet: its id alone, else as above. */
+void sf_view_ticket_of(const SfCtl *ctl, JsonObject *result, gboolean quiet);
+
 #endif
