@@ -61,6 +61,7 @@
 struct SfDiskServer {
     int refs;
     const SfLauncherOptions *options;
+    GHashTable *all; /* options->disk_servers, a reference */
     char *id, *directory, *tls_directory, *socket;
     GStrv allowed;
     gboolean local; /* at a unix socket of its directory */
@@ -91,8 +92,6 @@ static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
                                 "ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=\n"
                                 "-----END DH PARAMETERS-----\n";
 
-static GHashTable *servers; /* id -> SfDiskServer, without a reference */
-
 /* ---- the object ---- */
 
 static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id)
@@ -107,10 +106,8 @@ static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id
     server->pidfd = server->listener = -1;
     server->chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
     server->names = g_ptr_array_new_with_free_func(g_free);
-    if (!servers) {
-        servers = g_hash_table_new(g_str_hash, g_str_equal);
-    }
-    g_hash_table_insert(servers, server->id, server);
+    server->all = g_hash_table_ref(options->disk_servers);
+    g_hash_table_insert(server->all, server->id, server);
     return server;
 }
 
@@ -125,9 +122,10 @@ void sf_disk_server_unref(SfDiskServer *server)
     if (!server || --server->refs > 0) {
         return;
     }
-    if (g_hash_table_lookup(servers, server->id) == server) {
-        g_hash_table_remove(servers, server->id);
+    if (g_hash_table_lookup(server->all, server->id) == server) {
+        g_hash_table_remove(server->all, server->id);
     }
+    g_hash_table_unref(server->all);
     g_clear_handle_id(&server->exit_source, g_source_remove);
     g_clear_handle_id(&server->restart_timer, g_source_remove);
     g_clear_pointer(&server->qmp, sf_qmp_free);
@@ -754,16 +752,17 @@ static gboolean on_restart_time(gpointer data)
 void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions *options, const SfDiskExport *exports,
                                 guint n_exports, GAsyncReadyCallback callback, gpointer data)
 {
+    const SfLauncherOptions *host = sf_launcher_options(launcher);
     g_autoptr(SfDiskServer) server = NULL;
     GError *error = NULL;
     GTask *task;
 
-    if (servers && g_hash_table_contains(servers, options->id)) {
+    if (g_hash_table_contains(host->disk_servers, options->id)) {
         g_task_report_new_error(NULL, callback, data, NULL, SF_VM_ERROR, SF_VM_ERROR_FAILED,
                                 "disk server %s: there is one already", options->id);
         return;
     }
-    server = server_new(sf_launcher_options(launcher), options->id);
+    server = server_new(host, options->id);
     server->local = options->listen_fd < 0;
     server->tls = options->listen_fd >= 0 && options->tls_directory;
     server->tls_directory = g_strdup(options->tls_directory);
@@ -856,7 +855,7 @@ SfDiskServer *sf_disk_server_find(SfLauncher *launcher, const char *id)
 {
     const SfLauncherOptions *options = sf_launcher_options(launcher);
     g_autofree char *path = g_build_filename(options->run_directory, FOLDER, id, FILE_JSON, NULL);
-    SfDiskServer *server = servers ? g_hash_table_lookup(servers, id) : NULL;
+    SfDiskServer *server = g_hash_table_lookup(options->disk_servers, id);
     g_autoptr(JsonObject) object = server ? NULL : sf_state_read(path, NULL);
 
     if (server) {

@@ -17,7 +17,9 @@ typedef struct {
     char *overlay_directory; /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
     uid_t uid;               /* that QEMU runs as; own uid when not root */
     gid_t gid;
-    SfLateCommits *late_commits; /* the launcher's own, it makes them; not to be given */
+    /* The launcher's own, it makes them; not to be given: */
+    SfLateCommits *late_commits;
+    GHashTable *disk_servers; /* id -> SfDiskServer, without a reference: those that run */
 } SfLauncherOptions;
 
 typedef struct SfLauncher SfLauncher;

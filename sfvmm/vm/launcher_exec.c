@@ -67,6 +67,7 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
                                               : g_build_filename(options->run_directory, "disk", NULL);
     late = g_build_filename(launcher->options.overlay_directory, "late", NULL);
     launcher->options.late_commits = sf_late_commits_new(late, launcher->options.qemu_img);
+    launcher->options.disk_servers = g_hash_table_new(g_str_hash, g_str_equal);
     return launcher;
 }
 
@@ -74,6 +75,7 @@ void sf_launcher_free(SfLauncher *launcher)
 {
     if (launcher) {
         sf_late_commits_free(launcher->options.late_commits);
+        g_hash_table_unref(launcher->options.disk_servers);
         g_free(launcher->options.qemu);
         g_free(launcher->options.qemu_img);
         g_free(launcher->options.firmware);
