@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "libsf/wire/message.h"
+#include "sfvmm/fork/clone_name.h"
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/remote.h"
@@ -164,6 +165,7 @@ static gboolean on_identify_timeout(gpointer data)
 static gboolean send_identity(SfClone *clone, GError **error)
 {
     SfFork *fork = clone->fork;
+    g_autofree char *host_name = sf_clone_host_name(fork->parent_name, clone->id);
     struct sf_gp_identity identity = {
         .ticket = fork->ticket,
         .id = clone->id,
@@ -178,7 +180,7 @@ static gboolean send_identity(SfClone *clone, GError **error)
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "getrandom: %s", g_strerror(errno));
         return FALSE;
     }
-    sf_gp_text_set(identity.hostname, sizeof(identity.hostname), "%s-%u", fork->parent_name, clone->id);
+    sf_gp_text_set(identity.hostname, sizeof(identity.hostname), "%s", host_name);
     sf_gp_text_set(identity.parent, sizeof(identity.parent), "%s", fork->parent_name);
     sent =
         sf_vm_guest_send(clone->vm, SF_GP_IDENTITY, clone->id, payload, sf_gp_identity_pack(payload, &identity), error);
@@ -759,12 +761,6 @@ GPtrArray *sf_fork_frozen_disks(SfFork *fork)
 
 /* ---- life ---- */
 
-/* PARENT-TICKET4-ID: short enough to read, and unique with the ticket's first digits. */
-static char *clone_name(SfFork *fork, guint id)
-{
-    return g_strdup_printf("%s-%04x-%u", fork->parent_name, (guint)(fork->ticket >> 48), id);
-}
-
 static void clone_free(gpointer data)
 {
     SfClone *clone = data;
@@ -795,7 +791,7 @@ static void add_clone(SfFork *fork, guint id, const char *host)
 
     clone->fork = fork;
     clone->id = id;
-    clone->name = clone_name(fork, id);
+    clone->name = sf_clone_vm_name(fork->parent_name, fork->ticket, id);
     clone->host = g_strdup(host);
     clone->state = SF_GP_STATE_STARTING;
     g_ptr_array_add(fork->clones, clone);
