@@ -247,6 +247,35 @@ class Qmp:
 
 Layer = collections.namedtuple("Layer", "delta extents count")
 
+# As sfvmmd starts QEMU.
+SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+
+
+def two_nodes():
+    """Options of a VM whose RAM is two blocks of 32 MiB, m0 and m1; goes with memory=64 and ram=""."""
+    options = []
+    for node in ("m0", "m1"):
+        options += ["-object", "memory-backend-memfd,id=%s,share=on,size=32M" % node, "-numa", "node,memdev=" + node]
+    return options
+
+
+def scattered_layer(content, start, end, long_pages, every):
+    """A layer with an extent of one page at every second page from start to end, of long_pages where `every` divides
+    the page's number. Their data is written to content too. The descriptors are the caller's."""
+    delta, table = os.memfd_create("delta"), os.memfd_create("extents")
+    os.ftruncate(delta, len(content))
+    extents = []
+    for at in range(start, end, 2 * PAGE):
+        length = long_pages * PAGE if at % (every * PAGE) == 0 else PAGE
+        if extents and at < sum(extents[-1]):
+            continue
+        data = struct.pack("<Q", at) * (length // 8)
+        os.pwrite(delta, data, at)
+        content[at:at + length] = data
+        extents.append((at, length))
+    os.write(table, b"".join(EXTENT.pack(*extent) for extent in extents))
+    return Layer(delta, table, len(extents))
+
 
 class Snapshot:
     """What SNAPSHOT gave, with the layers below it: all that LOAD wants. Owns its descriptors."""

@@ -5,7 +5,7 @@ import struct
 import unittest
 
 import sfqemu
-from sfqemu import FROZEN, LAYERED, MIB, PAGE, SHARED, SHARED_BASE
+from sfqemu import FROZEN, LAYERED, MIB, PAGE, SANDBOX, SHARED, SHARED_BASE
 
 CLONES = 4
 
@@ -253,24 +253,11 @@ class Memory(sfqemu.TestCase):
         parent.qmp.call("stop")
         first = self.take(parent)
         block = first.block("pc.ram")
-        delta = os.memfd_create("delta")
-        table = os.memfd_create("extents")
-        first.fds += [delta, table]
         expected = bytearray(first.content("pc.ram"))
-        os.ftruncate(delta, block.length)
-        extents = []
-        for at in range(32 * MIB, block.length, 2 * PAGE):
-            # Some extents are longer, and worth a mapping.
-            length = 9 * PAGE if at % (64 * PAGE) == 0 else PAGE
-            if extents and at < sum(extents[-1]):
-                continue
-            data = struct.pack("<Q", at) * (length // 8)
-            os.pwrite(delta, data, at)
-            expected[at:at + length] = data
-            extents.append((at, length))
-        self.assertGreater(len(extents), 66000)
-        os.pwrite(table, b"".join(sfqemu.EXTENT.pack(*extent) for extent in extents), 0)
-        layer = sfqemu.Layer(delta, table, len(extents))
+        # Some extents are longer, and worth a mapping.
+        layer = sfqemu.scattered_layer(expected, 32 * MIB, block.length, long_pages=9, every=64)
+        first.fds += [layer.delta, layer.extents]
+        self.assertGreater(layer.count, 66000)
         first.blocks[0] = block._replace(layers=[layer])
         clone = self.vm(memory=768, paused=True)
         clone.load(first, flags=0)
@@ -318,12 +305,8 @@ class Memory(sfqemu.TestCase):
             shell.load(snapshot)
 
     def test_several_blocks(self):
-        options = []
-        for node in ("m0", "m1"):
-            options += ["-object", "memory-backend-memfd,id=%s,share=on,size=32M" % node, "-numa", "node,memdev=" + node]
-
         def make(**keywords):
-            return self.vm(*options, memory=64, ram="", **keywords)
+            return self.vm(*sfqemu.two_nodes(), memory=64, ram="", **keywords)
         parent = make()
         parent.lines()
         parent.qmp.call("stop")
@@ -342,11 +325,9 @@ class Memory(sfqemu.TestCase):
 class Sandbox(sfqemu.TestCase):
     """As the daemon starts it: an unprivileged user, and the sandbox on."""
 
-    SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-
     def test_sandbox(self):
         user = 65534 if os.getuid() == 0 else None
-        parent = self.vm(*self.SANDBOX, user=user)
+        parent = self.vm(*SANDBOX, user=user)
         parent.lines()
         first = self.take(parent)
         self.continues(first, user)
@@ -358,7 +339,7 @@ class Sandbox(sfqemu.TestCase):
         self.assertHealthy(parent)
 
     def continues(self, snapshot, user):
-        clone = self.clone(snapshot, *self.SANDBOX, user=user)
+        clone = self.clone(snapshot, *SANDBOX, user=user)
         clone.lines()
         self.assertContinues(snapshot, clone)
         return clone

@@ -7,7 +7,7 @@ import unittest
 
 import sfqemu
 from sfqemu import (LAYERED, LOAD_BLOCK, LOAD_REQUEST, MAP, MAPPED, MAX_LAYERS, MAX_PRESENT, MIB, PAGE, RESUME,
-                    SHARED_BASE, ChannelError, Memtap, PageCache)
+                    SANDBOX, SHARED_BASE, ChannelError, Memtap, PageCache)
 
 CLOCK_BYTES = 32    # struct pvclock_vcpu_time_info
 
@@ -212,23 +212,13 @@ class Memory(Base):
         content[32 * MIB:64 * MIB] = (b"below" + bytes(11)) * (2 * MIB)
         base = os.memfd_create("base")
         os.write(base, content)
-        delta, table = os.memfd_create("delta"), os.memfd_create("extents")
-        os.ftruncate(delta, block.length)
-        snapshot.fds += [base, delta, table]
-        expected, extents = bytearray(content), []
-        for at in range(24 * MIB, 120 * MIB, 2 * PAGE):
-            length = 3 * PAGE if at % (256 * PAGE) == 0 else PAGE
-            if extents and at < sum(extents[-1]):
-                continue
-            data = struct.pack("<Q", at) * (length // 8)
-            os.pwrite(delta, data, at)
-            expected[at:at + length] = data
-            extents.append((at, length))
-        self.assertGreater(len(extents), 8192)
-        os.write(table, b"".join(sfqemu.EXTENT.pack(*extent) for extent in extents))
+        expected = bytearray(content)
+        layer = sfqemu.scattered_layer(expected, 24 * MIB, 120 * MIB, long_pages=3, every=256)
+        snapshot.fds += [base, layer.delta, layer.extents]
+        self.assertGreater(layer.count, 8192)
         snapshot.blocks[0] = block._replace(base=base)
         memtap = self.cache(snapshot)
-        snapshot.blocks[0] = block._replace(base=base, layers=[sfqemu.Layer(delta, table, len(extents))])
+        snapshot.blocks[0] = block._replace(base=base, layers=[layer])
         shell = self.vm(memory=128, paused=True)
         shell.map(memtap, layers=snapshot)
         self.assertEqual(memtap.faults, [])
@@ -326,13 +316,8 @@ class Memory(Base):
 
     def test_several_blocks(self):
         """Two blocks on demand behind one userfaultfd; or one of them, and the other whole."""
-        options = []
-        for node in ("m0", "m1"):
-            options += ["-object", "memory-backend-memfd,id=%s,share=on,size=32M" % node]
-            options += ["-numa", "node,memdev=" + node]
-
         def make(**keywords):
-            return self.vm(*options, memory=64, ram="", **keywords)
+            return self.vm(*sfqemu.two_nodes(), memory=64, ram="", **keywords)
         parent = make()
         parent.lines()
         parent.command("s", 5)
@@ -557,19 +542,17 @@ class Refused(Base):
 class Sandbox(Base):
     """As the daemon starts it: neither the system call nor the device is open to it, a passed descriptor is."""
 
-    OPTIONS = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-
     def test_sandbox(self):
         user = 65534 if os.getuid() == 0 else None
-        parent = self.vm(*self.OPTIONS, user=user)
+        parent = self.vm(*SANDBOX, user=user)
         parent.lines()
         snapshot = self.take(parent)
         memtap = self.cache(snapshot)
-        clone = self.lazy(snapshot, memtap, *self.OPTIONS, user=user)
+        clone = self.lazy(snapshot, memtap, *SANDBOX, user=user)
         clone.lines()
         self.assertContinues(snapshot, clone)
         taken = self.take(clone)
-        again = self.lazy(taken, memtap, *self.OPTIONS, layers=taken, user=user)
+        again = self.lazy(taken, memtap, *SANDBOX, layers=taken, user=user)
         again.lines()
         self.assertContinues(taken, again)
         self.assertIsNone(memtap.failure)
