@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * JSON lines. The first byte of an input is the size of the pieces in which the rest is pushed. What comes out must go
- * in again and come out the same. An object that is a request of the control protocol is given on to the decoder of a
- * VM's configuration. (Disk chains are left out: giving one back removes the files that it names.)
+ * JSON lines. What comes out must go in again and come out the same. An object that is a request of the control protocol
+ * is given on to the decoder of a VM's configuration. (Disk chains are left out: giving one back removes the files that it names.)
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "sfvmm/vm/vm_config.h"
-#include "sfvmm/wire/json_line.h"
+#include "tests/fuzz/json_lines.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -41,27 +40,6 @@ static void use(JsonObject *object)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    g_autoptr(SfJsonLineReader) reader = sf_json_line_reader_new();
-    size_t piece = size ? 1 + data[0] : 1;
-
-    for (size_t at = 1; at < size; at += piece) {
-        sf_json_line_reader_push(reader, data + at, MIN(piece, size - at));
-        for (;;) {
-            g_autoptr(JsonObject) object = NULL;
-            g_autoptr(GError) error = NULL;
-            if (!sf_json_line_reader_next(reader, &object, &error)) {
-                if (!error) {
-                    abort();
-                }
-                if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE)) {
-                    return 0;
-                }
-            } else if (object) {
-                use(object);
-            } else {
-                break;
-            }
-        }
-    }
+    fuzz_json_lines(data, size, use);
     return 0;
 }

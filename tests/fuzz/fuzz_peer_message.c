@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a peer sends: lines, cut into pieces as its first byte says, taken apart as messages. A message that was taken
+ * What a peer sends: lines, taken apart as messages. A message that was taken
  * goes through the formatter and must come out the same; tickets and places that it may carry go through their decoder.
  */
 #include <stdint.h>
@@ -9,7 +9,7 @@
 
 #include "sfvmm/cluster/peer_message.h"
 #include "sfvmm/cluster/ticket.h"
-#include "sfvmm/wire/json_line.h"
+#include "tests/fuzz/json_lines.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -57,24 +57,6 @@ static void use(JsonObject *object)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    g_autoptr(SfJsonLineReader) reader = sf_json_line_reader_new();
-    size_t piece = size ? 1 + data[0] : 1;
-
-    for (size_t at = 1; at < size; at += piece) {
-        sf_json_line_reader_push(reader, data + at, MIN(piece, size - at));
-        for (;;) {
-            g_autoptr(JsonObject) object = NULL;
-            g_autoptr(GError) error = NULL;
-            if (!sf_json_line_reader_next(reader, &object, &error)) {
-                if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_MESSAGE_TOO_LARGE)) {
-                    return 0;
-                }
-            } else if (object) {
-                use(object);
-            } else {
-                break;
-            }
-        }
-    }
+    fuzz_json_lines(data, size, use);
     return 0;
 }
