@@ -33,6 +33,7 @@ struct mc_body {
 struct mc_receiver_config {
     struct mc_shape shape;
     uint16_t id;
+    unsigned expected;    /* receivers that there will be about; 0: few */
     unsigned payload;     /* of requests; 0: MC_PAYLOAD_DEFAULT */
     unsigned max_partial; /* pages half received that are kept; 0: the default */
     unsigned max_pending; /* pages that are asked for at a time; 0: the default */
@@ -65,7 +66,10 @@ void mc_receiver_want(struct mc_receiver *receiver, unsigned block, uint32_t pag
 /* Pages have come by other ways (optional: it is also seen by lacks() before they would be asked for). */
 void mc_receiver_have(struct mc_receiver *receiver, unsigned block, uint32_t page, uint32_t pages);
 
-/* An opened MC_DATA: header and decrypted content. false: malformed; nothing has been done but counting it. */
+/*
+ * An opened MC_DATA: header and decrypted content. false: malformed; nothing has been done but counting it.
+ * Take all that has come before mc_receiver_poll(), or silence is seen where there is none.
+ */
 bool mc_receiver_take(struct mc_receiver *receiver, uint64_t incarnation, uint64_t sequence, const uint8_t *content,
                       size_t length, int64_t now);
 
