@@ -53,8 +53,10 @@ SfTimeline *sf_timeline_new(JsonObject *ticket, JsonObject *usage, gint64 now, G
 void sf_timeline_free(SfTimeline *timeline);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfTimeline, sf_timeline_free)
 
-/* How a clone ended, or what it does: "exit 0", "killed", "running". Caller frees. */
-char *sf_timeline_outcome(const SfTimelineClone *clone);
+/* What is written beside a clone's bar, of the fork and of its work: "ran 31.0 ms, answered 280 ms",
+ * "exit 0 at 12.1 s, own 31.2 MiB". Caller frees. */
+char *sf_timeline_fork_note(const SfTimelineClone *clone);
+char *sf_timeline_work_note(const SfTimelineClone *clone);
 gboolean sf_timeline_failed(const SfTimelineClone *clone);
 
 typedef struct {

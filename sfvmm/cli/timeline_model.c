@@ -5,6 +5,7 @@
 
 #include "sfvmm/cli/cli.h"
 #include "sfvmm/cli/timeline.h"
+#include "sfvmm/cli/units.h"
 
 #define US          G_GINT64_CONSTANT(1000)
 #define MS          G_GINT64_CONSTANT(1000000)
@@ -64,10 +65,32 @@ gboolean sf_timeline_failed(const SfTimelineClone *clone)
     return !works(clone) && (strcmp(clone->state, "exited") != 0 || clone->status != 0);
 }
 
-char *sf_timeline_outcome(const SfTimelineClone *clone)
+/* How a clone ended, or what it does: "exit 0", "killed", "running". */
+static char *outcome(const SfTimelineClone *clone)
 {
     return strcmp(clone->state, "exited") == 0 ? g_strdup_printf("exit %" G_GINT64_FORMAT, clone->status)
                                                : g_strdup(clone->state);
+}
+
+char *sf_timeline_fork_note(const SfTimelineClone *clone)
+{
+    gint64 never = SF_TIMELINE_NEVER;
+    g_autofree char *ran = clone->running != never ? sf_units_format_ns((guint64)clone->running) : NULL;
+    g_autofree char *answered = clone->answered != never ? sf_units_format_ns((guint64)clone->answered) : NULL;
+
+    if (!ran) {
+        return g_strdup(sf_timeline_failed(clone) ? clone->state : "starts");
+    }
+    return g_strconcat("ran ", ran, answered ? ", answered " : NULL, answered, NULL);
+}
+
+char *sf_timeline_work_note(const SfTimelineClone *clone)
+{
+    g_autofree char *how = outcome(clone);
+    g_autofree char *when = clone->exited != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->exited) : NULL;
+    g_autofree char *own = clone->private_bytes ? sf_units_format_size(clone->private_bytes) : NULL;
+
+    return g_strconcat(how, when ? " at " : "", when ? when : "", own ? ", own " : "", own ? own : "", NULL);
 }
 
 static SfTimelineClone *make_clone(JsonObject *object, gint64 origin)

@@ -253,27 +253,6 @@ static void draw_clone(Svg *svg, const SfTimelineClone *clone, gint64 span, doub
     }
 }
 
-static char *fork_notes(const SfTimelineClone *clone)
-{
-    gint64 never = SF_TIMELINE_NEVER;
-    g_autofree char *ran = clone->running != never ? sf_units_format_ns((guint64)clone->running) : NULL;
-    g_autofree char *answered = clone->answered != never ? sf_units_format_ns((guint64)clone->answered) : NULL;
-
-    if (!ran) {
-        return g_strdup(sf_timeline_failed(clone) ? clone->state : "starts");
-    }
-    return g_strconcat("ran ", ran, answered ? ", answered " : NULL, answered, NULL);
-}
-
-static char *work_notes(const SfTimelineClone *clone)
-{
-    g_autofree char *outcome = sf_timeline_outcome(clone);
-    g_autofree char *when = clone->exited != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->exited) : NULL;
-    g_autofree char *own = clone->private_bytes ? sf_units_format_size(clone->private_bytes) : NULL;
-
-    return g_strconcat(outcome, when ? " at " : "", when ? when : "", own ? ", own " : "", own ? own : "", NULL);
-}
-
 static void draw_panel(Svg *svg, const char *heading, gint64 span, char *(*notes_of)(const SfTimelineClone *clone))
 {
     const SfTimeline *t = svg->timeline;
@@ -356,9 +335,9 @@ char *sf_timeline_to_svg(const SfTimeline *timeline)
     svg.row = CLAMP(ROWS_HEIGHT / n, ROW_HEIGHT_MIN, ROW_HEIGHT);
     draw_head(&svg);
     draw_pause(&svg);
-    draw_panel(&svg, "The fork", timeline->fork_end, fork_notes);
+    draw_panel(&svg, "The fork", timeline->fork_end, sf_timeline_fork_note);
     if ((double)timeline->end > TWO_PANELS * (double)timeline->fork_end) {
-        draw_panel(&svg, "The work", timeline->end, work_notes);
+        draw_panel(&svg, "The work", timeline->end, sf_timeline_work_note);
     }
     draw_legend(&svg);
     draw_memory(&svg);

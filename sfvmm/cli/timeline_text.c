@@ -166,29 +166,6 @@ static void fill_clone(const Panel *panel, const SfTimelineClone *clone, Phase *
     }
 }
 
-/* "ran 31.0 ms, answered 280 ms" */
-static char *fork_notes(const SfTimelineClone *clone)
-{
-    g_autofree char *ran = clone->running != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->running) : NULL;
-    g_autofree char *answered =
-        clone->answered != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->answered) : NULL;
-
-    if (!ran) {
-        return g_strdup(sf_timeline_failed(clone) ? clone->state : "starts");
-    }
-    return g_strconcat("ran ", ran, answered ? ", answered " : NULL, answered, NULL);
-}
-
-/* "exit 0 at 12.1 s, own 31.2 MiB" */
-static char *work_notes(const SfTimelineClone *clone)
-{
-    g_autofree char *outcome = sf_timeline_outcome(clone);
-    g_autofree char *when = clone->exited != SF_TIMELINE_NEVER ? sf_units_format_ns((guint64)clone->exited) : NULL;
-    g_autofree char *own = clone->private_bytes ? sf_units_format_size(clone->private_bytes) : NULL;
-
-    return g_strconcat(outcome, when ? " at " : "", when ? when : "", own ? ", own " : "", own ? own : "", NULL);
-}
-
 static void append_panel(Panel *panel, const char *title, gint64 span, char *(*notes_of)(const SfTimelineClone *clone))
 {
     const GPtrArray *clones = panel->timeline->clones;
@@ -332,8 +309,8 @@ static void lay_out(Panel *panel, guint width)
     panel->label = CLAMP(sf_text_width(timeline->vm), LABEL_MIN, LABEL_MAX);
     panel->notes = 0;
     for (guint i = 0; i < timeline->clones->len; i++) {
-        g_autofree char *fork = fork_notes(g_ptr_array_index(timeline->clones, i));
-        g_autofree char *work = work_notes(g_ptr_array_index(timeline->clones, i));
+        g_autofree char *fork = sf_timeline_fork_note(g_ptr_array_index(timeline->clones, i));
+        g_autofree char *work = sf_timeline_work_note(g_ptr_array_index(timeline->clones, i));
         panel->notes = MAX(panel->notes, MAX(sf_text_width(fork), sf_text_width(work)));
     }
     guint fixed = 2 + panel->label + 2 + 2;
@@ -351,10 +328,10 @@ char *sf_timeline_to_text(const SfTimeline *timeline, const SfTimelineStyle *sty
     append_title(&panel);
     gboolean works = (double)timeline->end > TWO_PANELS * (double)timeline->fork_end;
     if (!works || !style->one_panel) {
-        append_panel(&panel, "THE FORK", timeline->fork_end, fork_notes);
+        append_panel(&panel, "THE FORK", timeline->fork_end, sf_timeline_fork_note);
     }
     if (works) {
-        append_panel(&panel, "THE WORK", timeline->end, work_notes);
+        append_panel(&panel, "THE WORK", timeline->end, sf_timeline_work_note);
     }
     append_legend(&panel);
     append_summary(&panel);
