@@ -69,18 +69,24 @@ static gboolean settle_yields(SfVm *vm)
 
 /* ---- RAM ---- */
 
+/* Of FOLD or THAW. FALSE: it failed, and so it ends here. */
+static gboolean take_reply(SfVm *vm, SfQcMessage *message, const GError *error, struct sf_qc_fold_reply *reply)
+{
+    GError *failure = error ? g_error_copy(error) : NULL;
+
+    if (failure || !sf_qc_parse_fold(message->payload, message->n_fds, reply, &failure)) {
+        settle_end(vm, failure);
+        return FALSE;
+    }
+    return TRUE;
+}
+
 static void on_thawed(SfQcMessage *message, const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
     struct sf_qc_fold_reply reply;
-    GError *failure = NULL;
 
-    if (error) {
-        settle_end(vm, g_error_copy(error));
-        return;
-    }
-    if (!sf_qc_parse_fold(message->payload, message->n_fds, &reply, &failure)) {
-        settle_end(vm, failure);
+    if (!take_reply(vm, message, error, &reply)) {
         return;
     }
     g_debug("VM %s: thawed after %u steps, pause %" G_GUINT64_FORMAT " us", vm->name, vm->settle->steps,
@@ -98,14 +104,8 @@ static void on_folded(SfQcMessage *message, const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
     struct sf_qc_fold_reply reply;
-    GError *failure = NULL;
 
-    if (error) {
-        settle_end(vm, g_error_copy(error));
-        return;
-    }
-    if (!sf_qc_parse_fold(message->payload, message->n_fds, &reply, &failure)) {
-        settle_end(vm, failure);
+    if (!take_reply(vm, message, error, &reply)) {
         return;
     }
     if (settle_yields(vm)) {
