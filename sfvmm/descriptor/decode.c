@@ -28,17 +28,6 @@ typedef struct {
     const char *name;
 } Node;
 
-G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    g_autofree char *text = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "VM descriptor: %s", text);
-    return FALSE;
-}
-
 /* Has the node no property but these (NULL-terminated), and each at most once? */
 static gboolean check_properties(const Node *node, const char *const *names, GError **error)
 {
@@ -51,13 +40,13 @@ static gboolean check_properties(const Node *node, const char *const *names, GEr
         guint i = 0;
 
         if (!fdt_getprop_by_offset(node->tree, offset, &name, &length) || !name) {
-            return invalid(error, "%s: broken property", node->name);
+            return sf_descriptor_invalid(error, "%s: broken property", node->name);
         }
         while (names[i] && !g_str_equal(names[i], name)) {
             i++;
         }
         if (!names[i] || (seen & (1u << i))) {
-            return invalid(error, "%s: %s property", node->name, names[i] ? "repeated" : "unknown");
+            return sf_descriptor_invalid(error, "%s: %s property", node->name, names[i] ? "repeated" : "unknown");
         }
         seen |= 1u << i;
     }
@@ -69,7 +58,7 @@ static const void *get(const Node *node, const char *name, int *length, GError *
     const void *value = fdt_getprop(node->tree, node->node, name, length);
 
     if (!value) {
-        invalid(error, "%s: %s is missing", node->name, name);
+        sf_descriptor_invalid(error, "%s: %s is missing", node->name, name);
     }
     return value;
 }
@@ -80,7 +69,7 @@ static gboolean get_u32(const Node *node, const char *name, guint32 *value, GErr
     const fdt32_t *raw = get(node, name, &length, error);
 
     if (raw && length != sizeof(*raw)) {
-        invalid(error, "%s: %s is no 32-bit number", node->name, name);
+        sf_descriptor_invalid(error, "%s: %s is no 32-bit number", node->name, name);
         return FALSE;
     }
     if (raw) {
@@ -95,7 +84,7 @@ static gboolean get_u64(const Node *node, const char *name, guint64 *value, GErr
     const fdt64_t *raw = get(node, name, &length, error);
 
     if (raw && length != sizeof(*raw)) {
-        invalid(error, "%s: %s is no 64-bit number", node->name, name);
+        sf_descriptor_invalid(error, "%s: %s is no 64-bit number", node->name, name);
         return FALSE;
     }
     if (raw) {
@@ -111,7 +100,7 @@ static char *get_text(const Node *node, const char *name, GError **error)
     const char *raw = get(node, name, &length, error);
 
     if (raw && (length < 1 || memchr(raw, '\0', length) != raw + length - 1)) {
-        invalid(error, "%s: %s is no text", node->name, name);
+        sf_descriptor_invalid(error, "%s: %s is no text", node->name, name);
         return NULL;
     }
     return g_strdup(raw);
@@ -125,14 +114,15 @@ static gboolean get_list(const Node *node, const char *name, GStrv *list, GError
     g_autoptr(GPtrArray) entries = g_ptr_array_new_with_free_func(g_free);
 
     if (!raw) {
-        return length == -FDT_ERR_NOTFOUND || invalid(error, "%s: %s is broken", node->name, name);
+        return length == -FDT_ERR_NOTFOUND || sf_descriptor_invalid(error, "%s: %s is broken", node->name, name);
     }
     if (length < 1 || raw[length - 1] != '\0') {
-        return invalid(error, "%s: %s is no list of texts", node->name, name);
+        return sf_descriptor_invalid(error, "%s: %s is no list of texts", node->name, name);
     }
     for (const char *p = raw; p < raw + length; p += strlen(p) + 1) {
         if (entries->len == SF_DESCRIPTOR_MAX_LIST) {
-            return invalid(error, "%s: %s has more than %u entries", node->name, name, SF_DESCRIPTOR_MAX_LIST);
+            return sf_descriptor_invalid(error, "%s: %s has more than %u entries", node->name, name,
+                                         SF_DESCRIPTOR_MAX_LIST);
         }
         g_ptr_array_add(entries, g_strdup(p));
     }
@@ -155,7 +145,7 @@ static gboolean next_node(const Node *parent, int *at, const char *name, Node *n
 {
     *at = *at < 0 ? fdt_first_subnode(parent->tree, parent->node) : fdt_next_subnode(parent->tree, *at);
     if (*at < 0 || !is_named(parent->tree, *at, name)) {
-        return invalid(error, "%s: %s is missing or not in its place", parent->name, name);
+        return sf_descriptor_invalid(error, "%s: %s is missing or not in its place", parent->name, name);
     }
     *node = (Node){ .tree = parent->tree, .node = *at, .name = name };
     return TRUE;
@@ -165,7 +155,7 @@ static gboolean no_more_nodes(const Node *parent, int at, GError **error)
 {
     int next = at < 0 ? fdt_first_subnode(parent->tree, parent->node) : fdt_next_subnode(parent->tree, at);
 
-    return next == -FDT_ERR_NOTFOUND || invalid(error, "%s: unknown node", parent->name);
+    return next == -FDT_ERR_NOTFOUND || sf_descriptor_invalid(error, "%s: unknown node", parent->name);
 }
 
 static guint count_nodes(const Node *parent, guint limit)
@@ -184,12 +174,12 @@ static guint count_nodes(const Node *parent, guint limit)
 static GBytes *unpack_zstd(const Node *node, const void *data, gsize size, gsize length, GError **error)
 {
     if (ZSTD_getFrameContentSize(data, size) != length || ZSTD_findFrameCompressedSize(data, size) != size) {
-        invalid(error, "%s: is no single zstd frame of %zu bytes", node->name, length);
+        sf_descriptor_invalid(error, "%s: is no single zstd frame of %zu bytes", node->name, length);
         return NULL;
     }
     g_autofree void *raw = g_try_malloc(length);
     if (!raw || ZSTD_decompress(raw, length, data, size) != length) {
-        invalid(error, "%s: can't be decompressed", node->name);
+        sf_descriptor_invalid(error, "%s: can't be decompressed", node->name);
         return NULL;
     }
     return g_bytes_new_take(g_steal_pointer(&raw), length);
@@ -214,7 +204,8 @@ static GBytes *decode_packed(const Node *node, guint64 limit, GError **error)
         return NULL;
     }
     if (length > limit) {
-        invalid(error, "%s: claims %" G_GUINT64_FORMAT " bytes, at most %" G_GUINT64_FORMAT, node->name, length, limit);
+        sf_descriptor_invalid(error, "%s: claims %" G_GUINT64_FORMAT " bytes, at most %" G_GUINT64_FORMAT, node->name,
+                              length, limit);
         return NULL;
     }
     if (g_str_equal(encoding, SF_DT_ENCODING_ZSTD)) {
@@ -222,13 +213,13 @@ static GBytes *decode_packed(const Node *node, guint64 limit, GError **error)
     } else if (g_str_equal(encoding, SF_DT_ENCODING_NONE) && (guint64)size == length) {
         raw = g_bytes_new(data, length);
     } else {
-        invalid(error, "%s: unknown encoding or wrong length", node->name);
+        sf_descriptor_invalid(error, "%s: unknown encoding or wrong length", node->name);
     }
     if (!raw) {
         return NULL;
     }
     if (crc32(0, g_bytes_get_data(raw, NULL), length) != crc) {
-        invalid(error, "%s: wrong CRC, the descriptor was damaged", node->name);
+        sf_descriptor_invalid(error, "%s: wrong CRC, the descriptor was damaged", node->name);
         return NULL;
     }
     return g_steal_pointer(&raw);
@@ -265,7 +256,7 @@ static gboolean decode_block(const Node *node, SfDescriptor *d, guint *runs_left
         return FALSE;
     }
     if (length == 0 || length % SF_PAGE_SIZE || length > SF_DESCRIPTOR_MAX_LENGTH) {
-        return invalid(error, "%s: length of %" G_GUINT64_FORMAT " bytes", node->name, length);
+        return sf_descriptor_invalid(error, "%s: length of %" G_GUINT64_FORMAT " bytes", node->name, length);
     }
     if (!next_node(node, &at, "present", &map, error) || !no_more_nodes(node, at, error)) {
         return FALSE;
@@ -291,7 +282,7 @@ static gboolean decode_memory(const Node *node, SfDescriptor *d, GError **error)
         return FALSE;
     }
     if (page_size != SF_PAGE_SIZE || n > SF_DESCRIPTOR_MAX_BLOCKS) {
-        return invalid(error, "memory: pages of %u bytes, %u blocks or more", page_size, n);
+        return sf_descriptor_invalid(error, "memory: pages of %u bytes, %u blocks or more", page_size, n);
     }
     for (guint i = 0; i < n; i++) {
         char name[INDEX_NAME_MAX];
@@ -330,7 +321,7 @@ static gboolean decode_disks(const Node *node, SfDescriptor *d, GError **error)
         return FALSE;
     }
     if (n > SF_DESCRIPTOR_MAX_DISKS) {
-        return invalid(error, "disks: more than %u", SF_DESCRIPTOR_MAX_DISKS);
+        return sf_descriptor_invalid(error, "disks: more than %u", SF_DESCRIPTOR_MAX_DISKS);
     }
     for (guint i = 0; i < n; i++) {
         char name[INDEX_NAME_MAX];
@@ -370,7 +361,7 @@ static gboolean decode_version(const Node *root, SfDescriptor *d, GError **error
         return FALSE;
     }
     if (!g_str_equal(compatible, SF_DT_COMPATIBLE)) {
-        return invalid(error, "it is a device tree, but of something else");
+        return sf_descriptor_invalid(error, "it is a device tree, but of something else");
     }
     if (d->version != SF_DESCRIPTOR_VERSION) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
@@ -413,22 +404,22 @@ SfDescriptor *sf_descriptor_decode(GBytes *bytes, GError **error)
     const void *given = g_bytes_get_data(bytes, &size);
 
     if (size < sizeof(struct fdt_header) || size > SF_DESCRIPTOR_MAX_SIZE) {
-        invalid(error, "%zu bytes", size);
+        sf_descriptor_invalid(error, "%zu bytes", size);
         return NULL;
     }
     g_autofree void *tree = g_memdup2(given, size); /* libfdt wants it aligned */
     /* The format's version first: fdt_check_full() of libfdt 1.6 reads through NULL in some trees of old versions. */
     if (fdt_magic(tree) != FDT_MAGIC || fdt_version(tree) != FDT_VERSION || fdt_totalsize(tree) != size) {
-        invalid(error, "it is no device tree of version %d and of its own length", FDT_VERSION);
+        sf_descriptor_invalid(error, "it is no device tree of version %d and of its own length", FDT_VERSION);
         return NULL;
     }
     int err = fdt_check_full(tree, size);
     if (err) {
-        invalid(error, "its tree is broken: %s", fdt_strerror(err));
+        sf_descriptor_invalid(error, "its tree is broken: %s", fdt_strerror(err));
         return NULL;
     }
     if (fdt_num_mem_rsv(tree) != 0 || !is_named(tree, 0, "")) {
-        invalid(error, "it is a device tree with parts that no descriptor has");
+        sf_descriptor_invalid(error, "it is a device tree with parts that no descriptor has");
         return NULL;
     }
     Node root = { .tree = tree, .node = 0, .name = "root" };

@@ -80,7 +80,7 @@ void sf_descriptor_add_disk(SfDescriptor *descriptor, const char *id, guint64 si
 
 /* ---- Bounds ---- */
 
-G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, ...)
+gboolean sf_descriptor_invalid(GError **error, const char *format, ...)
 {
     va_list args;
 
@@ -94,11 +94,11 @@ G_GNUC_PRINTF(2, 3) static gboolean invalid(GError **error, const char *format, 
 static gboolean check_text(const char *text, const char *what, GError **error)
 {
     if (!text || !*text || strlen(text) > SF_DESCRIPTOR_MAX_TEXT || !g_utf8_validate(text, -1, NULL)) {
-        return invalid(error, "%s is missing, too long or not UTF-8", what);
+        return sf_descriptor_invalid(error, "%s is missing, too long or not UTF-8", what);
     }
     for (const char *p = text; *p; p++) {
         if (g_ascii_iscntrl(*p)) {
-            return invalid(error, "%s has control characters", what);
+            return sf_descriptor_invalid(error, "%s has control characters", what);
         }
     }
     return TRUE;
@@ -108,7 +108,7 @@ static gboolean check_list(const char *const *list, const char *what, GError **e
 {
     for (guint i = 0; list && list[i]; i++) {
         if (i == SF_DESCRIPTOR_MAX_LIST) {
-            return invalid(error, "%s has more than %u entries", what, SF_DESCRIPTOR_MAX_LIST);
+            return sf_descriptor_invalid(error, "%s has more than %u entries", what, SF_DESCRIPTOR_MAX_LIST);
         }
         if (!check_text(list[i], what, error)) {
             return FALSE;
@@ -120,7 +120,8 @@ static gboolean check_list(const char *const *list, const char *what, GError **e
 static gboolean check_number(guint64 value, guint64 limit, const char *what, GError **error)
 {
     return (value > 0 && value <= limit) ||
-           invalid(error, "%s is %" G_GUINT64_FORMAT ", not within 1..%" G_GUINT64_FORMAT, what, value, limit);
+           sf_descriptor_invalid(error, "%s is %" G_GUINT64_FORMAT ", not within 1..%" G_GUINT64_FORMAT, what, value,
+                                 limit);
 }
 
 static gboolean check_blocks(const SfDescriptor *d, GError **error)
@@ -128,7 +129,7 @@ static gboolean check_blocks(const SfDescriptor *d, GError **error)
     guint runs = 0;
 
     if (d->blocks->len > SF_DESCRIPTOR_MAX_BLOCKS) {
-        return invalid(error, "%u RAM blocks, at most %u", d->blocks->len, SF_DESCRIPTOR_MAX_BLOCKS);
+        return sf_descriptor_invalid(error, "%u RAM blocks, at most %u", d->blocks->len, SF_DESCRIPTOR_MAX_BLOCKS);
     }
     for (guint i = 0; i < d->blocks->len; i++) {
         const SfDescriptorBlock *block = g_ptr_array_index(d->blocks, i);
@@ -137,7 +138,7 @@ static gboolean check_blocks(const SfDescriptor *d, GError **error)
             return FALSE;
         }
         if (block->length % SF_PAGE_SIZE) {
-            return invalid(error, "block %s is no whole number of pages", block->id);
+            return sf_descriptor_invalid(error, "block %s is no whole number of pages", block->id);
         }
         if (!sf_page_map_check(block->present, block->length, error)) {
             g_prefix_error(error, "VM descriptor: block %s: ", block->id);
@@ -145,7 +146,7 @@ static gboolean check_blocks(const SfDescriptor *d, GError **error)
         }
         runs += block->present->len; /* each at most 2^32 / 16 elements: 16 of them can't wrap */
         if (runs > SF_DESCRIPTOR_MAX_RUNS) {
-            return invalid(error, "page maps of more than %u runs", SF_DESCRIPTOR_MAX_RUNS);
+            return sf_descriptor_invalid(error, "page maps of more than %u runs", SF_DESCRIPTOR_MAX_RUNS);
         }
     }
     return TRUE;
@@ -154,7 +155,7 @@ static gboolean check_blocks(const SfDescriptor *d, GError **error)
 static gboolean check_disks(const SfDescriptor *d, GError **error)
 {
     if (d->disks->len > SF_DESCRIPTOR_MAX_DISKS) {
-        return invalid(error, "%u disks, at most %u", d->disks->len, SF_DESCRIPTOR_MAX_DISKS);
+        return sf_descriptor_invalid(error, "%u disks, at most %u", d->disks->len, SF_DESCRIPTOR_MAX_DISKS);
     }
     for (guint i = 0; i < d->disks->len; i++) {
         const SfDescriptorDisk *disk = g_ptr_array_index(d->disks, i);
@@ -164,7 +165,7 @@ static gboolean check_disks(const SfDescriptor *d, GError **error)
             return FALSE;
         }
         if (!g_str_equal(disk->format, "raw") && !g_str_equal(disk->format, "qcow2")) {
-            return invalid(error, "disk %s has the unknown format %s", disk->id, disk->format);
+            return sf_descriptor_invalid(error, "disk %s has the unknown format %s", disk->id, disk->format);
         }
     }
     return TRUE;
@@ -190,7 +191,7 @@ gboolean sf_descriptor_check(const SfDescriptor *d, GError **error)
     }
     if (!d->device_state || g_bytes_get_size(d->device_state) == 0 ||
         g_bytes_get_size(d->device_state) > SF_DESCRIPTOR_MAX_STATE) {
-        return invalid(error, "device state is missing or larger than %u bytes", SF_DESCRIPTOR_MAX_STATE);
+        return sf_descriptor_invalid(error, "device state is missing or larger than %u bytes", SF_DESCRIPTOR_MAX_STATE);
     }
     return check_blocks(d, error) && check_disks(d, error);
 }
