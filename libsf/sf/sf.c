@@ -260,16 +260,9 @@ static void print_assignments(uint64_t ticket, unsigned granted)
     puts("export " TICKET_VARIABLE " " GRANTED_VARIABLE);
 }
 
-static int run_ticket(int argc, char **argv)
+/* What a call gave, for eval; takes it. NULL: the call failed. */
+static int print_ticket(sf_ticket *ticket)
 {
-    unsigned long long count;
-    sf_ticket *ticket;
-
-    if (argc != 2 || !parse_number(argv[1], 10, UINT_MAX, &count)) {
-        puts("false");
-        return bad_usage();
-    }
-    ticket = sf_request_ticket((unsigned)count, 0);
     if (!ticket) {
         puts("false");
         return call_failed();
@@ -277,6 +270,17 @@ static int run_ticket(int argc, char **argv)
     print_assignments(sf_ticket_id(ticket), sf_ticket_granted(ticket));
     sf_ticket_free(ticket);
     return 0;
+}
+
+static int run_ticket(int argc, char **argv)
+{
+    unsigned long long count;
+
+    if (argc != 2 || !parse_number(argv[1], 10, UINT_MAX, &count)) {
+        puts("false");
+        return bad_usage();
+    }
+    return print_ticket(sf_request_ticket((unsigned)count, 0));
 }
 
 static int clone_with(sf_ticket *ticket)
@@ -351,20 +355,12 @@ static int run_checkpoint(int argc, char **argv)
 static int run_create(int argc, char **argv)
 {
     unsigned long long count;
-    sf_ticket *ticket;
 
     if (argc != 3 || !parse_number(argv[2], 10, UINT_MAX, &count)) {
         puts("false");
         return bad_usage();
     }
-    ticket = sf_create_clones(argv[1], (unsigned)count);
-    if (!ticket) {
-        puts("false");
-        return call_failed();
-    }
-    print_assignments(sf_ticket_id(ticket), sf_ticket_granted(ticket));
-    sf_ticket_free(ticket);
-    return 0;
+    return print_ticket(sf_create_clones(argv[1], (unsigned)count));
 }
 
 static int run_forget(int argc, char **argv)
