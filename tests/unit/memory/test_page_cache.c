@@ -9,22 +9,12 @@
 #include <unistd.h>
 #include "sfvmm/memory/snapshot.h"
 #include "sfvmm/wire/state_file.h"
+#include "tests/unit/open_fds.h"
 
 #define PAGES        65536u
 #define BLOCK_LENGTH ((guint64)PAGES * SF_PAGE_SIZE)
 #define STATE_LENGTH 5000u
 #define PAGE(n)      ((guint64)(n) * SF_PAGE_SIZE)
-
-static guint count_open_fds(void)
-{
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    guint n = 0;
-
-    while (g_dir_read_name(dir)) {
-        n++;
-    }
-    return n;
-}
 
 static void add_run(GArray *runs, guint first, guint pages)
 {

@@ -11,22 +11,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "sfvmm/memory/snapshot.h"
+#include "tests/unit/open_fds.h"
 
 #define PAGES        64u
 #define BLOCK_LENGTH ((guint64)PAGES * SF_PAGE_SIZE)
 #define STATE_LENGTH 5000u
 #define ROUNDS       200u /* of the random test */
-
-static guint count_open_fds(void)
-{
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    guint n = 0;
-
-    while (g_dir_read_name(dir)) {
-        n++;
-    }
-    return n;
-}
 
 static int new_memfd(guint64 length)
 {

@@ -11,17 +11,7 @@
 #include <unistd.h>
 #include "sfvmm/wire/json_line.h"
 #include "sfvmm/wire/pager_message.h"
-
-static guint count_open_fds(void)
-{
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    guint n = 0;
-
-    while (g_dir_read_name(dir)) {
-        n++;
-    }
-    return n;
-}
+#include "tests/unit/open_fds.h"
 
 static SfPagerRequest *parse(const char *text, guint n_fds)
 {

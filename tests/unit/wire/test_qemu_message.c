@@ -6,20 +6,10 @@
 #include <unistd.h>
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_message.h"
+#include "tests/unit/open_fds.h"
 
 #define SERIAL     7u
 #define KERNEL_FDS 253 /* the kernel's limit for one message */
-
-static guint count_open_fds(void)
-{
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    guint n = 0;
-
-    while (g_dir_read_name(dir)) {
-        n++;
-    }
-    return n;
-}
 
 /* A packet that only the header is given of. */
 static GByteArray *packet(guint16 type, guint32 serial, const void *payload, gsize length)
