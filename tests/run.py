@@ -38,6 +38,8 @@ ASAN_BUILD = os.path.join(ROOT, "build-asan")
 RUN_BOUND = float(os.environ.get("SF_TEST_RUN_BOUND", 70 * 60))     # seconds; CI's own bound is 90 minutes, with set-up
 SCALE = float(os.environ.get("SF_TEST_TIMEOUT_SCALE", "1"))
 FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
+FUZZ_SEED = int(os.environ.get("SF_TEST_SEED") or 1)     # the same inputs in each run: what passed once passes again
+FUZZ_INPUT_BOUND = 20 * SCALE   # seconds for one input
 FUZZ_SLACK = 60             # seconds that a fuzz target may take beyond its time: loading the corpus, the last input
 CLEAN_UP_BOUND = 60         # seconds that a test which reached its bound has to end what it started
 SKIP_STATUS = 77
@@ -296,8 +298,9 @@ class FuzzTarget:
         os.makedirs(found, exist_ok=True)
         os.makedirs(grown, exist_ok=True)
         begin = time.monotonic()
-        process = Process([self.path, "-max_total_time=%d" % FUZZ_SECONDS, "-timeout=20", "-rss_limit_mb=2048",
-                           "-print_final_stats=1", "-artifact_prefix=" + found, grown, corpus], log, env=self.group.env)
+        process = Process([self.path, "-seed=%d" % FUZZ_SEED, "-max_total_time=%d" % FUZZ_SECONDS,
+                           "-timeout=%d" % FUZZ_INPUT_BOUND, "-rss_limit_mb=2048", "-print_final_stats=1",
+                           "-artifact_prefix=" + found, grown, corpus], log, env=self.group.env)
         status = process.wait(min(FUZZ_SECONDS + FUZZ_SLACK * SCALE, deadline - begin))
         process.end()
         shutil.rmtree(grown, ignore_errors=True)
