@@ -18,23 +18,17 @@
  *   - It has this peer up already: nobody dials who is up, so the peer has lost the old connection, or was started
  * anew. The new one takes its place (down, then up).
  *
- * Everything that a call waits for is bound to its link: when that ends, the calls end with it.
+ * What is said over a link that is up is in peer_call.c.
  */
-#include "sfvmm/cluster/peer.h"
+#include "sfvmm/cluster/peer_private.h"
 
 #include <string.h>
 
-#include "sfvmm/cluster/peer_identity.h"
-#include "sfvmm/cluster/peer_link.h"
-#include "sfvmm/cluster/peer_message.h"
 #include "sfvmm/cluster/pki.h"
-#include "sfvmm/cluster/resource_manager.h"
 
 #define PEERS_MAX      1024u
 #define PENDING_MAX    64u   /* links of others that have not said hello yet */
 #define PENDING_IP_MAX 16u   /* of them from one address */
-#define REQUESTS_MAX   1024u /* of one peer, not answered yet */
-#define CALLS_MAX      4096u /* to one peer, not answered yet */
 #define BACKOFF_FIRST  250u  /* ms until the next try to connect */
 #define BACKOFF_MAX    5000u
 #define DIAL_SECONDS   10u
@@ -44,52 +38,6 @@
 #define ALIVE_EVENT    "peer.alive"
 
 G_DEFINE_QUARK(sf - peer - error - quark, sf_peer_error)
-
-struct SfPeers {
-    guint refs; /* sf_peers_new()'s, and each request's */
-    gboolean started, gone;
-    SfPeersHandlers handlers;
-    gpointer owner;
-    char *name, *version, *instance;
-    SfPeerIdentity *identity;
-    GSocketService *service; /* NULL: does not listen */
-    guint port;
-    GHashTable *table; /* name -> SfPeer, owned */
-    GPtrArray *links;  /* of SfPeerLink, owned: all that have not ended */
-    guint64 last_serial;
-};
-
-struct SfPeer {
-    SfPeers *peers;
-    char *name, *address, *version, *instance, *reason;
-    JsonObject *facts;
-    gboolean added;
-    gboolean falling;         /* its end is being told: it must not be forgotten meanwhile */
-    SfPeerLink *link;         /* up; NULL: it is not */
-    guint64 serial;           /* of the time that it is up: another one each time */
-    SfPeerLink *dialled;      /* ours, on its way to up */
-    GCancellable *connecting; /* TCP is on its way */
-    guint timer, backoff;
-    GHashTable *calls; /* guint64 id -> Call */
-    guint64 last_id;
-    guint requests; /* of its, not answered */
-};
-
-typedef struct {
-    SfPeer *peer;
-    guint64 id;
-    GTask *task;
-    guint timer;
-    guint timeout_ms;
-    char *method;
-} Call;
-
-struct SfPeerRequest {
-    SfPeers *peers;
-    char *from, *method;
-    guint64 id, serial;
-    JsonObject *params;
-};
 
 static void peer_dial_later(SfPeer *peer);
 static void on_link_opened(SfPeerLink *link, gpointer owner);
@@ -107,256 +55,11 @@ gboolean sf_peer_name_is_valid(const char *name)
     return sf_pki_name_is_valid(name);
 }
 
-/* ---- calls ---- */
-
-static void call_free(Call *call)
-{
-    g_clear_handle_id(&call->timer, g_source_remove);
-    g_object_unref(call->task);
-    g_free(call->method);
-    g_free(call);
-}
-
-/* Takes the call out of the peer's table; it answers with error, or result (takes it). */
-static void call_return(Call *call, JsonObject *result, GError *error)
-{
-    g_autoptr(GTask) task = g_object_ref(call->task);
-
-    g_hash_table_remove(call->peer->calls, &call->id);
-    if (error) {
-        g_task_return_error(task, error);
-    } else {
-        g_task_return_pointer(task, result, (GDestroyNotify)json_object_unref);
-    }
-}
-
-static gboolean on_call_timeout(gpointer data)
-{
-    Call *call = data;
-
-    call->timer = 0;
-    call_return(call, NULL,
-                g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_TIMEOUT, "host \"%s\": %s: no answer within %u ms",
-                            call->peer->name, call->method, call->timeout_ms));
-    return G_SOURCE_REMOVE;
-}
-
-void sf_peer_call_async(SfPeer *peer, const char *method, JsonObject *params, guint timeout_ms,
-                        GAsyncReadyCallback callback, gpointer data)
-{
-    g_autoptr(GTask) task = g_task_new(NULL, NULL, callback, data);
-    g_autoptr(JsonObject) object = NULL, owned G_GNUC_UNUSED = params;
-    g_autoptr(GError) error = NULL;
-    SfPeerMessage message = { .kind = SF_PEER_REQUEST, .word = method, .body = params };
-    Call *call;
-
-    if (!peer->link) {
-        g_task_return_new_error(task, SF_PEER_ERROR, SF_PEER_ERROR_NOT_UP, "host \"%s\": it is not connected%s%s",
-                                peer->name, peer->reason ? ": " : "", peer->reason ? peer->reason : "");
-        return;
-    }
-    if (g_hash_table_size(peer->calls) >= CALLS_MAX) {
-        g_task_return_new_error(task, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "host \"%s\": %u calls wait for it already",
-                                peer->name, CALLS_MAX);
-        return;
-    }
-    message.id = ++peer->last_id;
-    object = sf_peer_message_format(&message);
-    if (!sf_peer_link_send(peer->link, object, &error)) {
-        g_task_return_new_error(task, error->domain, error->code, "host \"%s\": %s: %s", peer->name, method,
-                                error->message);
-        return;
-    }
-    call = g_new0(Call, 1);
-    call->peer = peer;
-    call->id = message.id;
-    call->task = g_steal_pointer(&task);
-    call->method = g_strdup(method);
-    call->timeout_ms = timeout_ms;
-    call->timer = g_timeout_add(timeout_ms, on_call_timeout, call);
-    g_hash_table_insert(peer->calls, &call->id, call);
-}
-
-JsonObject *sf_peer_call_finish(GAsyncResult *result, GError **error)
-{
-    return g_task_propagate_pointer(G_TASK(result), error);
-}
-
-static void peer_fail_calls(SfPeer *peer, const char *reason)
-{
-    g_autoptr(GList) calls = g_hash_table_get_values(peer->calls);
-
-    for (GList *item = calls; item; item = item->next) {
-        Call *call = item->data;
-        call_return(call, NULL,
-                    g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_LOST, "host \"%s\": %s: the connection was lost: %s",
-                                peer->name, call->method, reason));
-    }
-}
-
-/* Codes of answers, as they go over the wire. */
-static const struct {
-    SfPeerError error;
-    const char *code;
-} codes[] = {
-    { SF_PEER_ERROR_REFUSED, "refused" }, { SF_PEER_ERROR_NO_CAPACITY, "no-capacity" },
-    { SF_PEER_ERROR_GONE, "gone" },       { SF_PEER_ERROR_BAD_REQUEST, "bad-request" },
-    { SF_PEER_ERROR_FAILED, "failed" },
-};
-
-static SfPeerError error_of_code(const char *code)
-{
-    for (guint i = 0; i < G_N_ELEMENTS(codes); i++) {
-        if (strcmp(codes[i].code, code) == 0) {
-            return codes[i].error;
-        }
-    }
-    return SF_PEER_ERROR_FAILED;
-}
-
-static const char *code_of_error(const GError *error)
-{
-    if (error->domain == SF_CLUSTER_ERROR) {
-        return "no-capacity";
-    }
-    for (guint i = 0; error->domain == SF_PEER_ERROR && i < G_N_ELEMENTS(codes); i++) {
-        if ((int)codes[i].error == error->code) {
-            return codes[i].code;
-        }
-    }
-    return "failed";
-}
-
-static void peer_answer(SfPeer *peer, const SfPeerMessage *message)
-{
-    Call *call = g_hash_table_lookup(peer->calls, &message->id);
-
-    if (!call) {
-        return; /* we did not want to wait for it any longer */
-    }
-    if (message->kind == SF_PEER_RESULT) {
-        call_return(call, json_object_ref(message->body), NULL);
-    } else {
-        call_return(call, NULL,
-                    g_error_new(SF_PEER_ERROR, error_of_code(message->word), "host \"%s\": %s: %s", peer->name,
-                                call->method, message->text));
-    }
-}
-
-/* ---- requests ---- */
-
-static void peers_unref(SfPeers *peers)
+void sf_peers_unref(SfPeers *peers)
 {
     if (--peers->refs == 0) {
         g_free(peers);
     }
-}
-
-static void peer_request(SfPeer *peer, const SfPeerMessage *message)
-{
-    SfPeers *peers = peer->peers;
-    SfPeerRequest *request;
-
-    if (peer->requests >= REQUESTS_MAX) {
-        sf_peer_link_end(peer->link, g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_PROTOCOL,
-                                                 "more than %u requests of it wait for an answer", REQUESTS_MAX));
-        return;
-    }
-    request = g_new0(SfPeerRequest, 1);
-    request->peers = peers;
-    peers->refs++;
-    request->from = g_strdup(peer->name);
-    request->method = g_strdup(message->word);
-    request->id = message->id;
-    request->serial = peer->serial;
-    request->params = message->body ? json_object_ref(message->body) : json_object_new();
-    peer->requests++;
-    if (peers->handlers.request) {
-        peers->handlers.request(request, peers->owner);
-    } else {
-        g_autoptr(GError) error =
-            g_error_new(SF_PEER_ERROR, SF_PEER_ERROR_BAD_REQUEST, "method \"%s\": not known", message->word);
-        sf_peer_request_fail(request, error);
-    }
-}
-
-SfPeer *sf_peer_request_peer(SfPeerRequest *request)
-{
-    SfPeer *peer = request->peers->gone ? NULL : sf_peers_get(request->peers, request->from);
-
-    return peer && peer->link && peer->serial == request->serial ? peer : NULL;
-}
-
-const char *sf_peer_request_from(const SfPeerRequest *request)
-{
-    return request->from;
-}
-
-const char *sf_peer_request_method(const SfPeerRequest *request)
-{
-    return request->method;
-}
-
-JsonObject *sf_peer_request_params(const SfPeerRequest *request)
-{
-    return request->params;
-}
-
-static void request_answer(SfPeerRequest *request, SfPeerMessage *message)
-{
-    SfPeer *peer = sf_peer_request_peer(request);
-
-    if (peer) {
-        g_autoptr(JsonObject) object = NULL;
-        g_autoptr(GError) error = NULL;
-        message->id = request->id;
-        object = sf_peer_message_format(message);
-        if (!sf_peer_link_send(peer->link, object, &error)) {
-            const SfPeerMessage failure = {
-                .kind = SF_PEER_FAILURE, .id = request->id, .word = "failed", .text = error->message
-            };
-            g_autoptr(JsonObject) instead = sf_peer_message_format(&failure);
-            sf_peer_link_send(peer->link, instead, NULL);
-        }
-        peer->requests--;
-    }
-    peers_unref(request->peers);
-    json_object_unref(request->params);
-    g_free(request->from);
-    g_free(request->method);
-    g_free(request);
-}
-
-void sf_peer_request_reply(SfPeerRequest *request, JsonObject *result)
-{
-    g_autoptr(JsonObject) owned G_GNUC_UNUSED = result;
-    SfPeerMessage message = { .kind = SF_PEER_RESULT, .body = result };
-
-    request_answer(request, &message);
-}
-
-void sf_peer_request_fail(SfPeerRequest *request, const GError *error)
-{
-    SfPeerMessage message = { .kind = SF_PEER_FAILURE, .word = code_of_error(error), .text = error->message };
-
-    request_answer(request, &message);
-}
-
-gboolean sf_peer_send_event(SfPeer *peer, const char *name, JsonObject *data)
-{
-    const SfPeerMessage message = { .kind = SF_PEER_EVENT, .word = name, .body = data };
-    g_autoptr(JsonObject) object = NULL, owned G_GNUC_UNUSED = data;
-    g_autoptr(GError) error = NULL;
-
-    if (!peer->link) {
-        return FALSE;
-    }
-    object = sf_peer_message_format(&message);
-    if (!sf_peer_link_send(peer->link, object, &error)) {
-        g_warning("host \"%s\": event %s: %s", peer->name, name, error->message);
-        return FALSE;
-    }
-    return TRUE;
 }
 
 /* ---- a peer ---- */
@@ -368,7 +71,7 @@ static SfPeer *peer_new(SfPeers *peers, const char *name)
     peer->peers = peers;
     peer->name = g_strdup(name);
     peer->backoff = BACKOFF_FIRST;
-    peer->calls = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, (GDestroyNotify)call_free);
+    peer->calls = sf_peer_calls_new();
     g_hash_table_insert(peers->table, peer->name, peer);
     return peer;
 }
@@ -417,7 +120,7 @@ static void peer_down(SfPeer *peer, const GError *reason)
     peer->requests = 0;
     peer->falling = TRUE;
     peer_set_reason(peer, reason->message);
-    peer_fail_calls(peer, reason->message);
+    sf_peer_fail_calls(peer, reason->message);
     if (peers->handlers.down) {
         peers->handlers.down(peer, reason, peers->owner);
     }
@@ -627,11 +330,11 @@ static void on_link_object(SfPeerLink *link, JsonObject *object, gpointer owner)
     }
     switch (message.kind) {
     case SF_PEER_REQUEST:
-        peer_request(peer, &message);
+        sf_peer_take_request(peer, &message);
         break;
     case SF_PEER_RESULT:
     case SF_PEER_FAILURE:
-        peer_answer(peer, &message);
+        sf_peer_take_answer(peer, &message);
         break;
     case SF_PEER_EVENT:
         serve_event(peer, &message);
@@ -704,7 +407,7 @@ static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
             peer_dial_later(peer);
         }
     }
-    peers_unref(peers);
+    sf_peers_unref(peers);
     g_object_unref(dial->cancellable);
     g_free(dial->name);
     g_free(dial);
@@ -973,7 +676,7 @@ void sf_peers_free(SfPeers *peers)
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
         SfPeer *peer = value;
         peer->link = NULL;
-        peer_fail_calls(peer, "this host's sfvmmd ends");
+        sf_peer_fail_calls(peer, "this host's sfvmmd ends");
     }
     g_hash_table_unref(peers->table);
     g_ptr_array_unref(peers->links);
@@ -981,7 +684,7 @@ void sf_peers_free(SfPeers *peers)
     g_free(peers->name);
     g_free(peers->version);
     g_free(peers->instance);
-    peers_unref(peers);
+    sf_peers_unref(peers);
 }
 
 const char *sf_peers_name(const SfPeers *peers)
