@@ -99,6 +99,13 @@ packages_say_commands() {
         echo "sudo apt-get install --no-install-recommends -t $(packages_release)-backports ${backports[*]}"
 }
 
+# packages_apt_install ARGUMENT...: when it fails, what went wrong in the update comes last.
+packages_apt_install() {
+    apt-get -o Acquire::Retries=3 install -y --no-install-recommends "$@" && return
+    grep -E '^(W|E): ' "$SF_LOGS/apt-update.log" | tail -n 10
+    return 1
+}
+
 # Step: install what is missing.
 packages_install() {
     local missing backports plain source
@@ -108,8 +115,8 @@ packages_install() {
         return
     fi
     if [ "$(id -u)" != 0 ]; then
-        echo "packages are missing and this is not root; run these, then this script again:"
-        packages_say_commands "${missing[@]}"
+        echo "${#missing[@]} packages are missing, and this is not root"
+        packages_say_commands "${missing[@]}" > "$SF_DO"
         return 1
     fi
     export DEBIAN_FRONTEND=noninteractive
@@ -118,12 +125,15 @@ packages_install() {
         source=$(packages_backports_source)
         echo "$source" > /etc/apt/sources.list.d/snowflock-backports.sources
     fi
-    apt-get -o Acquire::Retries=3 update
+    # It succeeds when a mirror does not answer; what it said then is the reason why packages are not found below.
+    apt-get -o Acquire::Retries=3 update 2>&1 | tee "$SF_LOGS/apt-update.log"
     mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vFx -f <(printf '%s\n' "${backports[@]:-}") || true)
-    ((${#plain[@]} == 0)) ||
-        apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${plain[@]}"
-    ((${#backports[@]} == 0)) || apt-get -o Acquire::Retries=3 install -y --no-install-recommends \
-        -t "$(packages_release)-backports" "${backports[@]}"
+    if ((${#plain[@]} > 0)); then
+        packages_apt_install "${plain[@]}"
+    fi
+    if ((${#backports[@]} > 0)); then
+        packages_apt_install -t "$(packages_release)-backports" "${backports[@]}"
+    fi
     note "${#missing[@]} installed"
 }
 
@@ -140,6 +150,6 @@ packages_user() {
 }
 
 packages_plan() {
-    plan_add "Debian packages" "as root: look what apt says; else: run the commands above" packages_install
+    plan_add "Debian packages" "check that apt reaches its mirror: apt-get update" packages_install
     plan_add "User snowflock-qemu" "read the log" packages_user
 }

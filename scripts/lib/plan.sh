@@ -4,7 +4,8 @@
 # A plan is a list of steps, each a shell function. Scripts add steps, then run the plan: each step says "[i/n] what",
 # for how long it has been running, and the last line of its log; a step that fails says which log to read and what to
 # do. Every step function finds out by itself what is already done, so that a plan that was interrupted is simply run
-# again. A step may call `note TEXT` to say in its result line what it found ("cached").
+# again. A step may call `note TEXT` to say in its result line what it found ("cached"), and write commands that only the
+# person can run to $SF_DO before it fails.
 #
 # A step runs in a process group of its own (with set -e), so that an interrupt ends all that it started.
 
@@ -32,6 +33,22 @@ plan_last_line() {
     # Build tools redraw lines with \r; escape sequences would spoil the display.
     tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -v '^[[:space:]]*$' |
         tail -n 1
+}
+
+# plan_say_failure TITLE SECONDS LOG HINT
+plan_say_failure() {
+    printf '%s: FAILED after %s\n' "$1" "$(plan_time "$2")"
+    tail -n 15 "$3" | sed 's/^/    | /'
+    printf '  log:  %s\n' "$3"
+    if [ -s "$SF_DO" ]; then
+        printf '  do:   run these, then this script again:\n\n'
+        cat "$SF_DO"        # as it is, to be copied
+    elif grep -q 'No space left on device' "$3"; then
+        printf '  do:   the disk is full: make room, or set SF_CACHE to a folder elsewhere; then run this again\n'
+        df -h "$SF_CACHE" "$SF_ROOT" | sed 's/^/        /'
+    else
+        printf '  do:   %s\n' "$4"
+    fi
 }
 
 plan_interrupted() {
@@ -65,8 +82,8 @@ plan_run() {
     for ((i = 0; i < n; i++)); do
         title="[$((i + 1))/$n] ${plan_what[i]}"
         log="$SF_LOGS/$(tr -cs 'a-z0-9\n' '-' <<< "${plan_what[i],,}").log"
-        SF_NOTE=$log.note
-        rm -f "$SF_NOTE"
+        SF_NOTE=$log.note SF_DO=$log.do
+        rm -f "$SF_NOTE" "$SF_DO"
         start=$SECONDS
         set -m
         # shellcheck disable=SC2294  # plan_call was quoted with %q
@@ -79,11 +96,7 @@ plan_run() {
         plan_pid=
         [ -t 2 ] && printf '\r\033[K' >&2
         if ((status != 0)); then
-            {
-                printf '%s: FAILED after %s\n' "$title" "$(plan_time $((SECONDS - start)))"
-                tail -n 15 "$log" | sed 's/^/    | /'
-                printf '  log:  %s\n  do:   %s\n' "$log" "${plan_hint[i]}"
-            } >&2
+            plan_say_failure "$title" $((SECONDS - start)) "$log" "${plan_hint[i]}" >&2
             exit 1
         fi
         printf '%s: %s, %s\n' "$title" "$(cat "$SF_NOTE" 2>/dev/null || echo done)" \
