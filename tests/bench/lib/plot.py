@@ -55,11 +55,18 @@ def line(axes, figures, points, label, colour, where="end", offset=(8, 0), **sty
                   va="center", ha="left" if offset[0] >= 0 else "right", fontsize=9, fontweight="bold")
 
 
-def bar_line(axes, value, text, x=0.02, above=True, **style):
+def bar_line(axes, value, text, x=0.02, above=True, ha="left", **style):
     """A bar of the issue: what must not be exceeded."""
     axes.axhline(value, color=RED, linewidth=1, linestyle=(0, (4, 3)), zorder=1, **style)
-    axes.annotate(text, (x, value), xycoords=("axes fraction", "data"), xytext=(0, 4 if above else -4),
+    axes.annotate(text, (x, value), xycoords=("axes fraction", "data"), xytext=(0, 4 if above else -4), ha=ha,
                   textcoords="offset points", color=RED, fontsize=8.5, va="bottom" if above else "top")
+
+
+def bar_line_at(axes, value, text):
+    """The same where values go to the right."""
+    axes.axvline(value, color=RED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.annotate(text, (value, 0.02), xycoords=("data", "axes fraction"), xytext=(5, 0), textcoords="offset points",
+                  color=RED, fontsize=8.5, va="bottom")
 
 
 def save(figure, figures, title, path):
