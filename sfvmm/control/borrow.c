@@ -326,15 +326,18 @@ static void on_disks_added(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-/* Read-only disks, which are served before there is a snapshot, or the others. names: of char *, keeps the texts. */
-static GArray *exports_of(SfHostTicket *ticket, GPtrArray *chains, gboolean readonly, GPtrArray *names)
+/*
+ * announce: before the snapshot: read-only disks are served at once, the others announced. Else: those others, as they
+ * were frozen. names: of char *, keeps the texts.
+ */
+static GArray *exports_of(SfHostTicket *ticket, GPtrArray *chains, gboolean announce, GPtrArray *names)
 {
     GArray *exports = g_array_new(FALSE, FALSE, sizeof(SfDiskExport));
 
     for (guint i = 0; chains && i < chains->len; i++) {
         const SfDiskChain *chain = g_ptr_array_index(chains, i);
-        SfDiskExport export = { .chain = chain };
-        if (chain->readonly != readonly) {
+        SfDiskExport export = { .chain = announce && !chain->readonly ? NULL : chain, .size = chain->size };
+        if (!announce && chain->readonly) {
             continue;
         }
         g_ptr_array_add(names, g_strdup_printf(SNAPSHOT_FORMAT "/%s", ticket->grant->id, chain->id));
@@ -483,7 +486,8 @@ static void replace(SfHostTicket *ticket, SfVmConfig *config, const char *host, 
     }
 }
 
-/* The ticket is granted when all hosts have answered and what they will fetch from runs: a fork shall not wait for it. */
+/* The ticket is granted when all hosts have answered and what they will fetch from runs: a fork shall not wait for it.
+ */
 static void reserve_review(SfHostTicket *ticket)
 {
     SfBorrow *borrow = ticket->borrow;
@@ -800,9 +804,6 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     json_object_set_int_member(params, "clone_request", sf_fork_clone_request(ticket->fork));
     json_object_set_boolean_member(params, "complete", sf_host_config(ticket->host)->cluster.complete);
     json_object_set_int_member(params, "identify_seconds", sf_host_config(ticket->host)->identify_seconds);
-    if (ticket->borrow->disks_state == DISKS_READY) {
-        json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
-    }
     json_object_set_string_member(params, "descriptor", text);
     if (ticket->family->working_set) {
         GBytes *bytes = ticket->family->working_set;

@@ -389,28 +389,23 @@ static void warm_pool(SfHost *host, SfHostTicket *ticket)
 
 /* ---- a lent ticket's own ---- */
 
-/* A "place" that has been checked and waits for the disks. */
+/* A "place" that has been checked. */
 typedef struct {
-    SfPeerRequest *request; /* NULL: none waits */
     SfSnapshot *snapshot;
     SfForkOptions options; /* ticket and so on; texts and objects are the ticket's */
-    char *parent_name;
     guint total;
     GArray *ids; /* of guint */
-    char *ip;    /* of the origin's disk server */
-    gint64 disks_port;
     gboolean has_working_set;
 } Place;
 
 struct SfLend {
     SfHostTicket *ticket;
-    guint record_timer;  /* GSource id, 0: none */
+    guint record_timer; /* GSource id, 0: none */
     gboolean answer_recorded;
     SfDiskServer *disks; /* through which clones here read their disks; NULL: they have none */
-    Place place;
 };
 
-/* What a call to the disk server needs when it is answered. */
+/* What a call to the pager needs when it is answered. */
 typedef struct {
     SfHost *host;
     guint64 ticket;
@@ -439,32 +434,11 @@ static SfLend *call_lend(const Call *call)
     return ticket ? ticket->lend : NULL;
 }
 
-static void place_clear(Place *place)
-{
-    g_clear_pointer(&place->snapshot, sf_snapshot_unref);
-    g_clear_pointer(&place->parent_name, g_free);
-    g_clear_pointer(&place->ids, g_array_unref);
-    g_clear_pointer(&place->ip, g_free);
-    place->request = NULL;
-}
-
-static void place_fail(Place *place, const GError *error)
-{
-    if (place->request) {
-        sf_peer_request_fail(g_steal_pointer(&place->request), error);
-    }
-    place_clear(place);
-}
-
 void sf_lend_free(SfLend *lend)
 {
-    g_autoptr(GError) error = NULL;
-
     if (!lend) {
         return;
     }
-    error = g_error_new_literal(SF_PEER_ERROR, SF_PEER_ERROR_GONE, "the ticket has been released");
-    place_fail(&lend->place, error);
     g_clear_handle_id(&lend->record_timer, g_source_remove);
     g_clear_pointer(&lend->disks, sf_disk_server_unref);
     g_free(lend);
@@ -618,18 +592,15 @@ static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
     sf_vm_config_unref(reserve->params.config);
 }
 
-/* host:port/SNAPSHOT/DISK of the origin's disk server */
+/* host:port/SNAPSHOT/DISK of the origin's disk server, which has announced those that are to be frozen. */
 static GArray *disk_exports(SfHost *host, guint64 id, const SfVmConfig *config, const char *ip, gint64 port,
-                            gboolean readonly, GPtrArray *uris)
+                            GPtrArray *uris)
 {
     GArray *exports = g_array_new(FALSE, FALSE, sizeof(SfDiskExport));
 
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         SfDiskExport export = { .name = disk->id, .size = disk->size };
-        if (disk->readonly != readonly) {
-            continue;
-        }
         g_ptr_array_add(uris, g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/" SNAPSHOT_FORMAT "/%s",
                                               page_scheme(sf_host_config(host)), ip, port, id, disk->id));
         export.uri = g_ptr_array_index(uris, uris->len - 1);
@@ -645,7 +616,7 @@ static void start_disk_server(SfHost *host, SfPeer *peer, SfPeerRequest *request
     g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
     g_autofree char *ip = bracketed_ip(peer);
     g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
-    g_autoptr(GArray) exports = disk_exports(host, id, params->config, ip, params->disks_port, TRUE, uris);
+    g_autoptr(GArray) exports = disk_exports(host, id, params->config, ip, params->disks_port, uris);
     Reserve *reserve = g_new0(Reserve, 1);
     SfDiskServerOptions options = {
         .id = snapshot,
@@ -928,14 +899,28 @@ void sf_lend_done(SfHostTicket *ticket)
     }
 }
 
+/* The disks as the server of this host has them, to put overlays over. */
+static GPtrArray *served_disks(const SfLend *lend)
+{
+    GPtrArray *chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
+
+    for (guint i = 0; i < lend->ticket->family->config->disks->len; i++) {
+        const SfDiskConfig *disk = g_ptr_array_index(lend->ticket->family->config->disks, i);
+        SfDiskChain *chain = sf_disk_chain_new(disk->id, disk->size, disk->readonly);
+        g_ptr_array_add(chain->layers, sf_disk_server_layer(lend->disks, disk->id));
+        g_ptr_array_add(chains, chain);
+    }
+    return chains;
+}
+
 /* Everything is there: the clones get their shells. */
-static void place_begin(SfLend *lend, GPtrArray *disks)
+static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request)
 {
     SfHostTicket *ticket = lend->ticket;
-    Place *place = &lend->place;
+    g_autoptr(GPtrArray) disks = served_disks(lend);
     SfForkOptions options = sf_host_fork_options(ticket->host, ticket);
     SfForkPlaced placed = {
-        .parent_name = place->parent_name,
+        .parent_name = ticket->grant->vm,
         .total = place->total,
         .ids = (const guint *)place->ids->data,
         .snapshot = place->snapshot,
@@ -954,68 +939,21 @@ static void place_begin(SfLend *lend, GPtrArray *disks)
     sf_host_ticket_save(ticket);
     ticket->fork = sf_fork_new_placed(&options, &placed);
     sf_host_connect_fork(ticket);
-    reply_reports(g_steal_pointer(&place->request), ticket->fork);
+    reply_reports(request, ticket->fork);
     if (!place->has_working_set) {
         lend->record_timer = g_timeout_add(RECORD_MS, on_record_timer, lend);
     }
-    place_clear(place);
     sf_fork_start(ticket->fork);
 }
 
-static void on_disks_added(GObject *source, GAsyncResult *result, gpointer data)
+/* All that is checked before anything is touched. */
+static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *place, GError **error)
 {
-    g_autoptr(Call) call = data;
-    g_autoptr(GError) error = NULL;
-    SfLend *lend = call_lend(call);
-    gboolean added = sf_disk_server_add_finish(lend ? lend->disks : NULL, result, &error);
-    g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
-
-    if (!lend || !lend->place.request) {
-        return;
-    }
-    if (!added) {
-        place_fail(&lend->place, error);
-        return;
-    }
-    for (guint i = 0; i < lend->ticket->family->config->disks->len; i++) {
-        const SfDiskConfig *disk = g_ptr_array_index(lend->ticket->family->config->disks, i);
-        SfDiskChain *chain = sf_disk_chain_new(disk->id, disk->size, disk->readonly);
-        g_ptr_array_add(chain->layers, sf_disk_server_layer(lend->disks, disk->id));
-        g_ptr_array_add(chains, chain);
-    }
-    place_begin(lend, chains);
-}
-
-static void add_disks(SfLend *lend)
-{
-    SfHostTicket *ticket = lend->ticket;
-    g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
-    g_autoptr(GArray) exports = disk_exports(ticket->host, ticket->grant->id, ticket->family->config, lend->place.ip,
-                                             lend->place.disks_port, FALSE, uris);
-
-    sf_disk_server_add_async(lend->disks, (const SfDiskExport *)exports->data, exports->len, on_disks_added,
-                             call_new(ticket));
-}
-
-static void place_continue(SfLend *lend)
-{
-    if (lend->ticket->family->config->disks->len > 0) {
-        add_disks(lend);
-    } else {
-        g_autoptr(GPtrArray) none = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
-        place_begin(lend, none);
-    }
-}
-
-/* All that is checked before anything is touched; on success lend->place is filled but for its request. */
-static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *params, GError **error)
-{
-    Place *place = &ticket->lend->place;
     g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(guint));
     g_autoptr(SfDescriptor) descriptor = NULL;
     g_autoptr(SfSnapshot) snapshot = NULL;
-    gint64 total, clone_request, identify, disks_port = 0;
-    gboolean with_agent, complete, has_disks = ticket->family->config->disks->len > 0;
+    gint64 total, clone_request, identify;
+    gboolean with_agent, complete;
     const char *text;
     JsonArray *array;
 
@@ -1025,8 +963,7 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
         !bool_param(params, "complete", &complete, error) ||
         !int_param(params, "clone_request", 0, G_MAXUINT32, &clone_request, error) ||
         !int_param(params, "identify_seconds", 1, IDENTIFY_MAX, &identify, error) ||
-        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error) ||
-        (has_disks && !int_param(params, "disks_port", 1, G_MAXUINT16, &disks_port, error))) {
+        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error)) {
         return FALSE;
     }
     descriptor = decode(text, error);
@@ -1054,35 +991,32 @@ static gboolean prepare_place(SfHostTicket *ticket, SfPeer *peer, JsonObject *pa
     place->options.with_agent = with_agent;
     place->options.clone_request = (guint32)clone_request;
     place->options.identify_seconds = (guint)identify;
-    place->parent_name = g_strdup(ticket->grant->vm);
     place->total = (guint)total;
     place->ids = g_steal_pointer(&ids);
-    place->disks_port = disks_port;
-    place->ip = bracketed_ip(peer);
     return TRUE;
 }
 
 static void handle_place(SfHost *host, SfPeerRequest *request)
 {
-    SfPeer *peer = sf_peer_request_peer(request);
     g_autoptr(GError) error = NULL;
     SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
+    Place place = { 0 };
 
     if (ticket && ticket->fork) {
         reply_reports(request, ticket->fork); /* its answer was lost */
         return;
     }
-    if (ticket && (!peer || !ticket->lend || ticket->lend->place.request ||
-                   (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
+    if (ticket && (!ticket->lend || (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
         g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it can't be placed now");
         ticket = NULL;
     }
-    if (!ticket || !prepare_place(ticket, peer, sf_peer_request_params(request), &error)) {
+    if (ticket && prepare_place(ticket, sf_peer_request_params(request), &place, &error)) {
+        place_begin(ticket->lend, &place, request);
+    } else {
         sf_peer_request_fail(request, error);
-        return;
     }
-    ticket->lend->place.request = request;
-    place_continue(ticket->lend);
+    g_clear_pointer(&place.snapshot, sf_snapshot_unref);
+    g_clear_pointer(&place.ids, g_array_unref);
 }
 
 /* ---- the others ---- */

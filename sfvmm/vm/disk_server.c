@@ -13,15 +13,16 @@
  * user who may read what the owners of all images keep to themselves.
  *
  *     a chain of files        raw/qcow2 over qcow2 over ..., all read-only ---> export
+ *     announced               nothing, later a chain <- raw ----------------------> export
  *     a URI                   nbd client <- backing - cache.qcow2 <- copy-on-read ---> export
  *
- * With a URI each block travels once: what any clone of this host has read is in the cache, an overlay of ours that goes
- * with the server. A connection that breaks is made anew, requests wait for RECONNECT_SECONDS before they fail.
+ * With a URI each block travels once: what any clone of this host has read is in the cache, an overlay of ours that
+ * goes with the server. A connection that breaks is made anew, requests wait for RECONNECT_SECONDS before they fail.
  *
- * Its end: the last reference, then SIGKILL; nothing that it has is of value. If it dies by itself a new one is started at
- * the same address, at most RESTARTS_MAX times, and its clients connect again: their reads only took longer. What is
- * needed for that is kept: the listener, the chains, and their names. (A listener for other hosts is lost when sfvmmd is
- * restarted: then there is no new process, and clones elsewhere get input/output errors.)
+ * Its end: the last reference, then SIGKILL; nothing that it has is of value. If it dies by itself a new one is started
+ * at the same address, at most RESTARTS_MAX times, and its clients connect again: their reads only took longer. What is
+ * needed for that is kept: the listener, the chains, and their names. (A listener for other hosts is lost when sfvmmd
+ * is restarted: then there is no new process, and clones elsewhere get input/output errors.)
  */
 #include "sfvmm/vm/disk_server.h"
 
@@ -40,23 +41,29 @@
 #include "sfvmm/vm/vm_private.h"
 #include "sfvmm/wire/state_file.h"
 
-#define FOLDER           "nbd"
-#define FILE_JSON        "server.json"
-#define FILE_NBD         "nbd.sock"
-#define FILE_QMP         "qmp.sock"
-#define FILE_LOG         "log"
-#define TLS_FOLDER       "tls"
-#define TLS_SERVER_ID    "tls-server"
-#define TLS_CLIENT_ID    "tls-client"
-#define AUTHZ_ID         "hosts"
-#define TLS_DH_PARAMS    "dh-params.pem"
-#define TLS_PRIORITY     "NORMAL:-VERS-ALL:+VERS-TLS1.3"
-#define MODE_PASS        0711 /* QEMU's user may go through, and see nothing */
-#define LISTEN_BACKLOG   64
-#define START_SECONDS    60 /* until it must answer; a busy host is slow */
-#define PROGRAM          "the disk server"
-#define RESTARTS_MAX     5u   /* of one server; what dies more often has a reason that a restart won't cure */
-#define RESTART_MS       200u
+#define FOLDER         "nbd"
+#define FILE_JSON      "server.json"
+#define FILE_NBD       "nbd.sock"
+#define FILE_QMP       "qmp.sock"
+#define FILE_LOG       "log"
+#define TLS_FOLDER     "tls"
+#define TLS_SERVER_ID  "tls-server"
+#define TLS_CLIENT_ID  "tls-client"
+#define AUTHZ_ID       "hosts"
+#define TLS_DH_PARAMS  "dh-params.pem"
+#define TLS_PRIORITY   "NORMAL:-VERS-ALL:+VERS-TLS1.3"
+#define MODE_PASS      0711 /* QEMU's user may go through, and see nothing */
+#define LISTEN_BACKLOG 64
+#define START_SECONDS  60 /* until it must answer; a busy host is slow */
+#define PROGRAM        "the disk server"
+#define RESTARTS_MAX   5u /* of one server; what dies more often has a reason that a restart won't cure */
+#define RESTART_MS     200u
+
+/* An export whose chain has not come yet. */
+typedef struct {
+    char *name, *node;
+    guint64 size;
+} Announced;
 
 struct SfDiskServer {
     int refs;
@@ -70,11 +77,13 @@ struct SfDiskServer {
     guint64 start_time;
     int pidfd;
     guint exit_source;
-    int listener;      /* for a new process; -1: lost in a restart of sfvmmd */
+    int listener; /* for a new process; -1: lost in a restart of sfvmmd */
     guint restarts, restart_timer;
-    SfQmp *qmp;        /* NULL: it has died, or is not connected */
-    GPtrArray *chains; /* of SfDiskChain: the layers that it has open; those that are not read-only are caches of a URI */
-    GPtrArray *names;  /* of char *: exports, as many */
+    SfQmp *qmp; /* NULL: it has died, or is not connected */
+    GPtrArray
+        *chains; /* of SfDiskChain: the layers that it has open; those that are not read-only are caches of a URI */
+    GPtrArray *names;     /* of char *: exports, as many */
+    GPtrArray *announced; /* of Announced */
     guint next_disk;
     gboolean has_client_tls;
 };
@@ -94,6 +103,26 @@ static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
 
 /* ---- the object ---- */
 
+static void announced_free(gpointer data)
+{
+    Announced *announced = data;
+
+    g_free(announced->name);
+    g_free(announced->node);
+    g_free(announced);
+}
+
+static Announced *announced_add(SfDiskServer *server, const char *name, const char *node, guint64 size)
+{
+    Announced *announced = g_new0(Announced, 1);
+
+    announced->name = g_strdup(name);
+    announced->node = g_strdup(node);
+    announced->size = size;
+    g_ptr_array_add(server->announced, announced);
+    return announced;
+}
+
 static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id)
 {
     SfDiskServer *server = g_new0(SfDiskServer, 1);
@@ -106,6 +135,7 @@ static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id
     server->pidfd = server->listener = -1;
     server->chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
     server->names = g_ptr_array_new_with_free_func(g_free);
+    server->announced = g_ptr_array_new_with_free_func(announced_free);
     server->all = g_hash_table_ref(options->disk_servers);
     g_hash_table_insert(server->all, server->id, server);
     return server;
@@ -140,6 +170,7 @@ void sf_disk_server_unref(SfDiskServer *server)
     }
     g_ptr_array_unref(server->chains);
     g_ptr_array_unref(server->names);
+    g_ptr_array_unref(server->announced);
     sf_state_remove_folder(server->directory);
     g_strfreev(server->allowed);
     g_free(server->tls_directory);
@@ -147,6 +178,36 @@ void sf_disk_server_unref(SfDiskServer *server)
     g_free(server->directory);
     g_free(server->id);
     g_free(server);
+}
+
+static JsonArray *announced_to_json(const SfDiskServer *server)
+{
+    JsonArray *array = json_array_new();
+
+    for (guint i = 0; i < server->announced->len; i++) {
+        const Announced *announced = g_ptr_array_index(server->announced, i);
+        JsonObject *object = json_object_new();
+        json_object_set_string_member(object, "name", announced->name);
+        json_object_set_string_member(object, "node", announced->node);
+        json_object_set_int_member(object, "size", (gint64)announced->size);
+        json_array_add_object_element(array, object);
+    }
+    return array;
+}
+
+static void announced_from_json(SfDiskServer *server, JsonNode *node)
+{
+    JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+
+    for (guint i = 0; array && i < json_array_get_length(array); i++) {
+        JsonNode *element = json_array_get_element(array, i);
+        JsonObject *object = JSON_NODE_HOLDS_OBJECT(element) ? json_node_get_object(element) : NULL;
+        const char *name = object ? json_object_get_string_member_with_default(object, "name", NULL) : NULL;
+        const char *id = object ? json_object_get_string_member_with_default(object, "node", NULL) : NULL;
+        if (name && id) {
+            announced_add(server, name, id, (guint64)json_object_get_int_member_with_default(object, "size", 0));
+        }
+    }
 }
 
 static void server_save(SfDiskServer *server)
@@ -167,6 +228,8 @@ static void server_save(SfDiskServer *server)
         json_array_add_object_element(chains, sf_disk_chain_to_json(g_ptr_array_index(server->chains, i)));
     }
     json_object_set_array_member(object, "chains", chains);
+    json_object_set_array_member(object, "announced", announced_to_json(server));
+    json_object_set_int_member(object, "next_disk", server->next_disk);
     if (!sf_state_write(path, object, &error)) {
         g_warning("disk server %s: %s; a restart of sfvmmd would lose it", server->id, error->message);
     }
@@ -491,24 +554,58 @@ static SfDiskChain *own_copy(SfDiskServer *server, const SfDiskChain *chain)
     return copy;
 }
 
-static gboolean add_frozen(const char *name, const SfDiskChain *chain, SfQmpBatch *batch, GError **error)
+/* announced_or_null: the node that is exported already; else an export is added. */
+static gboolean add_frozen(const char *name, const SfDiskChain *chain, const Announced *announced_or_null,
+                           SfQmpBatch *batch, GError **error)
 {
     SfVmDisk *disk = sf_vm_disk_new(sf_disk_chain_copy(chain));
     gboolean ok = sf_vm_disk_add_frozen(disk, batch, error);
 
-    if (ok) {
+    if (ok && announced_or_null) {
+        sf_vm_disk_fill_empty_node(batch, announced_or_null->node, sf_vm_disk_top_node(disk));
+    } else if (ok) {
         add_export(batch, name, sf_vm_disk_top_node(disk));
     }
     sf_vm_disk_free(disk);
     return ok;
 }
 
+static Announced *find_announced(const SfDiskServer *server, const char *name)
+{
+    for (guint i = 0; i < server->announced->len; i++) {
+        Announced *announced = g_ptr_array_index(server->announced, i);
+        if (strcmp(announced->name, name) == 0) {
+            return announced;
+        }
+    }
+    return NULL;
+}
+
 static gboolean export_chain(SfDiskServer *server, const SfDiskExport *export, SfQmpBatch *batch, GError **error)
 {
     SfDiskChain *chain = own_copy(server, export->chain);
+    Announced *announced = find_announced(server, export->name);
+    gboolean ok;
 
     g_ptr_array_add(server->chains, chain);
-    return add_frozen(export->name, chain, batch, error);
+    ok = add_frozen(export->name, chain, announced, batch, error);
+    if (announced) {
+        g_ptr_array_remove(server->announced, announced);
+    }
+    return ok;
+}
+
+static void add_announced(const Announced *announced, SfQmpBatch *batch)
+{
+    sf_vm_disk_add_empty_node(batch, announced->node, announced->size);
+    add_export(batch, announced->name, announced->node);
+}
+
+static void announce(SfDiskServer *server, const SfDiskExport *export, SfQmpBatch *batch)
+{
+    g_autofree char *node = g_strdup_printf("announced%u", server->next_disk++);
+
+    add_announced(announced_add(server, export->name, node, export->size), batch);
 }
 
 /* ---- an export of a URI ---- */
@@ -536,8 +633,8 @@ static gboolean export_uri(SfDiskServer *server, const SfDiskExport *export, SfQ
 {
     g_autofree char *id = g_strdup_printf("disk%u", server->next_disk++);
     g_autofree char *template = g_strdup_printf("%s/%s.template", server->directory, id);
-    g_autofree char *cache = g_strdup_printf("%s/nbd-%s-%s-%08x.qcow2", server->options->overlay_directory, server->id,
-                                             id, g_random_int());
+    g_autofree char *cache =
+        g_strdup_printf("%s/nbd-%s-%s-%08x.qcow2", server->options->overlay_directory, server->id, id, g_random_int());
     SfDiskChain *chain = sf_disk_chain_new(id, export->size, FALSE);
     SfDiskLayer *overlay;
 
@@ -571,10 +668,15 @@ static gboolean add_exports(SfDiskServer *server, const SfDiskExport *exports, g
                         export->uri);
             return FALSE;
         }
-        if (server->names->len >= SF_DISK_SERVER_EXPORTS_MAX) {
+        if (server->names->len + server->announced->len >= SF_DISK_SERVER_EXPORTS_MAX &&
+            !find_announced(server, export->name)) {
             g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "disk %s: more than %u exports", export->name,
                         SF_DISK_SERVER_EXPORTS_MAX);
             return FALSE;
+        }
+        if (!export->uri && !export->chain) {
+            announce(server, export, batch);
+            continue;
         }
         if (export->uri ? !export_uri(server, export, batch, error) : !export_chain(server, export, batch, error)) {
             return FALSE;
@@ -735,10 +837,13 @@ static gboolean on_restart_time(gpointer data)
         const SfDiskChain *chain = g_ptr_array_index(server->chains, i);
         const char *name = g_ptr_array_index(server->names, i);
         if (chain->readonly) {
-            add_frozen(name, chain, batch, &error);
+            add_frozen(name, chain, NULL, batch, &error);
         } else {
             add_cache(server, name, chain, batch, &error);
         }
+    }
+    for (guint i = 0; batch && !error && i < server->announced->len; i++) {
+        add_announced(g_ptr_array_index(server->announced, i), batch);
     }
     if (error) {
         g_warning("disk server %s: can't be started anew: %s", server->id, error->message);
@@ -825,7 +930,6 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
             JSON_NODE_HOLDS_OBJECT(node) ? sf_disk_chain_from_json(json_node_get_object(node), NULL) : NULL;
         if (chain) {
             g_ptr_array_add(server->chains, chain);
-            server->next_disk = server->chains->len;
         }
     }
     for (guint i = 0; names && JSON_NODE_HOLDS_ARRAY(names) && i < json_array_get_length(json_node_get_array(names));
@@ -835,6 +939,8 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
             g_ptr_array_add(server->names, g_strdup(json_node_get_string(node)));
         }
     }
+    announced_from_json(server, json_object_get_member(object, "announced"));
+    server->next_disk = (guint)json_object_get_int_member_with_default(object, "next_disk", server->chains->len);
     server->pid = (pid_t)json_object_get_int_member_with_default(object, "pid", 0);
     server->start_time = (guint64)json_object_get_int_member_with_default(object, "start_time", 0);
     server->pidfd = sf_process_open(server->pid, server->start_time);

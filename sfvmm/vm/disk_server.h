@@ -18,33 +18,37 @@
 
 #define SF_DISK_SERVER_EXPORTS_MAX 40u /* disks of a VM, or its RAM blocks */
 
-/* One image: either `chain` or `uri`. */
+/*
+ * One image: `chain`, or `uri`, or neither: it is announced. Others can connect to its export then, so that a fork
+ * costs no connection, but must not read before a chain has been added by the same name.
+ */
 typedef struct {
     const char *name;         /* of the export: "s-0123456789abcdef/disk0" */
     const SfDiskChain *chain; /* of files */
     const char *uri;          /* NBD, served elsewhere: nbds://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH */
-    guint64 size;             /* with uri: virtual, bytes */
+    guint64 size;             /* without chain: virtual, bytes */
 } SfDiskExport;
 
 typedef struct {
-    const char *id;              /* of the snapshot; names RUNDIR/nbd/ID */
-    const char *tls_directory;   /* page certificates: the server's with listen_fd, the client's for nbds: URIs. Or NULL */
+    const char *id; /* of the snapshot; names RUNDIR/nbd/ID */
+    const char
+        *tls_directory; /* page certificates: the server's with listen_fd, the client's for nbds: URIs. Or NULL */
     int listen_fd; /* a listening TCP socket, borrowed: TLS with client certificates (plain without tls_directory, which
                     * is for tests on loopback). -1: a unix socket, plain */
-    const char *const *allowed;  /* with listen_fd: names (CN) of the hosts that may read; NULL-terminated */
+    const char *const *allowed; /* with listen_fd: names (CN) of the hosts that may read; NULL-terminated */
 } SfDiskServerOptions;
 
 typedef struct SfDiskServer SfDiskServer;
 
 /*
- * Starts it, with these exports or none yet. Finishes when clients can connect. Everything pointed to is copied. A start
- * takes some 50 ms: begin when the ticket is granted.
+ * Starts it, with these exports or none yet. Finishes when clients can connect. Everything pointed to is copied. A
+ * start takes some 50 ms: begin when the ticket is granted.
  */
 void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions *options, const SfDiskExport *exports,
                                 guint n_exports, GAsyncReadyCallback callback, gpointer data);
 SfDiskServer *sf_disk_server_start_finish(GAsyncResult *result, GError **error);
 
-/* More exports, some ms each: when the snapshot has been taken, or the host that it was taken on serves it. */
+/* More exports, some ms each; chains for those that were announced: when the snapshot has been taken. */
 void sf_disk_server_add_async(SfDiskServer *server, const SfDiskExport *exports, guint n_exports,
                               GAsyncReadyCallback callback, gpointer data);
 gboolean sf_disk_server_add_finish(SfDiskServer *server, GAsyncResult *result, GError **error);
@@ -61,7 +65,8 @@ SfDiskLayer *sf_disk_server_layer(SfDiskServer *server, const char *name);
 
 /*
  * After a restart of sfvmmd, when all VMs are adopted and all chains restored: servers whose layers are in use live on
- * with them, the others are ended. sf_disk_server_find() gives one to who had it (a reference, or NULL); call it before.
+ * with them, the others are ended. sf_disk_server_find() gives one to who had it (a reference, or NULL); call it
+ * before.
  */
 SfDiskServer *sf_disk_server_find(SfLauncher *launcher, const char *id);
 void sf_disk_servers_sweep(SfLauncher *launcher);

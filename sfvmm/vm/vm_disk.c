@@ -187,8 +187,8 @@ static void set_backing(JsonObject *options, const char *format, const char *bac
 }
 
 /*
- * The node of an NBD layer, which has no file node. nbd[s]://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; our own
- * URIs, or those of a host that we trust with the content anyway.
+ * The node of an NBD layer, which has no file node. nbd[s]://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; our
+ * own URIs, or those of a host that we trust with the content anyway.
  */
 static JsonObject *nbd_options(const char *node, const char *uri, const char *tls_creds, GError **error)
 {
@@ -446,6 +446,39 @@ gboolean sf_vm_disk_add_frozen(SfVmDisk *disk, SfQmpBatch *batch, GError **error
         }
     }
     return TRUE;
+}
+
+/* "file": the content, by name or as an object. */
+static JsonObject *raw_options(const char *node)
+{
+    JsonObject *options = json_object_new();
+
+    json_object_set_string_member(options, "driver", "raw");
+    json_object_set_string_member(options, "node-name", node);
+    json_object_set_boolean_member(options, "read-only", TRUE);
+    return options;
+}
+
+void sf_vm_disk_add_empty_node(SfQmpBatch *batch, const char *node, guint64 size)
+{
+    JsonObject *options = raw_options(node), *nothing = json_object_new();
+
+    json_object_set_string_member(nothing, "driver", "null-co");
+    json_object_set_int_member(nothing, "size", (gint64)size);
+    json_object_set_boolean_member(nothing, "read-zeroes", TRUE);
+    json_object_set_object_member(options, "file", nothing);
+    sf_qmp_batch_add(batch, "blockdev-add", options, -1);
+}
+
+void sf_vm_disk_fill_empty_node(SfQmpBatch *batch, const char *node, const char *content)
+{
+    JsonObject *options = raw_options(node), *args = json_object_new();
+    JsonArray *list = json_array_new();
+
+    json_object_set_string_member(options, "file", content);
+    json_array_add_object_element(list, options);
+    json_object_set_array_member(args, "options", list);
+    sf_qmp_batch_add(batch, "blockdev-reopen", args, -1);
 }
 
 gboolean sf_vm_disk_add_cache(SfVmDisk *disk, const char *tls_creds, SfQmpBatch *batch, GError **error)

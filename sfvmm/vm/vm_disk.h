@@ -55,6 +55,9 @@ void sf_vm_disk_overlay_undo(SfVmDisk *disk, SfQmpBatch *batch);
 
 /* A chain of which nothing is written, in a QEMU without a machine: all layers in one command. */
 gboolean sf_vm_disk_add_frozen(SfVmDisk *disk, SfQmpBatch *batch, GError **error);
+/* A node of `size` bytes whose content comes later; until then nobody may read it. Then: that of another node. */
+void sf_vm_disk_add_empty_node(SfQmpBatch *batch, const char *node, guint64 size);
+void sf_vm_disk_fill_empty_node(SfQmpBatch *batch, const char *node, const char *content);
 /* A chain of an NBD layer and an overlay that caches it. tls_creds: id of an object of that QEMU, for nbds: URIs. */
 gboolean sf_vm_disk_add_cache(SfVmDisk *disk, const char *tls_creds, SfQmpBatch *batch, GError **error);
 
