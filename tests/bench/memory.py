@@ -318,9 +318,12 @@ def linux(host, **params):
         vm.stop()
 
 
-def shells(made, count):
-    """How many shells wait on the hosts together."""
-    return sum(usage["role"] == "shell" for host in made for usage in host.call("vm.usage")["vms"]) >= count
+def shells_wait(made, ticket):
+    """Whether as many shells wait on each host as there will be clones."""
+    def waiting(host):
+        return sum(usage["role"] == "shell" for usage in host.call("vm.usage")["vms"])
+    return all(waiting(host) >= place["count"] for place in ticket["places"] for host in made
+               if host.name == place["host"])
 
 
 @contextlib.contextmanager
@@ -329,7 +332,7 @@ def forked(made, vm, count):
     settled(made, vm)
     ticket = made[0].call("ticket.request", vm=vm.name, count=count, all=True)["ticket"]
     try:
-        harness.wait(lambda: shells(made, count), harness.LONG, "%d shells" % count)
+        harness.wait(lambda: shells_wait(made, ticket), harness.LONG, "%d shells" % count)
         begin = time.monotonic_ns()
         ticket = made[0].call("clone", ticket=ticket["ticket"], wait="answered")["ticket"]
         ticket["ms"] = (time.monotonic_ns() - begin) / NS_PER_MS
