@@ -56,7 +56,7 @@
 #define LOSS_DATAGRAMS   200u
 #define LOSS_NS          (2 * NS_PER_S) /* the origin has had some rounds to slow down */
 #define LOSS_MAX         300000u        /* ppm */
-#define BACKOFF_US       20000u         /* before anything has been heard, with many receivers expected */
+#define BACKOFF_US       5000u          /* before anything has been heard, with many receivers expected */
 #define REPORT_MS        200u
 #define REPORT_IDLE_NS   (5 * NS_PER_S) /* when there is nothing new to report */
 #define REPORT_DATAGRAMS 20u            /* fewer are nothing new */

@@ -47,7 +47,7 @@
 #define ACTIVE_REPORTS     3      /* who has missed as many reports is no longer active */
 #define REQUESTS_PER_S     20000u /* more, and the back-off grows; taking one costs some 3 us */
 #define BACKOFF_RECEIVERS  32u    /* as many may ask at once */
-#define BACKOFF_US         20000u /* with more: ten times the way there and back, of which the first ask in the first tenth */
+#define BACKOFF_US         5000u /* with more: some ten times the way there and back, so that few ask before the answer */
 #define BACKOFF_US_MAX     2000000u
 #define SAMPLE_DATAGRAMS   20u     /* loss of fewer says nothing */
 #define OUTLIER_LOSS       200000u /* ppm */
@@ -376,7 +376,7 @@ static void control_backoff(struct mc_sender *sender, int64_t lasted)
     if (sender->backoff_us > BACKOFF_US_MAX) {
         sender->backoff_us = BACKOFF_US_MAX;
     }
-    if (sender->backoff_us < least || sender->backoff_us < BACKOFF_US / 20) {
+    if (sender->backoff_us < least || sender->backoff_us < BACKOFF_US / 5) {
         sender->backoff_us = least;
     }
     sender->requests_lately = 0;
