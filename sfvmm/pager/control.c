@@ -28,6 +28,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "sfvmm/pager/memtap.h"
+#include "sfvmm/pager/multicast.h"
 #include "sfvmm/pager/nbd_server.h"
 #include "sfvmm/pager/page_store.h"
 #include "sfvmm/pager/prefetch.h"
@@ -54,6 +55,7 @@ struct Control {
     struct memtap *memtap;
     struct prefetch *prefetch;
     struct nbd_server *server;
+    Multicast *multicast; /* NULL: no group */
 
     GStrv allowed;
     gboolean complete;
@@ -369,6 +371,9 @@ static void on_store_set(void *data)
 
     memtap_store_is_set(control->memtap);
     prefetch_store_is_set(control->prefetch);
+    if (control->multicast) {
+        multicast_store_is_set(control->multicast);
+    }
 }
 
 static gboolean do_snapshot(Control *control, const Entry *entry, GError **error)
@@ -483,7 +488,21 @@ static gboolean do_working_set(Control *control, const Entry *entry, GError **er
         }
     }
     prefetch_set_working_set(control->prefetch, runs, n);
+    if (control->multicast) {
+        multicast_set_working_set(control->multicast, runs, n);
+    }
     return TRUE;
+}
+
+static gboolean do_multicast(Control *control, const Entry *entry, GError **error)
+{
+    const MulticastParts parts = { control->store, control->memtap, control->prefetch, on_complete, control };
+
+    if (control->multicast) {
+        return fail(error, G_IO_ERROR_EXISTS, "it is in a multicast group already");
+    }
+    control->multicast = multicast_new(&parts, entry->request, entry->fds[0], entry->fds[1], error);
+    return control->multicast != NULL;
 }
 
 static gboolean do_order(Control *control, const Entry *entry, GError **error)
@@ -515,6 +534,8 @@ static gboolean do_order(Control *control, const Entry *entry, GError **error)
         return TRUE;
     case SF_PAGER_DO_WORKING_SET:
         return do_working_set(control, entry, error);
+    case SF_PAGER_DO_MULTICAST:
+        return do_multicast(control, entry, error);
     default:
         return TRUE; /* questions: answered in their own way */
     }
@@ -609,6 +630,9 @@ static void answer_stats(Control *control, JsonObject *answer)
     json_object_set_int_member(answer, "clones", count_entries(control, SF_PAGER_DO_ATTACH));
     json_object_set_boolean_member(answer, "complete", control->complete);
     add_latencies(stats, answer);
+    if (control->multicast) {
+        json_object_set_object_member(answer, "multicast", multicast_stats(control->multicast));
+    }
 }
 
 /*
@@ -797,6 +821,7 @@ void control_free(Control *control)
     }
     prefetch_free(control->prefetch);
     memtap_free(control->memtap);
+    multicast_free(control->multicast);
     if (control->server) {
         nbd_server_free(control->server);
     }

@@ -19,6 +19,7 @@
 #include <gnutls/gnutls.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "sfvmm/wire/big_endian.h"
 
 #define LABEL_TAG     "snowflock multicast 1 tag"
@@ -82,6 +83,14 @@ bool mc_keys_derive(const uint8_t master[MC_KEY_LENGTH], uint16_t receiver, stru
 void mc_keys_wipe(struct mc_receiver_keys *keys)
 {
     explicit_bzero(keys, sizeof(*keys));
+}
+
+uint64_t mc_new_incarnation(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* NULL: GnuTLS failed. */

@@ -35,6 +35,9 @@ struct mc_receiver_keys {
 bool mc_keys_derive(const uint8_t master[MC_KEY_LENGTH], uint16_t receiver, struct mc_receiver_keys *keys);
 void mc_keys_wipe(struct mc_receiver_keys *keys);
 
+/* Of a process that begins now: higher than that of any before it, unless the clock is set back. */
+uint64_t mc_new_incarnation(void);
+
 /* ---- sealing ---- */
 
 struct mc_sealer;

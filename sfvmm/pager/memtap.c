@@ -25,6 +25,9 @@
  * A read that fails is sent again, on the demand link, when it is ready again, as long as somebody waits for it. Who
  * has waited for the bound of a fault makes us say "lost", once: sfvmmd stops the clones. We go on trying.
  *
+ * Where the origin's host is in a multicast group with this one (route.h), reads go there first, of demand and of
+ * neighbours alike; what the group does not answer goes by the links as told above.
+ *
  * After a kill of sf-pager the faults that it had read are known to nobody. So attaching wakes everything: who waits
  * faults again, and the fault is read by us. A clone that ends without being detached costs nothing but its
  * descriptor.
@@ -43,6 +46,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+#include "sfvmm/pager/route.h"
 
 #define FAULT_SECONDS   60u            /* bound of one fault: a link that is cut for 10 s must fit */
 #define FAULTS_PER_READ 32             /* messages of one userfaultfd in one turn */
@@ -102,6 +106,7 @@ struct memtap {
     unsigned n_blocks;
     struct block_links blocks[SF_QC_MAX_BLOCKS];
     struct link *early_demand, *early_near; /* connected before the blocks are known */
+    struct route *route;                    /* reads that have gone by multicast */
     struct clone *clones;
     struct read *in_flight; /* of all links, and queued ones: by `next` */
     struct fetch_group *groups;
@@ -201,7 +206,9 @@ static void send_or_queue(struct memtap *memtap, struct read *read)
 {
     struct block_links *links = &memtap->blocks[read->block];
 
-    if (link_is_ready(links->demand) && !links->queue) {
+    if (route_is_open(memtap->route)) {
+        route_read(memtap->route, read, MC_DEMAND);
+    } else if (link_is_ready(links->demand) && !links->queue) {
         link_read(links->demand, read);
     } else {
         enqueue(memtap, read);
@@ -251,7 +258,7 @@ static void fetch_neighbours(struct memtap *memtap, unsigned block, uint64_t fau
     unsigned runs = 0;
 
     record(memtap, block, start, end - start);
-    if (!link_is_ready(links->near)) {
+    if (!link_is_ready(links->near) && !route_is_open(memtap->route)) {
         return;
     }
     for (uint64_t offset = start; offset < end && runs < NEAR_RUNS_MAX; offset += SF_PAGE_SIZE) {
@@ -265,7 +272,11 @@ static void fetch_neighbours(struct memtap *memtap, unsigned block, uint64_t fau
         struct read *read = read_new(block, first, offset - first);
         read->user = ROLE_NEAR;
         list_add(memtap, read);
-        link_read(links->near, read);
+        if (route_is_open(memtap->route)) {
+            route_read(memtap->route, read, MC_PREFETCH);
+        } else {
+            link_read(links->near, read);
+        }
         runs++;
     }
 }
@@ -296,6 +307,7 @@ static void fault_in_block(struct memtap *memtap, struct clone *clone, unsigned 
     read = find_read(memtap, block, offset);
     if (read) {
         add_waiter(read, clone, address, now);
+        route_urge(memtap->route, read, offset);
         return;
     }
     read = read_new(block, offset, SF_PAGE_SIZE);
@@ -375,21 +387,32 @@ static void count_latency(struct memtap_stats *stats, int64_t ns)
                           memory_order_relaxed);
 }
 
+/* Of the page that it waits for, in its block. */
+static uint64_t waiter_offset(const struct waiter *waiter, unsigned block)
+{
+    for (unsigned i = 0; i < waiter->clone->n_areas; i++) {
+        if (waiter->clone->areas[i].block == block) {
+            return waiter->address - waiter->clone->areas[i].address;
+        }
+    }
+    return 0;
+}
+
+/* Its page is no longer absent. Frees the waiter. */
+static void end_wait(struct memtap *memtap, struct waiter *waiter, unsigned block)
+{
+    let_go_on(memtap, waiter->clone, waiter->address, block, waiter_offset(waiter, block));
+    count_latency(&memtap->stats, loop_now() - waiter->since);
+    free(waiter);
+}
+
 static void wake_waiters(struct memtap *memtap, struct read *read)
 {
     struct waiter *waiter;
-    const struct clone *clone;
 
     while ((waiter = read->waiters)) {
         read->waiters = waiter->next;
-        clone = waiter->clone;
-        for (unsigned i = 0; i < clone->n_areas; i++) {
-            if (clone->areas[i].block == read->block) {
-                let_go_on(memtap, clone, waiter->address, read->block, waiter->address - clone->areas[i].address);
-            }
-        }
-        count_latency(&memtap->stats, loop_now() - waiter->since);
-        free(waiter);
+        end_wait(memtap, waiter, read->block);
     }
 }
 
@@ -459,6 +482,48 @@ static void on_link_down(struct link *link, const char *reason, void *owner)
 }
 
 static const struct link_handlers link_handlers = { on_link_ready, on_read_done, on_link_down };
+
+/* ---- what comes by multicast ---- */
+
+static void on_come(struct read *read, void *owner)
+{
+    read_succeeded(owner, read);
+}
+
+/* Who waits for one of the pages that have come goes on; the others wait for the rest. */
+static void on_some(struct read *read, void *owner)
+{
+    struct memtap *memtap = owner;
+    struct waiter **place = &read->waiters, *waiter;
+
+    while ((waiter = *place)) {
+        if (page_store_base_state(memtap->store, read->block, waiter_offset(waiter, read->block)) == PAGE_ABSENT) {
+            place = &waiter->next;
+        } else {
+            *place = waiter->next;
+            end_wait(memtap, waiter, read->block);
+        }
+    }
+}
+
+/* The group has not answered. */
+static void on_back(struct read *read, void *owner)
+{
+    struct memtap *memtap = owner;
+    struct block_links *links = &memtap->blocks[read->block];
+
+    if (read->user == ROLE_NEAR && !read->waiters && !link_is_ready(links->near)) {
+        list_remove(memtap, read);
+        read_free(read);
+    } else if (read->user == ROLE_NEAR && !read->waiters) {
+        link_read(links->near, read);
+    } else {
+        read->user = ROLE_DEMAND;
+        enqueue(memtap, read); /* sent in this turn, if the link is up */
+    }
+}
+
+static const struct route_handlers route_handlers = { on_come, on_some, on_back };
 
 /* ---- fetches for the page server ---- */
 
@@ -557,11 +622,12 @@ static void free_detached(struct memtap *memtap)
 static int turn(void *owner, int64_t now)
 {
     struct memtap *memtap = owner;
-    int wish = -1;
+    int wish;
 
     free_detached(memtap);
+    wish = route_turn(memtap->route, now);
     if (memtap->early_demand) {
-        wish = sooner(link_turn(memtap->early_demand, now), link_turn(memtap->early_near, now));
+        wish = sooner(wish, sooner(link_turn(memtap->early_demand, now), link_turn(memtap->early_near, now)));
     }
     for (unsigned i = 0; i < memtap->n_blocks; i++) {
         struct block_links *links = &memtap->blocks[i];
@@ -593,6 +659,8 @@ static int turn(void *owner, int64_t now)
 
 struct order {
     struct memtap *memtap;
+    struct mc_client *client;
+    struct mc_listener *listener;
     const struct source *source;
     struct clone *clone;
     char *name;
@@ -678,6 +746,14 @@ static void order_neighbours(void *data)
     free(order);
 }
 
+static void order_multicast(void *data)
+{
+    struct order *order = data;
+
+    route_set_client(order->memtap->route, order->client, order->listener);
+    free(order);
+}
+
 static void order_attach(void *data)
 {
     struct order *order = data;
@@ -747,6 +823,7 @@ struct memtap *memtap_new(struct page_store *store, const struct memtap_options 
         memtap_free(memtap);
         return NULL;
     }
+    memtap->route = route_new(memtap->loop, store, &route_handlers, memtap);
     return memtap;
 }
 
@@ -792,6 +869,7 @@ void memtap_free(struct memtap *memtap)
     }
     link_free(memtap->early_demand);
     link_free(memtap->early_near);
+    route_free(memtap->route);
     loop_free(memtap->loop);
     pthread_mutex_destroy(&memtap->lock);
     free(memtap->recorded);
@@ -817,6 +895,15 @@ void memtap_set_neighbours(struct memtap *memtap, bool on)
 
     order->on = on;
     loop_post(memtap->loop, order_neighbours, order);
+}
+
+void memtap_set_multicast(struct memtap *memtap, struct mc_client *client, struct mc_listener *listener)
+{
+    struct order *order = order_new(memtap);
+
+    order->client = client;
+    order->listener = listener;
+    loop_post(memtap->loop, order_multicast, order);
 }
 
 void memtap_attach(struct memtap *memtap, const char *name, int uffd, const struct memtap_area *areas,

@@ -9,6 +9,7 @@
 #define SF_PAGER_MEMTAP_H
 
 #include <stdatomic.h>
+#include "sfvmm/pager/mc_client.h"
 #include "sfvmm/pager/page_store.h"
 #include "sfvmm/pager/source.h"
 #include "sfvmm/wire/pager_message.h"
@@ -46,6 +47,8 @@ void memtap_free(struct memtap *memtap);  /* ends the thread */
 /* source: lives as long as memtap. */
 void memtap_add_source(struct memtap *memtap, const struct source *source);
 void memtap_store_is_set(struct memtap *memtap);
+/* Pages are asked for by multicast first, while it works. Both outlive memtap. */
+void memtap_set_multicast(struct memtap *memtap, struct mc_client *client, struct mc_listener *listener);
 void memtap_set_neighbours(struct memtap *memtap, bool on);
 
 /* Where the blocks of the store lie in a clone. Takes uffd. */

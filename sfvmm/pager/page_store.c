@@ -427,7 +427,8 @@ uint64_t page_store_unasked(const struct page_store *store, unsigned index, uint
     uint64_t n = minimum(max, (bits->n_pages + BITS - 1) / BITS);
 
     for (uint64_t i = 0; i < n; i++) {
-        words[i] = atomic_load_explicit(&bits->unasked[i], memory_order_relaxed);
+        words[i] = atomic_load_explicit(&bits->unasked[i], memory_order_relaxed) &
+                   atomic_load_explicit(&bits->known[i], memory_order_relaxed);
     }
     return n;
 }

@@ -101,7 +101,7 @@ unsigned page_store_note(struct page_store *store, unsigned block, uint64_t offs
 
 /*
  * Notes that nobody had asked for these pages when they came; those that are no longer absent keep what they are.
- * Before page_store_note(). For the statistics of prefetching.
+ * Before page_store_note(), or when they are asked for ahead. For the statistics of prefetching.
  */
 void page_store_mark_unasked(struct page_store *store, unsigned block, uint64_t offset, uint64_t length);
 

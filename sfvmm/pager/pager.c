@@ -95,6 +95,7 @@ struct _SfPager {
     SfPageCache *cache;
     GArray *fds; /* of sf_pager_fds() */
     SfPrefetch prefetch;
+    JsonObject *multicast_stats; /* as told last; NULL: none */
 };
 
 G_DEFINE_FINAL_TYPE(SfPager, sf_pager, G_TYPE_OBJECT)
@@ -215,6 +216,14 @@ static gboolean flag_of(JsonObject *object, const char *member)
 
     return node && JSON_NODE_HOLDS_VALUE(node) && json_node_get_value_type(node) == G_TYPE_BOOLEAN &&
            json_node_get_boolean(node);
+}
+
+/* A reference, or NULL. */
+static JsonObject *object_of(JsonObject *object, const char *member)
+{
+    JsonNode *node = json_object_get_member(object, member);
+
+    return node && JSON_NODE_HOLDS_OBJECT(node) ? json_node_dup_object(node) : NULL;
 }
 
 /* Words of a process that talks to the network: for people, short and printable. */
@@ -1034,6 +1043,38 @@ gboolean sf_pager_add_source(SfPager *pager, const SfPageSource *source, GError 
     return ok;
 }
 
+gboolean sf_pager_set_multicast(SfPager *pager, const char *group, const SfPagerMulticast *multicast, int socket,
+                                const void *keys, gsize length, GError **error)
+{
+    SfPagerRequest *request = request_new(SF_PAGER_DO_MULTICAST, group);
+    int fds[] = { socket, memfd_create("sf-multicast", MFD_CLOEXEC) };
+    gboolean ok = fds[1] >= 0 && write(fds[1], keys, length) == (ssize_t)length;
+
+    request->multicast = *multicast;
+    if (!ok) {
+        fail_errno(pager, error, "keys of multicast");
+        sf_pager_request_free(request);
+    } else {
+        ok = order(pager, request, fds, G_N_ELEMENTS(fds), error);
+    }
+    if (fds[1] >= 0) {
+        close(fds[1]);
+    }
+    return ok;
+}
+
+gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPagerMulticast **multicast, const int **fds)
+{
+    const Order *entry = ledger_find(pager, SF_PAGER_DO_MULTICAST, NULL);
+
+    if (entry) {
+        *group = entry->request->text;
+        *multicast = &entry->request->multicast;
+        *fds = entry->fds;
+    }
+    return entry != NULL;
+}
+
 static gboolean on_attach(gpointer owner, const char *vm, pid_t pid, int uffd, const SfMappedBlock *blocks, guint n,
                           GError **error)
 {
@@ -1261,8 +1302,16 @@ gboolean sf_pager_stats_finish(SfPager *pager, GAsyncResult *result, SfPagerStat
     GET(sources_up);
     GET(clones);
 #undef GET
+    stats->prefetched_unused = MIN(stats->prefetched_unused, stats->prefetched_bytes); /* which counts whole reads */
     stats->complete = flag_of(answer, "complete");
+    g_clear_pointer(&pager->multicast_stats, json_object_unref);
+    pager->multicast_stats = object_of(answer, "multicast");
     return TRUE;
+}
+
+JsonObject *sf_pager_multicast_stats(SfPager *pager)
+{
+    return pager->multicast_stats;
 }
 
 /* ---- the object ---- */
@@ -1284,6 +1333,7 @@ static void sf_pager_finalize(GObject *object)
     g_ptr_array_unref(pager->ledger);
     g_clear_pointer(&pager->snapshot, sf_snapshot_unref);
     g_clear_pointer(&pager->cache, sf_page_cache_unref);
+    g_clear_pointer(&pager->multicast_stats, json_object_unref);
     g_free(pager->id);
     g_free(pager->binary);
     g_free(pager->directory);

@@ -92,6 +92,15 @@ typedef struct {
 } SfPageSource;
 gboolean sf_pager_add_source(SfPager *pager, const SfPageSource *source, GError **error);
 
+/*
+ * Makes it a part of its snapshot's multicast group, once: pages come from there, or go there, besides NBD. socket: of
+ * udp_group.h; keys: the master's bytes at the origin, elsewhere a struct mc_receiver_keys. All are copied.
+ */
+gboolean sf_pager_set_multicast(SfPager *pager, const char *group, const SfPagerMulticast *order, int socket,
+                                const void *keys, gsize length, GError **error);
+/* That order again, after adoption: what is set is borrowed until sf_pager_stop(); fds: socket, memfd of the keys. FALSE: none. */
+gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPagerMulticast **order, const int **fds);
+
 /* For sf_vm_load_async(); lives as long as the pager. */
 const SfFaultHandler *sf_pager_fault_handler(SfPager *pager);
 
@@ -128,5 +137,7 @@ typedef struct {
 } SfPagerStats;
 void sf_pager_stats_async(SfPager *pager, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_pager_stats_finish(SfPager *pager, GAsyncResult *result, SfPagerStats *stats, GError **error);
+/* Of its part in a multicast group, told with the last statistics: the object of vm.usage. Borrowed; NULL: none. */
+JsonObject *sf_pager_multicast_stats(SfPager *pager);
 
 #endif

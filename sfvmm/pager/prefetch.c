@@ -5,7 +5,8 @@
  *      working set   run 0, run 1, ...      a cursor for each block: what an earlier clone fetched, in its order
  *      completion    0 -------> length      a cursor for each block
  *
- * Each link keeps a few reads in flight, first from the working set, then from the completion. Only absent pages are
+ * While a multicast group answers (route.h), reads go there, and the links rest but for what it has not answered. Else
+ * each link keeps a few reads in flight, first from the working set, then from the completion. Only absent pages are
  * asked for, and marked as claimed meanwhile, so that memtap does not ask for them as neighbours. What has failed is
  * put right by going over it again: the cursors are set back.
  *
@@ -17,11 +18,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "sfvmm/pager/route.h"
 
 #define CONNECTIONS       3u
 #define CONNECTIONS_MAX   16u
 #define READ_BYTES        (256u << 10)
 #define IN_FLIGHT         8u /* reads of one link */
+#define ROUTE_IN_FLIGHT   32u /* reads by multicast: it asks for a bounded number of pages at a time itself */
 #define RETRY_MS          50
 #define TICK_MS           1000 /* while reads are in flight: links look after their bounds */
 
@@ -37,6 +40,8 @@ struct prefetch {
     struct page_store *store;
     struct prefetch_options options;
     struct sources sources;
+    struct route *route;   /* reads that have gone by multicast */
+    struct read *returned; /* the group has not answered: for the links, by next */
     bool is_set, want_set, want_all, told_complete;
     unsigned n_links;
     struct link *links[CONNECTIONS_MAX + SF_QC_MAX_BLOCKS];
@@ -140,24 +145,89 @@ static void on_link_down(struct link *link, const char *reason, void *owner)
 
 static const struct link_handlers link_handlers = { on_link_ready, on_read_done, on_link_down };
 
-static void fill(struct prefetch *prefetch, struct link *link)
+static void on_come(struct read *read, void *owner)
+{
+    struct prefetch *prefetch = owner;
+
+    page_store_claim(prefetch->store, read->block, read->offset, read->length, false);
+    atomic_fetch_add_explicit(&prefetch->bytes, read->length, memory_order_relaxed);
+    read_free(read);
+    check_complete(prefetch);
+}
+
+static void on_back(struct read *read, void *owner)
+{
+    struct prefetch *prefetch = owner;
+
+    read->next = prefetch->returned;
+    prefetch->returned = read;
+}
+
+static const struct route_handlers route_handlers = { on_come, NULL, on_back };
+
+/* A read of this block that the group has not answered; NULL. */
+static struct read *take_returned(struct prefetch *prefetch, unsigned block)
+{
+    struct read **place = &prefetch->returned, *read;
+
+    while ((read = *place) && read->block != block) {
+        place = &read->next;
+    }
+    if (read) {
+        *place = read->next;
+    }
+    return read;
+}
+
+/* The next read of a block, claimed; NULL: none. */
+static struct read *next_read(struct prefetch *prefetch, unsigned block)
 {
     uint64_t start, length;
+    struct read *read;
+
+    if (!next(prefetch, block, &start, &length)) {
+        return NULL;
+    }
+    read = read_new(block, start, length);
+    page_store_claim(prefetch->store, block, start, length, true);
+    return read;
+}
+
+static void fill(struct prefetch *prefetch, struct link *link)
+{
+    bool returned_only = route_is_open(prefetch->route) || route_is_probing(prefetch->route);
+    struct read *read;
 
     while (link_is_ready(link) && link_in_flight(link) < IN_FLIGHT &&
-           next(prefetch, link_block(link), &start, &length)) {
-        struct read *read = read_new(link_block(link), start, length);
-        page_store_claim(prefetch->store, read->block, start, length, true);
+           ((read = take_returned(prefetch, link_block(link))) ||
+            (!returned_only && (read = next_read(prefetch, link_block(link)))))) {
         link_read(link, read);
+    }
+}
+
+static void fill_route(struct prefetch *prefetch)
+{
+    unsigned n_blocks = page_store_n_blocks(prefetch->store);
+    struct read *read;
+
+    for (unsigned i = 0; i < n_blocks; i++) {
+        while (page_store_block(prefetch->store, i)->is_cache && route_is_open(prefetch->route) &&
+               route_in_flight(prefetch->route) < ROUTE_IN_FLIGHT && (read = next_read(prefetch, i))) {
+            route_read(prefetch->route, read, MC_PREFETCH);
+        }
     }
 }
 
 static int turn(void *owner, int64_t now)
 {
     struct prefetch *prefetch = owner;
-    unsigned in_flight = 0;
-    int wish = -1;
+    unsigned in_flight;
+    int wish = route_turn(prefetch->route, now);
 
+    if (prefetch->is_set && now >= prefetch->retry_at) {
+        fill_route(prefetch);
+    }
+    in_flight = route_in_flight(prefetch->route);
     for (unsigned i = 0; i < prefetch->n_links; i++) {
         int one = link_turn(prefetch->links[i], now);
         wish = wish < 0 ? one : one < 0 || wish < one ? wish : one;
@@ -187,6 +257,8 @@ static int turn(void *owner, int64_t now)
 
 struct order {
     struct prefetch *prefetch;
+    struct mc_client *client;
+    struct mc_listener *listener;
     const struct source *source;
     struct sf_pager_run *runs;
     unsigned n;
@@ -261,6 +333,14 @@ static void order_set(void *data)
     free(order);
 }
 
+static void order_multicast(void *data)
+{
+    struct order *order = data;
+
+    route_set_client(order->prefetch->route, order->client, order->listener);
+    free(order);
+}
+
 static void order_what(void *data)
 {
     struct order *order = data;
@@ -303,6 +383,7 @@ struct prefetch *prefetch_new(struct page_store *store, const struct prefetch_op
         free(prefetch);
         return NULL;
     }
+    prefetch->route = route_new(prefetch->loop, store, &route_handlers, prefetch);
     return prefetch;
 }
 
@@ -313,11 +394,18 @@ bool prefetch_start(struct prefetch *prefetch)
 
 void prefetch_free(struct prefetch *prefetch)
 {
+    struct read *read;
+
     if (prefetch) {
         loop_stop(prefetch->loop);
         for (unsigned i = 0; i < prefetch->n_links; i++) {
             link_free(prefetch->links[i]);
         }
+        while ((read = prefetch->returned)) {
+            prefetch->returned = read->next;
+            read_free(read);
+        }
+        route_free(prefetch->route);
         loop_free(prefetch->loop);
         free(prefetch->runs);
         free(prefetch);
@@ -335,6 +423,15 @@ void prefetch_add_source(struct prefetch *prefetch, const struct source *source)
 void prefetch_store_is_set(struct prefetch *prefetch)
 {
     loop_post(prefetch->loop, order_set, order_new(prefetch));
+}
+
+void prefetch_set_multicast(struct prefetch *prefetch, struct mc_client *client, struct mc_listener *listener)
+{
+    struct order *order = order_new(prefetch);
+
+    order->client = client;
+    order->listener = listener;
+    loop_post(prefetch->loop, order_multicast, order);
 }
 
 void prefetch_set(struct prefetch *prefetch, bool working_set, bool complete)

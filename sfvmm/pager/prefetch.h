@@ -9,6 +9,7 @@
 #define SF_PAGER_PREFETCH_H
 
 #include <stdatomic.h>
+#include "sfvmm/pager/mc_client.h"
 #include "sfvmm/pager/page_store.h"
 #include "sfvmm/pager/source.h"
 #include "sfvmm/wire/pager_message.h"
@@ -29,6 +30,8 @@ void prefetch_free(struct prefetch *prefetch);  /* ends the thread */
 
 void prefetch_add_source(struct prefetch *prefetch, const struct source *source); /* lives as long */
 void prefetch_store_is_set(struct prefetch *prefetch);
+/* Pages are asked for by multicast while it works. Both outlive prefetch. */
+void prefetch_set_multicast(struct prefetch *prefetch, struct mc_client *client, struct mc_listener *listener);
 void prefetch_set(struct prefetch *prefetch, bool working_set, bool complete);
 void prefetch_set_working_set(struct prefetch *prefetch, const struct sf_pager_run *runs, unsigned n); /* copied */
 

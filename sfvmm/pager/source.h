@@ -61,6 +61,7 @@ struct read {
     int64_t since;              /* the owner's: when it was wanted, loop_now() */
     uint32_t attempts;          /* the owner's */
     uint32_t user;              /* the owner's */
+    bool routed, urgent;        /* route's: it is on its way by multicast; somebody waits */
 
     struct read *next_in_flight;
     struct link *link;

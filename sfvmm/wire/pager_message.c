@@ -24,6 +24,7 @@ enum {
     HAS_ADDRESSES = 16, /* the blocks are where they lie in QEMU */
     HAS_NAMES = 32,
     HAS_FLAGS = 64,
+    HAS_MULTICAST = 128,
 };
 
 static const struct {
@@ -43,6 +44,7 @@ static const struct {
     [SF_PAGER_DO_ALLOW] = { "allow", HAS_NAMES, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_PREFETCH] = { "prefetch", HAS_FLAGS, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_WORKING_SET] = { "working-set", HAS_NUMBER, NULL, "n", 1, SF_PAGER_MAX_RUNS },
+    [SF_PAGER_DO_MULTICAST] = { "multicast", HAS_TEXT | HAS_MULTICAST, "group", NULL, 2, 0 },
     [SF_PAGER_DO_RECORDED] = { "recorded", 0, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_STATS] = { "stats", 0, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_RECALL] = { "recall", HAS_NUMBER, NULL, "index", 0, G_MAXINT32 },
@@ -257,6 +259,17 @@ static gboolean parse_names(JsonObject *object, SfPagerRequest *request, GError 
     return names != NULL;
 }
 
+static gboolean parse_multicast(JsonObject *object, SfPagerMulticast *multicast, GError **error)
+{
+    return get_flag(object, "origin", &multicast->origin, error) &&
+           get_flag(object, "push", &multicast->push, error) &&
+           get_int(object, "port", 1, G_MAXUINT16, &multicast->port, error) &&
+           get_int(object, "payload", 1, G_MAXUINT16, &multicast->payload, error) &&
+           get_int(object, "receivers", 0, G_MAXUINT16, &multicast->receivers, error) &&
+           get_int(object, "min_rate", 0, NUMBER_MAX, &multicast->min_rate, error) &&
+           get_int(object, "max_rate", 0, NUMBER_MAX, &multicast->max_rate, error);
+}
+
 static gboolean parse_members(JsonObject *object, SfPagerRequest *request, GError **error)
 {
     guint has = kinds[request->what].has;
@@ -275,6 +288,7 @@ static gboolean parse_members(JsonObject *object, SfPagerRequest *request, GErro
            (!(has & HAS_SECURITY) || parse_security(object, request, error)) &&
            (!(has & HAS_BLOCKS) || parse_blocks(object, request, error)) &&
            (!(has & HAS_NAMES) || parse_names(object, request, error)) &&
+           (!(has & HAS_MULTICAST) || parse_multicast(object, &request->multicast, error)) &&
            (!(has & HAS_FLAGS) || (get_flag(object, "working_set", &request->working_set, error) &&
                                    get_flag(object, "neighbours", &request->neighbours, error) &&
                                    get_flag(object, "complete", &request->complete, error)));
@@ -349,6 +363,17 @@ static JsonObject *format_block(const SfPagerBlock *block, gboolean attach)
     return object;
 }
 
+static void format_multicast(const SfPagerMulticast *multicast, JsonObject *object)
+{
+    json_object_set_boolean_member(object, "origin", multicast->origin);
+    json_object_set_boolean_member(object, "push", multicast->push);
+    json_object_set_int_member(object, "port", multicast->port);
+    json_object_set_int_member(object, "payload", multicast->payload);
+    json_object_set_int_member(object, "receivers", multicast->receivers);
+    json_object_set_int_member(object, "min_rate", multicast->min_rate);
+    json_object_set_int_member(object, "max_rate", multicast->max_rate);
+}
+
 JsonObject *sf_pager_request_format(const SfPagerRequest *request)
 {
     JsonObject *object = json_object_new();
@@ -381,6 +406,9 @@ JsonObject *sf_pager_request_format(const SfPagerRequest *request)
             json_array_add_string_element(names, request->names[i]);
         }
         json_object_set_array_member(object, "names", names);
+    }
+    if (has & HAS_MULTICAST) {
+        format_multicast(&request->multicast, object);
     }
     if (has & HAS_FLAGS) {
         json_object_set_boolean_member(object, "working_set", request->working_set);

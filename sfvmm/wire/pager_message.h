@@ -19,12 +19,17 @@
  * | allow       | names                                     |                                      | |
  * | prefetch    | working_set, neighbours, complete (bool)  |                                      | |
  * | working-set | n                                         | memfd of n sf_pager_run              | |
+ * | multicast   | group, origin (bool), port, payload, receivers, min_rate, max_rate, push (bool)
+ * |             |                                           | socket, memfd with keys              | |
  * | recorded    |                                           |                             | n + memfd of n sf_pager_run |
  * | stats       |                                           |                             | SfPagerStats, pages that came unasked |
  * | recall      | index                                     |                             | message, last + its descriptors |
  *
  * security: "x509" with a directory descriptor (ca-cert.pem and so on, open(O_PATH)), "psk" with a descriptor of the
  * directory that has keys.psk, "plain" with none.
+ *
+ * multicast: as origin it sends to group and port (keys: the master), else it receives from there (keys: struct
+ * mc_receiver_keys). The socket is one of pager/udp_group.h.
  *
  * recall: the sf-pager keeps every message that makes it what it is (not detached ones), with its descriptors, and
  * gives them back in order: all that a restarted sfvmmd needs to take it over, and to start a new one in its place
@@ -63,6 +68,7 @@ typedef enum {
     SF_PAGER_DO_ALLOW,
     SF_PAGER_DO_PREFETCH,
     SF_PAGER_DO_WORKING_SET,
+    SF_PAGER_DO_MULTICAST,
     SF_PAGER_DO_RECORDED,
     SF_PAGER_DO_STATS,
     SF_PAGER_DO_RECALL,
@@ -95,16 +101,26 @@ typedef struct {
     guint32 n_extents[SF_QC_MAX_LAYERS];
 } SfPagerBlock;
 
+/* Of "multicast", beside the group's address, which is the text. */
+typedef struct {
+    gboolean origin;
+    guint64 port, payload; /* bytes of a datagram */
+    guint64 receivers;     /* that are expected */
+    guint64 min_rate, max_rate; /* origin: bytes a second; 0: the default */
+    gboolean push;              /* origin: pages that nobody has asked for */
+} SfPagerMulticast;
+
 /* A request, checked: texts within bounds, numbers sensible, as many descriptors as it announces. */
 typedef struct {
     gint64 id; /* > 0 */
     SfPagerDo what;
     SfPagerSecurity security;
-    char *text; /* snapshot, uri, vm; NULL */
+    char *text; /* snapshot, uri, vm, group; NULL */
     char *user; /* psk; NULL */
     GStrv names;
     guint64 number; /* state_length, connections, n, index, pid */
     gboolean working_set, neighbours, complete;
+    SfPagerMulticast multicast;
     guint n_blocks;
     SfPagerBlock *blocks;
 } SfPagerRequest;

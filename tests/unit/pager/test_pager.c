@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include "sfvmm/cluster/pki.h"
+#include "sfvmm/pager/multicast_group.h"
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/wire/state_file.h"
 #include "tests/unit/pager/common.h"
@@ -18,6 +19,7 @@
 #define STATE_LENGTH 5000u
 #define WAIT_SECONDS 60
 #define FAULT_SECONDS 5 /* bound of a fault */
+#define MULTICAST     0x100u /* of a flavour: pages come by multicast too; else it is a SfPagerSecurity */
 
 static const char *binary;
 
@@ -25,6 +27,7 @@ typedef struct {
     char *directory;
     char *keys[2];       /* directories of the pages certificates: origin, remote */
     SfPager *origin, *remote;
+    SfMulticast *group; /* or NULL */
     SfRamBase *base[2];
     SfSnapshot *complete, *cached;
     SfPageCache *cache;
@@ -259,10 +262,32 @@ static void make_keys(Fixture *f)
     f->keys[1] = g_build_filename(pki, "remote", "pages", NULL);
 }
 
+static void make_group(Fixture *f)
+{
+    SfMulticastConfig config;
+    g_autoptr(GError) error = NULL;
+
+    sf_multicast_config_init(&config);
+    f->group = sf_multicast_new(&config, f->origin, (guint64)getpid(), "127.0.0.1", 1, &error);
+    g_assert_no_error(error);
+}
+
+static void join_group(Fixture *f)
+{
+    g_autoptr(JsonObject) invitation = sf_multicast_invite(f->group, "remote", "127.0.0.1");
+    g_autoptr(GError) error = NULL;
+
+    g_assert_nonnull(invitation);
+    g_assert_null(sf_multicast_invite(f->group, "other", "127.0.0.2")); /* another link */
+    sf_multicast_join(f->remote, invitation, "127.0.0.1", "127.0.0.1", &error);
+    g_assert_no_error(error);
+}
+
 /* Both pagers connected before the snapshot exists, then given it, as in a fork. */
 static void set_up(Fixture *f, gconstpointer data)
 {
-    SfPagerSecurity security = GPOINTER_TO_UINT(data);
+    gboolean multicast = GPOINTER_TO_UINT(data) & MULTICAST;
+    SfPagerSecurity security = GPOINTER_TO_UINT(data) & ~MULTICAST;
     const char *const names[] = { "remote", NULL };
     g_autoptr(GError) error = NULL;
     int listener = listen_loopback(&f->port);
@@ -274,6 +299,10 @@ static void set_up(Fixture *f, gconstpointer data)
     sf_pager_allow(f->origin, names, &error);
     g_assert_no_error(error);
     f->remote = start(f, "remote", -1, SF_PAGER_PLAIN);
+    if (multicast) {
+        make_group(f);
+        join_group(f);
+    }
     add_source(f, security);
     make_snapshots(f);
     sf_pager_set_snapshot(f->origin, f->complete, &error);
@@ -290,6 +319,7 @@ static void tear_down(Fixture *f, gconstpointer data)
     }
     sf_pager_stop(f->origin);
     g_object_unref(f->origin);
+    g_clear_pointer(&f->group, sf_multicast_free);
     sf_snapshot_unref(f->complete);
     sf_snapshot_unref(f->cached);
     sf_page_cache_unref(f->cache);
@@ -329,6 +359,21 @@ static void detach(Fixture *f, const char *name, TestClone *clone)
 
 /* ---- tests ---- */
 
+/* Statistics are there: most pages came by multicast. */
+static void check_group(Fixture *f)
+{
+    guint64 present = sf_page_cache_present_bytes(f->cache);
+    JsonObject *here = sf_pager_multicast_stats(f->remote), *origin;
+
+    g_assert_cmpuint(stats_of(f->origin).served_bytes, <, present / 4);
+    origin = sf_pager_multicast_stats(f->origin);
+    g_assert_nonnull(origin);
+    g_assert_nonnull(here);
+    g_assert_cmpstr(json_object_get_string_member(here, "state"), ==, "multicast");
+    g_assert_cmpint(json_object_get_int_member(here, "asked"), >, (gint64)(present / SF_PAGE_SIZE * 3 / 4));
+    g_assert_cmpint(json_object_get_int_member(origin, "receivers"), ==, 1);
+}
+
 /* Every page of the first clone is right; the second asks for nothing more. */
 static void test_touch(Fixture *f, gconstpointer data)
 {
@@ -350,7 +395,11 @@ static void test_touch(Fixture *f, gconstpointer data)
     g_assert_cmpuint(first.resident_bytes, ==, sf_page_cache_present_bytes(f->cache));
     g_assert_cmpuint(sf_page_cache_resident_bytes(f->cache), ==, first.resident_bytes);
     g_assert_cmpuint(first.prefetched_unused, ==, 0);
-    g_assert_cmpuint(stats_of(f->origin).served_bytes, >=, first.resident_bytes);
+    if (f->group) {
+        check_group(f);
+    } else {
+        g_assert_cmpuint(stats_of(f->origin).served_bytes, >=, first.resident_bytes);
+    }
     g_assert_cmpuint(first.sources_up, ==, 1);
     wait_until(is_complete, f);
     attach(f, "two", &two);
@@ -433,7 +482,7 @@ static void test_adopted(Fixture *f, gconstpointer data)
     kill(pid, SIGKILL); /* and the adopted one can be replaced too */
     wait_until(is_restarted, f);
     touch_all(&clone, 2, 64);
-    add_source(f, GPOINTER_TO_UINT(data)); /* its keys stand beside those of before */
+    add_source(f, GPOINTER_TO_UINT(data) & ~MULTICAST); /* its keys stand beside those of before */
 
     /* What was told to nobody is told to the next one. */
     touch_all(&clone, 0, 1);
@@ -479,7 +528,10 @@ static void test_working_set(Fixture *f, gconstpointer data)
     close(f->memory);
     make_snapshots(f); /* an empty cache */
     f->remote = start(f, "remote", -1, SF_PAGER_PLAIN);
-    add_source(f, GPOINTER_TO_UINT(data));
+    if (f->group) {
+        join_group(f);
+    }
+    add_source(f, GPOINTER_TO_UINT(data) & ~MULTICAST);
     sf_pager_set_working_set(f->remote, runs, &error);
     g_assert_no_error(error);
     sf_pager_set_snapshot(f->remote, f->cached, &error);
@@ -564,8 +616,8 @@ int main(int argc, char **argv)
 {
     static const struct {
         const char *name;
-        SfPagerSecurity security;
-    } flavours[] = { { "plain", SF_PAGER_PLAIN }, { "tls", SF_PAGER_X509 } };
+        guint flavour;
+    } flavours[] = { { "plain", SF_PAGER_PLAIN }, { "tls", SF_PAGER_X509 }, { "multicast", SF_PAGER_X509 | MULTICAST } };
 
     g_test_init(&argc, &argv, NULL);
     g_assert_cmpint(argc, >, 1);
@@ -581,7 +633,7 @@ int main(int argc, char **argv)
         };
         for (guint j = 0; j < G_N_ELEMENTS(tests); j++) {
             g_autofree char *path = g_strdup_printf("/pager/%s/%s", flavours[i].name, tests[j].name);
-            g_test_add(path, Fixture, GUINT_TO_POINTER(flavours[i].security), set_up, tests[j].test, tear_down);
+            g_test_add(path, Fixture, GUINT_TO_POINTER(flavours[i].flavour), set_up, tests[j].test, tear_down);
         }
     }
     g_test_add("/pager/tls/not-allowed", Fixture, GUINT_TO_POINTER(SF_PAGER_X509), set_up, test_not_allowed, tear_down);

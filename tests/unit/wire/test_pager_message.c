@@ -47,6 +47,9 @@ static void test_round_trips(void)
         { "{\"id\":6,\"do\":\"allow\",\"names\":[]}", 0 },
         { "{\"id\":7,\"do\":\"prefetch\",\"working_set\":true,\"neighbours\":false,\"complete\":true}", 0 },
         { "{\"id\":8,\"do\":\"working-set\",\"n\":3}", 1 },
+        { "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":true,\"push\":false,\"port\":7411,"
+          "\"payload\":1472,\"receivers\":8,\"min_rate\":0,\"max_rate\":125000000}",
+          2 },
         { "{\"id\":9,\"do\":\"recorded\"}", 0 },
         { "{\"id\":10,\"do\":\"stats\"}", 0 },
         { "{\"id\":11,\"do\":\"recall\",\"index\":2}", 0 },
@@ -83,6 +86,10 @@ static void test_refused(void)
         "{\"id\":1,\"do\":\"allow\",\"names\":{}}",
         "{\"id\":1,\"do\":\"prefetch\",\"working_set\":1,\"neighbours\":false,\"complete\":true}",
         "{\"id\":1,\"do\":\"working-set\",\"n\":-1}",
+        "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":1,\"push\":false,\"port\":7411,"
+        "\"payload\":1472,\"receivers\":8,\"min_rate\":0,\"max_rate\":0}",
+        "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":true,\"push\":false,\"port\":70000,"
+        "\"payload\":1472,\"receivers\":8,\"min_rate\":0,\"max_rate\":0}",
         "{\"id\":1,\"do\":\"working-set\",\"n\":99999999}",
         "{\"id\":1,\"do\":\"source\",\"uri\":\"nbd://h/\",\"connections\":400,\"security\":\"plain\"}",
         "{\"id\":1,\"do\":\"attach\",\"vm\":\"v\",\"blocks\":[]}",
