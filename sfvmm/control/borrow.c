@@ -61,6 +61,8 @@ struct SfBorrow {
     GTask *task;       /* of reserve_async */
     SfPager *server;
     guint port; /* that it listens at */
+    SfMulticast *multicast; /* NULL: pages go by unicast alone */
+    gboolean no_multicast;  /* it could not be had, which has been logged */
     GBytes *descriptor;
     DisksState disks_state;
     SfDiskServer *disks;
@@ -154,6 +156,7 @@ static SfBorrow *borrow_new(SfHostTicket *ticket)
 
 static void stop_serving(SfBorrow *borrow)
 {
+    g_clear_pointer(&borrow->multicast, sf_multicast_free);
     if (borrow->server) {
         sf_pager_stop(borrow->server);
         g_clear_object(&borrow->server);
@@ -538,6 +541,31 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
+/* What a host needs to join the group of this ticket; the group is made for the first one. NULL: it uses unicast. */
+static JsonObject *invite(SfHostTicket *ticket, const char *host)
+{
+    SfBorrow *borrow = ticket->borrow;
+    const SfMulticastConfig *config = &sf_host_config(ticket->host)->cluster.multicast;
+    g_autoptr(GPtrArray) hosts = host_names(ticket);
+    g_autoptr(GError) error = NULL;
+    SfPeer *peer = find_peer(ticket->host, host);
+    const char *local_ip = peer ? sf_peer_local_ip(peer) : NULL;
+
+    if (config->mode == SF_MULTICAST_OFF || (config->mode == SF_MULTICAST_AUTO && hosts->len < 2) || !local_ip ||
+        !borrow->server) {
+        return NULL;
+    }
+    if (!borrow->multicast && !borrow->no_multicast) {
+        borrow->multicast =
+            sf_multicast_new(config, borrow->server, ticket->grant->id, local_ip, hosts->len, &error);
+        borrow->no_multicast = !borrow->multicast;
+        if (error) {
+            g_message("ticket %016" G_GINT64_MODIFIER "x: pages go by unicast: %s", ticket->grant->id, error->message);
+        }
+    }
+    return borrow->multicast ? sf_multicast_invite(borrow->multicast, host, local_ip) : NULL;
+}
+
 /* For all places that the ticket has there. */
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place)
 {
@@ -548,7 +576,7 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     const SfDaemonConfig *daemon = sf_host_config(ticket->host);
     SfHostVm *hvm = sf_host_vm(ticket->host, ticket->grant->vm, NULL);
     SfPeer *peer = find_peer(ticket->host, host);
-    JsonObject *params = params_of(ticket), *pages = json_object_new();
+    JsonObject *params = params_of(ticket), *pages = json_object_new(), *invitation = invite(ticket, host);
     JsonObject *facts = sf_cluster_facts(sf_cluster_of(ticket->host));
 
     json_object_set_string_member(params, "vm", ticket->grant->vm);
@@ -565,6 +593,9 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
                                  sf_facts_list(strcmp(config->accel, "kvm") == 0 ? facts : NULL, "cpu_flags"));
     json_object_set_int_member(pages, "port", ticket->borrow->port);
     json_object_set_string_member(pages, "security", daemon->cluster.pages == SF_PAGER_X509 ? "tls" : "plain");
+    if (invitation) {
+        json_object_set_object_member(pages, "multicast", invitation);
+    }
     json_object_set_object_member(params, "pages", pages);
     json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
     call->then_place = then_place;
@@ -1334,6 +1365,8 @@ void sf_borrow_save(SfHostTicket *ticket, JsonObject *record)
     if (ticket->borrow) {
         json_object_set_int_member(record, "pages_port", ticket->borrow->port);
         json_object_set_int_member(record, "disks_port", ticket->borrow->disks_port);
+        json_object_set_int_member(record, "multicast_receivers",
+                                   sf_multicast_last_receiver(ticket->borrow->multicast));
     }
 }
 
@@ -1359,6 +1392,10 @@ void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record)
             g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, start_error->message);
         }
         allow_hosts(ticket);
+    } else {
+        gint64 last = json_object_get_int_member_with_default(record, "multicast_receivers", 0);
+        borrow->multicast = sf_multicast_recover(borrow->server, (guint)last);
+        borrow->no_multicast = !borrow->multicast;
     }
     borrow->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
     borrow->disks_state = borrow->disks ? DISKS_READY : DISKS_NONE;

@@ -21,6 +21,8 @@
 #define DEFAULT_TICKET_SECONDS 600u
 #define DEFAULT_SETTLE_MS      1000u
 #define DEFAULT_AWAY_SECONDS   60u
+#define MULTICAST_HOPS_MAX     255u
+#define MULTICAST_MBIT_MAX     400000u
 #define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
 
 typedef struct {
@@ -50,6 +52,10 @@ static const struct {
     { CLUSTER, "page-ports" },
     { CLUSTER, "pages" },
     { CLUSTER, "complete" },
+    { CLUSTER, "multicast" },
+    { CLUSTER, "multicast-range" },
+    { CLUSTER, "multicast-range6" },
+    { CLUSTER, "multicast-push" },
 };
 
 static gboolean is_same(const char *group, const char *key, const char *known_group, const char *known_key)
@@ -189,6 +195,7 @@ static SfDaemonConfig *config_defaults(void)
     config->pager = g_strdup(SF_PAGER_DEFAULT);
     config->cluster.pages = SF_PAGER_X509;
     config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
+    sf_multicast_config_init(&config->cluster.multicast);
     return config;
 }
 
@@ -212,6 +219,50 @@ static gboolean read_ports(SfDaemonConfig *config, const char *text)
     config->cluster.page_port_first = (guint)first;
     config->cluster.page_port_last = (guint)last;
     return TRUE;
+}
+
+static gboolean read_range(GKeyFile *file, const char *path, const char *key, gushort family, SfUdpRange *range,
+                           GError **error)
+{
+    g_autofree char *text = g_key_file_get_string(file, CLUSTER, key, NULL);
+
+    if (!text) {
+        return TRUE;
+    }
+    if (!sf_udp_range_parse(g_strstrip(text), range, error)) {
+        g_prefix_error(error, "\"%s\": %s: ", path, key);
+        return FALSE;
+    }
+    return range->first.any.sa_family == family ||
+           set_value_error(path, key, text, family == AF_INET ? "a range of IPv4" : "a range of IPv6", error);
+}
+
+static gboolean read_multicast(SfMulticastConfig *multicast, GKeyFile *file, const char *path, GError **error)
+{
+    static const char *const modes[] = { "off", "auto", "on" }; /* as in SfMulticastMode */
+    g_autofree char *mode = g_key_file_get_string(file, CLUSTER, "multicast", NULL);
+    g_autofree char *push = g_key_file_get_string(file, CLUSTER, "multicast-push", NULL);
+    guint i = 0;
+
+    while (mode && i < G_N_ELEMENTS(modes) && strcmp(mode, modes[i]) != 0) {
+        i++;
+    }
+    if (i == G_N_ELEMENTS(modes)) {
+        return set_value_error(path, "multicast", mode, "off, auto or on", error);
+    }
+    if (push && strcmp(push, "yes") != 0 && strcmp(push, "no") != 0) {
+        return set_value_error(path, "multicast-push", push, "yes or no", error);
+    }
+    multicast->mode = mode ? (SfMulticastMode)i : multicast->mode;
+    multicast->push = push ? strcmp(push, "yes") == 0 : multicast->push;
+    if (multicast->max_mbit && multicast->min_mbit > multicast->max_mbit) {
+        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                    "\"%s\": multicast-min-rate=%u is more than multicast-max-rate=%u", path, multicast->min_mbit,
+                    multicast->max_mbit);
+        return FALSE;
+    }
+    return read_range(file, path, "multicast-range", AF_INET, &multicast->v4, error) &&
+           read_range(file, path, "multicast-range6", AF_INET6, &multicast->v6, error);
 }
 
 /* The keys of [cluster] that are no plain texts, and what its keys ask of each other. */
@@ -254,7 +305,9 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
                     "\"%s\": other hosts need pki-directory= in group [%s]; `sfctl pki host NAME` makes one", path, CLUSTER);
         return FALSE;
     }
-    return TRUE;
+    config->cluster.multicast.origin_first = config->cluster.page_port_first;
+    config->cluster.multicast.origin_last = config->cluster.page_port_last;
+    return read_multicast(&config->cluster.multicast, file, path, error);
 }
 
 static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
@@ -284,6 +337,10 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "ticket-seconds", &config->ticket_seconds, 1, MAX_SECONDS },
         { GROUP, "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
         { CLUSTER, "away-seconds", &config->cluster.away_seconds, 1, MAX_SECONDS },
+        { CLUSTER, "multicast-port", &config->cluster.multicast.port, 1, G_MAXUINT16 },
+        { CLUSTER, "multicast-hops", &config->cluster.multicast.hops, 1, MULTICAST_HOPS_MAX },
+        { CLUSTER, "multicast-min-rate", &config->cluster.multicast.min_mbit, 1, MULTICAST_MBIT_MAX },
+        { CLUSTER, "multicast-max-rate", &config->cluster.multicast.max_mbit, 1, MULTICAST_MBIT_MAX },
     };
     g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
 

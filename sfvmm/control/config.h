@@ -6,6 +6,7 @@
 #define SF_DAEMON_CONFIG_H
 
 #include "sfvmm/cluster/resource_manager.h"
+#include "sfvmm/pager/multicast_group.h"
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/launcher.h"
 
@@ -33,6 +34,7 @@ typedef struct {
         char *pages_directory; /* certificates for it, or NULL */
         gboolean complete;     /* clones on other hosts fetch all of their memory, whether they need it or not */
         guint away_seconds;    /* a host that is not heard of for so long is given up */
+        SfMulticastConfig multicast;
     } cluster;
 } SfDaemonConfig;
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "sfvmm/control/borrow.h"
+#include "sfvmm/control/lend.h"
 #include "sfvmm/descriptor/descriptor.h"
 
 #define NS_PER_US      1000
@@ -265,6 +266,50 @@ static guint64 meminfo(const char *text, const char *key)
     return line ? g_ascii_strtoull(line + strlen(key), NULL, 10) << 10 : 0;
 }
 
+/* This host's part in a group, as its sf-pager told last, or why it is in none; NULL: it sends to none. */
+static JsonObject *describe_group(const SfHostTicket *ticket, SfPager *pager)
+{
+    JsonObject *told = pager ? sf_pager_multicast_stats(pager) : NULL, *object;
+    g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
+    g_autoptr(GList) members = told ? json_object_get_members(told) : NULL;
+    gboolean receives = pager && pager == ticket->pager && ticket->grant->origin;
+
+    if (!told && !receives) {
+        return NULL;
+    }
+    object = json_object_new();
+    json_object_set_string_member(object, "ticket", id);
+    json_object_set_string_member(object, "vm", ticket->grant->vm);
+    if (!told) {
+        const char *reason = g_object_get_data(G_OBJECT(pager), SF_NO_MULTICAST);
+        json_object_set_boolean_member(object, "origin", FALSE);
+        json_object_set_string_member(object, "state", "unicast");
+        json_object_set_string_member(object, "reason", reason ? reason : "it is in no group");
+    }
+    for (GList *item = members; item; item = item->next) {
+        json_object_set_member(object, item->data, json_object_dup_member(told, item->data));
+    }
+    return object;
+}
+
+static JsonArray *describe_groups(SfHost *host)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    JsonArray *array = json_array_new();
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        JsonObject *groups[] = { describe_group(ticket, ticket->pager),
+                                 describe_group(ticket, sf_borrow_server(ticket)) };
+        for (guint i = 0; i < G_N_ELEMENTS(groups); i++) {
+            if (groups[i]) {
+                json_array_add_object_element(array, groups[i]);
+            }
+        }
+    }
+    return array;
+}
+
 static JsonObject *describe_usage(SfHost *host)
 {
     JsonObject *object = json_object_new(), *memory = json_object_new();
@@ -288,6 +333,7 @@ static JsonObject *describe_usage(SfHost *host)
     }
     json_object_set_object_member(object, "host", memory);
     json_object_set_array_member(object, "vms", array);
+    json_object_set_array_member(object, "multicast", describe_groups(host));
     return object;
 }
 
@@ -330,9 +376,12 @@ void sf_describe_usage_async(SfHost *host, GAsyncReadyCallback callback, gpointe
     g_task_set_task_data(task, call, g_free);
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
-        if (ticket->pager && g_hash_table_add(asked, ticket->pager)) {
-            call->pending++;
-            sf_pager_stats_async(ticket->pager, on_stats, g_object_ref(task));
+        SfPager *pagers[] = { ticket->pager, sf_borrow_server(ticket) };
+        for (guint i = 0; i < G_N_ELEMENTS(pagers); i++) {
+            if (pagers[i] && g_hash_table_add(asked, pagers[i])) {
+                call->pending++;
+                sf_pager_stats_async(pagers[i], on_stats, g_object_ref(task));
+            }
         }
     }
     usage_step_done(task);

@@ -181,6 +181,7 @@ typedef struct {
     const char *vm, *qemu_version, *machine, *config_hash, *security;
     JsonArray *cpu_flags; /* of texts; empty: the CPU does not matter */
     gint64 count, port, disks_port;
+    JsonObject *multicast; /* of multicast_group.h; NULL: no invitation */
     SfVmConfig *config; /* owned */
 } ReserveParams;
 
@@ -267,6 +268,9 @@ static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError 
         !text_param(pages, "security", TEXT_MAX, &params->security, error)) {
         return FALSE;
     }
+    if (json_object_has_member(pages, "multicast") && !object_param(pages, "multicast", &params->multicast, error)) {
+        return FALSE;
+    }
     if (!name_is_valid(params->vm)) {
         return bad(error, "vm", "a VM's name");
     }
@@ -318,6 +322,23 @@ static const char *page_scheme(const SfDaemonConfig *config)
     return config->cluster.pages == SF_PAGER_X509 ? "nbds" : "nbd";
 }
 
+/* Into the origin's multicast group; if that can't be, the pager knows why. */
+static void join_group(SfHost *host, SfPeer *peer, guint64 id, SfPager *pager, JsonObject *invitation)
+{
+    g_autoptr(GError) error = NULL;
+    const char *reason = NULL;
+
+    if (sf_host_config(host)->cluster.multicast.mode == SF_MULTICAST_OFF) {
+        reason = "multicast=off at this host";
+    } else if (!invitation) {
+        reason = "its origin has not invited this host";
+    } else if (!sf_multicast_join(pager, invitation, sf_peer_local_ip(peer), sf_peer_remote_ip(peer), &error)) {
+        reason = error->message;
+        g_message("ticket %016" G_GINT64_MODIFIER "x: pages come by unicast: %s", id, reason);
+    }
+    g_object_set_data_full(G_OBJECT(pager), SF_NO_MULTICAST, g_strdup(reason), g_free);
+}
+
 /* The sf-pager connects at once: the fork shall not wait for it. */
 static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const ReserveParams *params, GError **error)
 {
@@ -339,6 +360,9 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
     SfPageSource source = { .uri = uri, .security = config->cluster.pages, .keys = config->cluster.pages_directory };
     SfPager *pager = sf_pager_start(&options, error);
 
+    if (pager) {
+        join_group(host, peer, id, pager, params->multicast);
+    }
     if (pager && !sf_pager_add_source(pager, &source, error)) {
         sf_pager_stop(pager);
         g_clear_object(&pager);

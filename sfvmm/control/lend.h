@@ -17,6 +17,9 @@
 
 #include "sfvmm/control/host.h"
 
+/* Data of the sf-pager of a lent ticket: why it is in no multicast group, a text. */
+#define SF_NO_MULTICAST "sf-no-multicast"
+
 #define SF_WORKING_SET_RUNS_MAX 32768u                          /* of one that travels between hosts */
 #define SF_WORKING_SET_TEXT_MAX (SF_WORKING_SET_RUNS_MAX * 22u) /* in base64: 16 bytes a run */
 
