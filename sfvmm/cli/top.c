@@ -22,6 +22,7 @@
 #include "sfvmm/cli/cli.h"
 #include "sfvmm/cli/family.h"
 #include "sfvmm/cli/term.h"
+#include "sfvmm/cli/top_groups.h"
 #include "sfvmm/cli/units.h"
 
 #define INTERVAL_MS_DEFAULT   1000
@@ -407,7 +408,13 @@ char *sf_top_render(JsonObject *now, JsonObject *before, guint64 elapsed_ns, con
 {
     GString *out = g_string_new(NULL);
     g_autoptr(GPtrArray) families = make_families(now, before, elapsed_ns, view->shells);
+    JsonArray *groups = sf_ctl_array(now, "multicast");
+    guint group_lines = groups && json_array_get_length(groups) ? json_array_get_length(groups) + 2 : 0;
+    SfTopView rows_view = *view;
 
+    if (rows_view.height > group_lines) {
+        rows_view.height -= group_lines;
+    }
     g_ptr_array_sort_with_data(families, compare_families, GINT_TO_POINTER(view->order));
     append_title(out, now, view);
     append_totals(out, now, families, before != NULL, view);
@@ -415,8 +422,9 @@ char *sf_top_render(JsonObject *now, JsonObject *before, guint64 elapsed_ns, con
         g_string_append(out, "No VM runs. `sfctl run IMAGE` starts one.\n");
     } else {
         g_autofree char *rows = render_rows(families, view);
-        append_rows(out, rows, view);
+        append_rows(out, rows, &rows_view);
     }
+    sf_top_append_groups(out, groups, view);
     if (view->keys) {
         g_string_append_c(out, '\n');
         sf_text_append_styled(out,

@@ -104,6 +104,28 @@ static void test_first(void)
           "db            parent  paused        -   50 MiB       -        0\n");
 }
 
+/* A line for each group: what this host sends, what it gets, and why it does not. */
+static void test_groups(void)
+{
+    static const char sample[] =
+        "{\"host\":{\"memory_total\":17179869184,\"memory_available\":8589934592},\"vms\":[],\"multicast\":["
+        "{\"ticket\":\"3f2a9c0011223344\",\"vm\":\"web\",\"origin\":true,\"group\":\"239.195.1.2 port 7411\","
+        "\"bytes\":104857600,\"receivers\":31,\"asked\":2000,\"pushed\":5,\"repeated\":17,\"loss_ppm\":2500,"
+        "\"rate\":110000000},"
+        "{\"ticket\":\"77aa9c0011223344\",\"vm\":\"db\",\"origin\":false,\"state\":\"unicast\",\"reason\":"
+        "\"nothing comes from the group\",\"bytes\":0,\"asked\":0,\"unasked\":0,\"again\":3,\"loss_ppm\":0},"
+        "{\"vm\":4}]}";
+    SfTopView view = { .width = 120, .cpus = 2, .unicode = TRUE, .clock = "21:04:33" };
+    g_autoptr(JsonObject) now = parse(sample);
+    g_autofree char *text = sf_top_render(now, NULL, 0, &view);
+
+    g_test_message("%s", text);
+    g_assert_nonnull(strstr(text, "web 3f2a  to 31 hosts"));
+    g_assert_nonnull(strstr(text, "0.25"));
+    g_assert_nonnull(strstr(text, "db 77aa   unicast"));
+    g_assert_nonnull(strstr(text, "nothing comes from the group"));
+}
+
 static void test_nothing(void)
 {
     g_autoptr(JsonObject) empty = json_object_new();
@@ -145,6 +167,7 @@ int main(int argc, char **argv)
     g_test_add_func("/top/wide", test_wide);
     g_test_add_func("/top/narrow", test_narrow);
     g_test_add_func("/top/first", test_first);
+    g_test_add_func("/top/groups", test_groups);
     g_test_add_func("/top/nothing", test_nothing);
     g_test_add_func("/top/sizes", test_sizes);
     return g_test_run();
