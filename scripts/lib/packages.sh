@@ -11,7 +11,7 @@ packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev l
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring iproute2 util-linux)
 packages_image=(mmdebstrap e2fsprogs uidmap zstd)
 packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
-    bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin)
+    bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark)
 packages_plot=(python3-matplotlib)
 
 packages_backports=(meson python3-pycotap)

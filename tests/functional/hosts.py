@@ -6,6 +6,7 @@ or in network namespaces of their own.
     Host        a Daemon that is one host of several
     cluster()   n hosts that know each other: {name: Host}
     Link        two network namespaces with a cable between them that can be cut
+    Bridge      any number of network namespaces on a bridge, which can be made a bad one
 """
 import atexit
 import ctypes
@@ -13,6 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -50,6 +52,16 @@ def free_port():
     with socket.socket() as probe:
         probe.bind((ADDRESS, 0))
         return probe.getsockname()[1]
+
+
+def plain_checksums(run, interface):
+    """An interface leaves neither checksums nor, so, the cutting of large packets to others. run: a command where it is."""
+    run(sys.executable, "-c", """
+import ctypes, fcntl, socket, struct, sys
+order = (ctypes.c_char * 8).from_buffer_copy(struct.pack("II", 0x17, 0))                # ETHTOOL_STXCSUM, off
+request = struct.pack("16sP16x", sys.argv[1].encode(), ctypes.addressof(order))
+fcntl.ioctl(socket.socket(), 0x8946, request)                                           # SIOCETHTOOL
+""", interface)
 
 
 class Link:
@@ -92,6 +104,75 @@ class Link:
     def close(self):
         for space, _ in self.ends.values():
             subprocess.run(["ip", "netns", "del", space], check=False)
+
+
+class Bridge(Link):
+    """ends as of Link. prefix: of the addresses, "10.111.8." or "fd5f::"."""
+
+    BRIDGE = "bridge"
+
+    def __init__(self, *names, prefix="10.111.8."):
+        if os.geteuid() != 0:
+            raise unittest.SkipTest("network namespaces need root")
+        self.ends = {name: ("sfn%d-%s" % (os.getpid(), name), prefix + str(number + 1))
+                     for number, name in enumerate((self.BRIDGE,) + names)}
+        self.switch = self.ends[self.BRIDGE][0]
+        try:
+            for space, _ in self.ends.values():
+                self.ip("netns", "add", space)
+                self.ip("-n", space, "link", "set", "lo", "up")
+            self.ip("-n", self.switch, "link", "add", self.BRIDGE, "type", "bridge")
+            self.ip("-n", self.switch, "link", "set", self.BRIDGE, "up")
+            for name in names:
+                self.join(name, *self.ends[name])
+        except BaseException:
+            self.close()
+            raise
+
+    def join(self, name, space, address):
+        bits = "/64" if ":" in address else "/24"
+        self.ip("-n", space, "link", "add", "wire", "type", "veth", "peer", "name", name, "netns", self.switch)
+        self.ip("-n", self.switch, "link", "set", "dev", name, "master", self.BRIDGE, "up")
+        self.ip("-n", space, "address", "add", address + bits, "dev", "wire", *(["nodad"] if ":" in address else []))
+        self.ip("-n", space, "link", "set", "wire", "up")
+
+    def run(self, name, *command, **kwargs):
+        """A command at a host."""
+        return subprocess.run(["ip", "netns", "exec", self.ends[name][0], *command], capture_output=True, text=True,
+                              check=True, **kwargs)
+
+    def plain(self):
+        """No interface leaves checksums or cutting to another: each packet is one, and whole."""
+        for name in self.ends:
+            if name != self.BRIDGE:
+                plain_checksums(lambda *command, at=name: self.run(at, *command), "wire")
+
+    def worsen(self, case, name, port, seed):
+        """From now on what this host sends to this UDP port goes over a bad wire (badwire.py), until the test ends."""
+        self.plain()
+        self.ip("-n", self.switch, "link", "add", "bad", "type", "veth", "peer", "name", "worse")
+        case.addCleanup(self.ip, "-n", self.switch, "link", "del", "bad")
+        self.ip("-n", self.switch, "link", "set", "bad", "up")
+        self.ip("-n", self.switch, "link", "set", "worse", "master", self.BRIDGE, "up")
+        self.ip("-n", self.switch, "link", "set", "worse", "type", "bridge_slave", "learning", "off")   # it is not there
+        wire = subprocess.Popen(["ip", "netns", "exec", self.switch, sys.executable,
+                                 os.path.join(os.path.dirname(os.path.abspath(__file__)), "badwire.py"),
+                                 name, "bad", str(port), str(seed)], stdout=subprocess.PIPE)
+        case.addCleanup(wire.stdout.close)
+        case.addCleanup(wire.wait)
+        case.addCleanup(wire.kill)
+        case.assertEqual(wire.stdout.readline(), b"ready\n")
+        case.addCleanup(self.drop, self.BRIDGE, "", name)
+        self.drop(self.BRIDGE, "udp dport %d" % port, name)         # after the wire has seen them
+
+    def drop(self, name, rule, interface="wire"):
+        """Packets that arrive at a host and that the nft expression holds for are lost. "": none any more."""
+        self.run(name, "nft", "-f", "-", input="""
+            table netdev bad
+            delete table netdev bad
+            %s""" % ("""table netdev bad {
+                chain in { type filter hook ingress device "%s" priority 0; %s drop; }
+            }""" % (interface, rule) if rule else ""))
 
 
 class Host(harness.Daemon):

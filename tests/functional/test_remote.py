@@ -86,6 +86,37 @@ class Remote(harness.Case):
     def places(self, state):
         return {place["host"]: place["count"] for place in state["places"]}
 
+    def served_memory(self, state):
+        """The snapshot's memory as its page server gives it to host b: the name of a file."""
+        with open(os.path.join(self.a.run, "tickets", state["ticket"], "ticket.json")) as file:
+            port = json.load(file)["pages_port"]
+        path = os.path.join(self.a.top, "memory-" + state["ticket"])
+        pages = os.path.join(self.b.cluster["pki-directory"], "pages")
+        uri = "nbd" if self.keys["pages"] == "plain" else "nbds"
+        uri += "://%s:%d/%s/ram0" % (self.a.ip, port, state["fork"]["snapshot"])
+        enter = ["ip", "netns", "exec", self.link.ends["a"][0]] if self.link else []
+        if self.keys["pages"] != "plain":
+            uri += "?tls-certificates=" + pages
+        try:
+            subprocess.run(enter + ["nbdcopy", uri, path], check=True, capture_output=True, text=True,
+                           timeout=harness.LONG)
+        except FileNotFoundError:
+            raise unittest.SkipTest("nbdcopy is missing (package libnbd-bin)") from None
+        except subprocess.CalledProcessError as error:
+            self.fail("nbdcopy %s: %s" % (uri, error.stderr))
+        self.addCleanup(os.unlink, path)
+        return path
+
+    def memfd(self, pid):
+        """The memfd of guest memory that a process has."""
+        folder = "/proc/%d/fd" % pid
+        for number in os.listdir(folder):
+            path = os.path.join(folder, number)
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith("/memfd:") and os.stat(path).st_size == MEMORY:
+                    return path
+        self.fail("process %d has no memfd of %d bytes" % (pid, MEMORY))
+
 
 class Basic:
     """What holds whatever the transport."""
@@ -201,35 +232,6 @@ class Basic:
     def forked_before(self):
         """Then its memfd lies below a layer."""
         return len(self.a.call("ticket.list")["tickets"]) > 1
-
-    def served_memory(self, state):
-        """The snapshot's memory as its page server gives it to host b: the name of a file."""
-        with open(os.path.join(self.a.run, "tickets", state["ticket"], "ticket.json")) as file:
-            port = json.load(file)["pages_port"]
-        path = os.path.join(self.a.top, "memory-" + state["ticket"])
-        pages = os.path.join(self.b.cluster["pki-directory"], "pages")
-        uri = "nbd" if self.keys["pages"] == "plain" else "nbds"
-        uri += "://%s:%d/%s/ram0" % (hosts.ADDRESS, port, state["fork"]["snapshot"])
-        if self.keys["pages"] != "plain":
-            uri += "?tls-certificates=" + pages
-        try:
-            subprocess.run(["nbdcopy", uri, path], check=True, capture_output=True, text=True, timeout=harness.LONG)
-        except FileNotFoundError:
-            raise unittest.SkipTest("nbdcopy is missing (package libnbd-bin)") from None
-        except subprocess.CalledProcessError as error:
-            self.fail("nbdcopy %s: %s" % (uri, error.stderr))
-        self.addCleanup(os.unlink, path)
-        return path
-
-    def memfd(self, pid):
-        """The memfd of guest memory that a process has."""
-        folder = "/proc/%d/fd" % pid
-        for number in os.listdir(folder):
-            path = os.path.join(folder, number)
-            with contextlib.suppress(OSError):
-                if os.readlink(path).startswith("/memfd:") and os.stat(path).st_size == MEMORY:
-                    return path
-        self.fail("process %d has no memfd of %d bytes" % (pid, MEMORY))
 
 
 def same_content(left, right):
