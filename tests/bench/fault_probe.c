@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Page faults between two real sf-pagers, for scripts/bench memory. Two processes, which may be in different network
+ * Pages between real sf-pagers, for scripts/bench memory and multicast. Processes, which may be in different network
  * namespaces:
  *
  *   fault_probe origin PAGER DIR KEYS|- ADDRESS MIB
- *       serves MIB of random memory as s-1/pc.ram to "h2" until its input ends; prints its port
+ *       serves MIB of random memory as s-1/pc.ram to "h2" until its input ends; prints its port. Lines of its input:
+ *       "invite NAME"   prints an invitation to its multicast group, one line
+ *       "sum"           prints a checksum of the memory
  *   fault_probe remote PAGER DIR KEYS|- URI MIB faults COUNT
  *       one fault at a time at random places, nothing prefetched: prints a line "NS" for each
  *   fault_probe remote PAGER DIR KEYS|- URI MIB complete
  *       all of it in the background: prints "NS"
+ *   fault_probe remote PAGER DIR KEYS|- URI MIB group INVITATION|- ADDRESS ORIGIN
+ *       joins the group, from this address (-: does not), prints "ready", waits for a line; then all of it in the
+ *       background: prints "NS SUM", SUM of its memory
  *
  * KEYS: directory of the pages certificates; "-": plain. DIR: a directory of its own for each.
  */
@@ -27,6 +32,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "sfvmm/pager/multicast_group.h"
 #include "sfvmm/pager/pager.h"
 
 #define STATE_LENGTH 4096u
@@ -137,10 +143,63 @@ static SfSnapshot *complete_snapshot(SfRamBase *base)
     return snapshot;
 }
 
+static void print_sum(int memfd)
+{
+    g_autoptr(GChecksum) sum = g_checksum_new(G_CHECKSUM_MD5);
+    g_autofree guchar *piece = g_malloc(PIECE);
+
+    for (guint64 at = 0; at < length; at += PIECE) {
+        if (pread(memfd, piece, PIECE, (off_t)at) != PIECE) {
+            die("memory can't be read", NULL);
+        }
+        g_checksum_update(sum, piece, PIECE);
+    }
+    printf("%s\n", g_checksum_get_string(sum));
+    fflush(stdout);
+}
+
+typedef struct {
+    SfPager *pager;
+    SfSnapshot *snapshot;
+    SfMulticast *group; /* made with the first invitation */
+    const char *address;
+} Origin;
+
+static void print_invitation(Origin *origin, const char *name)
+{
+    SfMulticastConfig config;
+    g_autoptr(GError) error = NULL;
+
+    sf_multicast_config_init(&config);
+    if (!origin->group) {
+        origin->group = sf_multicast_new(&config, origin->pager, (guint64)getpid(), origin->address, 1, &error);
+    }
+    if (!origin->group) {
+        die("multicast", error);
+    }
+    g_autoptr(JsonObject) invitation = sf_multicast_invite(origin->group, name, origin->address);
+    g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), invitation);
+    g_autofree char *text = json_to_string(node, FALSE);
+    printf("%s\n", text);
+    fflush(stdout);
+}
+
 static gboolean on_input(GIOChannel *channel, GIOCondition condition, gpointer data)
 {
-    g_main_loop_quit(loop);
-    return G_SOURCE_REMOVE;
+    Origin *origin = data;
+    g_autofree char *line = NULL;
+
+    if (g_io_channel_read_line(channel, &line, NULL, NULL, NULL) != G_IO_STATUS_NORMAL) {
+        g_main_loop_quit(loop);
+        return G_SOURCE_REMOVE;
+    }
+    g_strstrip(line);
+    if (g_str_has_prefix(line, "invite ")) {
+        print_invitation(origin, line + strlen("invite "));
+    } else {
+        print_sum(origin->snapshot->blocks[0].base);
+    }
+    return G_SOURCE_CONTINUE;
 }
 
 static void origin(char **argv)
@@ -150,16 +209,17 @@ static void origin(char **argv)
     g_autoptr(GError) error = NULL;
     guint port;
     SfPager *pager = start(argv, listen_tcp(argv[5], &port));
-    SfSnapshot *snapshot = complete_snapshot(sf_ram_base_new());
+    Origin self = { .pager = pager, .snapshot = complete_snapshot(sf_ram_base_new()), .address = argv[5] };
 
-    if (!sf_pager_allow(pager, names, &error) || !sf_pager_set_snapshot(pager, snapshot, &error)) {
+    if (!sf_pager_allow(pager, names, &error) || !sf_pager_set_snapshot(pager, self.snapshot, &error)) {
         die("sf-pager", error);
     }
     printf("%u\n", port);
     fflush(stdout);
-    g_io_add_watch(input, G_IO_IN | G_IO_HUP, on_input, NULL);
+    g_io_add_watch(input, G_IO_IN | G_IO_HUP, on_input, &self);
     g_main_loop_run(loop);
     sf_pager_stop(pager);
+    sf_multicast_free(self.group);
 }
 
 /* ---- remote ---- */
@@ -252,8 +312,33 @@ static void probe_completion(SfPager *pager)
     }
 }
 
+static void join_group(SfPager *pager, char **argv)
+{
+    g_autoptr(JsonNode) node = json_from_string(argv[8], NULL);
+    g_autoptr(GError) error = NULL;
+
+    if (strcmp(argv[8], "-") != 0 &&
+        !sf_multicast_join(pager, json_node_get_object(node), argv[9], argv[10], &error)) {
+        die("multicast", error);
+    }
+}
+
+static void probe_group(SfPager *pager)
+{
+    char line[16];
+
+    printf("ready\n");
+    fflush(stdout);
+    if (!fgets(line, sizeof(line), stdin)) {
+        return;
+    }
+    probe_completion(pager);
+    print_sum(cache->blocks[0].memory);
+}
+
 static void remote(int argc, char **argv)
 {
+    gboolean group = strcmp(argv[7], "group") == 0 && argc > 10;
     gboolean plain = strcmp(argv[4], "-") == 0;
     SfPageSource source = { .uri = argv[5],
                             .security = plain ? SF_PAGER_PLAIN : SF_PAGER_X509,
@@ -269,6 +354,9 @@ static void remote(int argc, char **argv)
     g_array_append_val(runs, run);
     pager = start((char *[]){ argv[0], argv[1], argv[2], argv[3], (char *)"-" }, -1);
     gulong handler = g_signal_connect(pager, "sources", G_CALLBACK(on_sources), NULL);
+    if (group) {
+        join_group(pager, argv);
+    }
     if (!sf_pager_add_source(pager, &source, &error)) {
         die("source", error);
     }
@@ -282,6 +370,8 @@ static void remote(int argc, char **argv)
     if (strcmp(argv[7], "faults") == 0 && argc > 8) {
         n_faults = (guint)atoi(argv[8]);
         probe_faults(pager);
+    } else if (group) {
+        probe_group(pager);
     } else {
         probe_completion(pager);
     }

@@ -244,33 +244,6 @@ def measure_completion(figures, quick):
 
 # ---------------------------------------------------------------- clones
 
-class NetworkHost(hosts.Host):
-    """A host in a namespace. keys: those of the cluster."""
-
-    def __init__(self, net, number, keys, **kwargs):
-        self.network, self.number, self.keys = net, number, keys
-        self.overlays = tempfile.mkdtemp(prefix="sfo", dir="/var/tmp")
-        os.chmod(self.overlays, 0o755)
-        super().__init__("h%d" % number, self, config={"overlay-directory": self.overlays}, **kwargs)
-        self.cluster["listen"] = self.address()
-
-    def host(self, name, *_):
-        """As hosts.Keys.host(), with the address that this host has."""
-        return self.keys.host(name, self.network.address(self.number))
-
-    def address(self):
-        return "%s:%d" % (self.network.address(self.number), self.port)
-
-    def command(self):
-        return self.network.command(self.number, super().command())
-
-    def close(self):
-        try:
-            return super().close()
-        finally:
-            shutil.rmtree(self.overlays, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def cluster(count):
     """Hosts h1.. that know each other."""
@@ -280,7 +253,7 @@ def cluster(count):
         stack.callback(keys.close)
         made = []
         for number in range(1, count + 1):
-            host = NetworkHost(net, number, keys)
+            host = network.NetworkHost(net, number, keys)
             stack.callback(host.close)
             made.append(host.start())
         for one in made:

@@ -9,8 +9,10 @@ reaches the others and nothing else.
 import os
 import shutil
 import subprocess
+import tempfile
 
 import harness
+import hosts
 
 PREFIX = "10.78.0"
 BITS = 24
@@ -72,3 +74,30 @@ class Network:
 
     def command(self, i, command):
         return ["nsenter", "--net=/run/netns/" + self.name(i), "--"] + list(command)
+
+
+class NetworkHost(hosts.Host):
+    """A host in a namespace. keys: those of the cluster."""
+
+    def __init__(self, net, number, keys, **kwargs):
+        self.network, self.number, self.keys = net, number, keys
+        self.overlays = tempfile.mkdtemp(prefix="sfo", dir="/var/tmp")
+        os.chmod(self.overlays, 0o755)
+        super().__init__("h%d" % number, self, config={"overlay-directory": self.overlays}, **kwargs)
+        self.cluster["listen"] = self.address()
+
+    def host(self, name, *_):
+        """As hosts.Keys.host(), with the address that this host has."""
+        return self.keys.host(name, self.network.address(self.number))
+
+    def address(self):
+        return "%s:%d" % (self.network.address(self.number), self.port)
+
+    def command(self):
+        return self.network.command(self.number, super().command())
+
+    def close(self):
+        try:
+            return super().close()
+        finally:
+            shutil.rmtree(self.overlays, ignore_errors=True)
