@@ -41,8 +41,9 @@ struct mc_peer {
     uint16_t id;
     uint8_t flags;
     int64_t heard_at;
-    uint64_t received, missing; /* of the report that loss was last reckoned with */
-    unsigned strikes;           /* samples in a row in which it lost far more than the others */
+    uint64_t received, missing;             /* of its last report */
+    uint64_t round_received, round_missing; /* in this round of mc_rate */
+    unsigned strikes;                       /* rounds in a row in which it lost far more than the others */
     int64_t dismissed_until;
     int64_t credit; /* pages that may be sent for it before it stands back behind others */
     struct mc_queue queues[MC_PRIORITIES];

@@ -139,7 +139,8 @@ struct mc_pending *mc_pending_add(struct mc_pending_set *set, unsigned block, ui
         return NULL;
     }
     item = set->spare[set->max - set->n - 1];
-    set->items[item] = (struct mc_pending){ (uint8_t)block, (uint8_t)priority, 0, page, due, 0 };
+    set->items[item] =
+        (struct mc_pending){ .block = (uint8_t)block, .priority = (uint8_t)priority, .page = page, .due = due };
     set->hash[probe(set, block, page)] = item + 1;
     put(set, set->n++, item);
     set->n_of[priority]++;

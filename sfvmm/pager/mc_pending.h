@@ -11,8 +11,9 @@ struct mc_pending {
     uint8_t block, priority;
     uint8_t asked; /* how often */
     uint32_t page;
-    int64_t due;        /* ns: ask, or ask again */
-    unsigned heap_slot; /* its place in the heap */
+    int64_t due;               /* ns: ask, or ask again */
+    int64_t first_at, last_at; /* asked for; once it has been */
+    unsigned heap_slot;        /* its place in the heap */
 };
 
 struct mc_pending_set {

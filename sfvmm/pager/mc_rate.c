@@ -30,7 +30,9 @@
 #define CUT_MAX        500000u /* no more than half at once: a round may be unlucky */
 #define MARGIN_PCT     97u     /* of the capacity found */
 #define RISE_PCT       3u
-#define HOLD_ROUNDS    4u
+#define HOLD_ROUNDS    5u
+#define SKIPPED_ROUNDS 2u  /* a report may cover 300 ms, a round takes 150 */
+#define DOUBT_ROUNDS   40u /* some 8 s */
 
 void mc_rate_init(struct mc_rate *rate, uint64_t min, uint64_t max, uint64_t start, int64_t now)
 {
@@ -78,6 +80,14 @@ int64_t mc_rate_when(const struct mc_rate *rate, int64_t tokens)
     return rate->at + 1 + (int64_t)((double)(tokens - rate->tokens) * NS_PER_S / (double)rate->rate);
 }
 
+bool mc_rate_is_due(const struct mc_rate *rate, unsigned reported, unsigned receivers, int64_t now)
+{
+    int64_t lasted = now - rate->round_began;
+    unsigned enough = (receivers < SAMPLES_ENOUGH ? receivers : SAMPLES_ENOUGH) * 3 / 4;
+
+    return reported > 0 && lasted >= ROUND_MIN_NS && (reported >= enough || lasted >= ROUND_MAX_NS);
+}
+
 void mc_rate_sample(struct mc_rate *rate, uint32_t loss)
 {
     if (rate->n_samples < MC_RATE_SAMPLES) {
@@ -121,8 +131,10 @@ static void set_rate(struct mc_rate *rate, double value)
 
 static void cut(struct mc_rate *rate, uint32_t congestion)
 {
+    rate->doubt = 0;
     rate->rate_before = rate->rate;
     rate->loss_before = rate->loss;
+    rate->slow_before = rate->slow_start;
     rate->slow_start = false;
     rate->hold = HOLD_ROUNDS;
     set_rate(rate, (double)rate->rate * (PPM - (congestion < CUT_MAX ? congestion : CUT_MAX)) / PPM * MARGIN_PCT / 100);
@@ -138,26 +150,28 @@ static bool take_back(struct mc_rate *rate)
         rate->floors[i] = rate->loss;
     }
     rate->rate = rate->rate_before;
+    rate->slow_start = rate->slow_before;
     rate->hold = 0;
     return true;
 }
 
-void mc_rate_decide(struct mc_rate *rate, unsigned receivers, int64_t now)
+void mc_rate_decide(struct mc_rate *rate, int64_t now)
 {
     int64_t lasted = now - rate->round_began;
-    unsigned enough = (receivers < SAMPLES_ENOUGH ? receivers : SAMPLES_ENOUGH) * 3 / 4;
     bool limits = (double)rate->round_bytes > (double)rate->rate * (double)lasted / NS_PER_S / 2;
     uint32_t floor;
 
-    if (rate->n_samples == 0 || lasted < ROUND_MIN_NS || (rate->n_samples < enough && lasted < ROUND_MAX_NS)) {
+    if (rate->n_samples == 0) { /* nobody whose word counts */
         return;
     }
     rate->loss = common_loss(rate);
     floor = note_floor(rate, rate->loss);
-    if (rate->hold == HOLD_ROUNDS) {
+    if (rate->hold > HOLD_ROUNDS - SKIPPED_ROUNDS) {
         rate->hold--;
-    } else if (rate->hold == HOLD_ROUNDS - 1 && take_back(rate)) {
+    } else if (rate->hold == HOLD_ROUNDS - SKIPPED_ROUNDS && take_back(rate)) {
         /* goes on as before */
+    } else if (floor >= CONGESTION_MIN && ++rate->doubt >= DOUBT_ROUNDS) {
+        cut(rate, floor);
     } else if (rate->loss > floor && rate->loss - floor >= CONGESTION_MIN) {
         cut(rate, rate->loss - floor);
     } else if (rate->hold > 0) {

@@ -24,8 +24,10 @@ struct mc_rate {
     /* over rounds */
     bool slow_start;
     uint64_t rate_before; /* the last decrease */
+    bool slow_before;
     uint32_t loss_before;
-    unsigned hold; /* rounds in which nothing is changed, then none in which it rises */
+    unsigned hold;  /* rounds in which nothing is changed, then none in which it rises */
+    unsigned doubt; /* rounds since the floor was put to the test */
     unsigned n_floors;
     uint32_t floors[MC_RATE_FLOORS]; /* loss of the last rounds: the least of them is not of our making */
     uint32_t loss;                   /* of the last round: what most receivers lose at most */
@@ -42,11 +44,14 @@ void mc_rate_charge(struct mc_rate *rate, uint64_t bytes);
 /* When there will be `tokens`. */
 int64_t mc_rate_when(const struct mc_rate *rate, int64_t tokens);
 
-/* A receiver has lost this share of what was sent to it since its last report. */
+/* Whether the round may end: enough of `receivers` have `reported`, or some and it has lasted long enough. */
+bool mc_rate_is_due(const struct mc_rate *rate, unsigned reported, unsigned receivers, int64_t now);
+
+/* A receiver has lost this share of what was sent to it in this round. One sample each. */
 void mc_rate_sample(struct mc_rate *rate, uint32_t loss);
 
-/* Ends the round if enough of `receivers` have reported, or it has lasted long enough. */
-void mc_rate_decide(struct mc_rate *rate, unsigned receivers, int64_t now);
+/* Ends the round. */
+void mc_rate_decide(struct mc_rate *rate, int64_t now);
 
 /* This host could not send what was due. */
 void mc_rate_choked(struct mc_rate *rate);

@@ -18,7 +18,8 @@
  * unicast after a few times.
  *
  * *Loss* is counted by sequences that are missing between the first and the highest that have come. A page of which
- * fragments have come, but no more for FRAGMENTS_LATE datagrams, has lost one: if it is pending it is due soon.
+ * fragments have come, but no more for FRAGMENTS_LATE datagrams, has lost one: if it is pending it is due soon. So is,
+ * when sequences are missing, what somebody waits for and should have come by now.
  *
  * *Bodies* that come whole go to page() where they stand in the datagram; fragments are gathered in mc_partial.
  */
@@ -47,9 +48,15 @@
 #define RETRY_MAX_NS    (60 * NS_PER_S)
 
 #define ASK_AGAIN_NS   (40 * NS_PER_MS) /* above the origin's lockstep (30 ms) */
-#define ASK_DEMAND     3u               /* times; then by unicast, some 200 ms after the first */
-#define ASK_PREFETCH   5u
-#define UNANSWERED     16u /* pages in a row that were given up: the way to the origin is cut */
+#define ASK_SHIFT_MAX  3u               /* eight times as long at most */
+#define ASK_DEMAND     3u               /* times, and DEMAND_NS: then by unicast */
+#define DEMAND_NS      (200 * NS_PER_MS)
+#define GAP_ANSWER_NS  (5 * NS_PER_MS) /* an answer takes so long, at least: what was asked later is not in a gap */
+#define GAP_NS         (1 * NS_PER_MS) /* what seems lost may only be late */
+#define ASK_PREFETCH   5u              /* times, and PREFETCH_NS */
+#define PREFETCH_NS    (1 * NS_PER_S)
+#define UNANSWERED     16u /* pages given up, and for UNANSWERED_NS no answer: the way to the origin is cut */
+#define UNANSWERED_NS  (1 * NS_PER_S)
 #define FRAGMENTS_LATE 80u /* datagrams: two batches may overtake each other */
 #define FRAGMENTS_LOOK 16u /* datagrams between looks */
 
@@ -77,7 +84,7 @@ struct mc_receiver {
     uint64_t random;
     enum mc_state state;
     const char *reason;
-    int64_t heard_at, hello_at, probe_until, report_at, retry_at, retry_after;
+    int64_t heard_at, answered_at, hello_at, probe_until, report_at, retry_at, retry_after;
 
     struct mc_announcement said;                                 /* last */
     uint64_t incarnation, first, highest, received, lost_before; /* lost_before: by earlier incarnations */
@@ -122,7 +129,8 @@ static int64_t first_delay(struct mc_receiver *receiver)
 static int64_t again_delay(struct mc_receiver *receiver, const struct mc_pending *pending)
 {
     int64_t wait = receiver->said.wait_us[pending->priority] * NS_PER_US;
-    int64_t bound = wait + (ASK_AGAIN_NS << (pending->asked - 1));
+    unsigned shift = pending->asked - 1u;
+    int64_t bound = wait + (ASK_AGAIN_NS << (shift < ASK_SHIFT_MAX ? shift : ASK_SHIFT_MAX));
 
     return (int64_t)((double)bound * (1 + random_unit(receiver) / 2)) + first_delay(receiver);
 }
@@ -195,6 +203,7 @@ static void set_state(struct mc_receiver *receiver, enum mc_state state, const c
     receiver->state = state;
     receiver->reason = reason;
     receiver->unanswered = 0;
+    receiver->answered_at = now;
     if (state == MC_PROBING) {
         receiver->hello_at = now;
         if (receiver->said.receivers > HELLO_AT_ONCE) {
@@ -231,7 +240,7 @@ static void check_state(struct mc_receiver *receiver, int64_t now)
     case MC_MULTICAST:
         if (now - receiver->heard_at >= SILENCE_NS) {
             use_unicast(receiver, "the group has fallen silent", 0, now);
-        } else if (receiver->unanswered >= UNANSWERED) {
+        } else if (receiver->unanswered >= UNANSWERED && now - receiver->answered_at >= UNANSWERED_NS) {
             use_unicast(receiver, "the origin does not answer", 0, now);
         }
         break;
@@ -413,6 +422,7 @@ static void landed(struct mc_receiver *receiver, struct mc_pending *pending)
         receiver->stats.suppressed++;
     } else {
         receiver->unanswered = 0;
+        receiver->answered_at = receiver->heard_at;
     }
     mc_pending_remove(&receiver->pending, pending);
 }
@@ -513,6 +523,27 @@ static void look_after_fragments(struct mc_receiver *receiver, int64_t now)
     }
 }
 
+/* Datagrams are missing: perhaps what somebody waits for was in them. */
+static void look_after_demand(struct mc_receiver *receiver, int64_t now)
+{
+    int64_t asked_before = now - GAP_ANSWER_NS - receiver->said.wait_us[MC_DEMAND] * NS_PER_US;
+    struct mc_pending *late[COLLECT_MAX];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < receiver->pending.n && n < COLLECT_MAX; i++) {
+        struct mc_pending *pending = &receiver->pending.items[receiver->pending.heap[i]];
+        if (pending->priority == MC_DEMAND && pending->asked > 0 && pending->last_at < asked_before) {
+            late[n++] = pending;
+        }
+    }
+    for (unsigned i = 0; i < n; i++) {
+        int64_t due = now + GAP_NS + first_delay(receiver);
+        if (due < late[i]->due) {
+            mc_pending_set_due(&receiver->pending, late[i], due);
+        }
+    }
+}
+
 static void count_sequence(struct mc_receiver *receiver, uint64_t incarnation, uint64_t sequence, int64_t now)
 {
     if (incarnation != receiver->incarnation) {
@@ -566,6 +597,7 @@ bool mc_receiver_take(struct mc_receiver *receiver, uint64_t incarnation, uint64
 {
     struct mc_announcement said;
     struct mc_record record;
+    bool gap = sequence > receiver->highest + 1 && incarnation == receiver->incarnation;
     size_t at = 0;
 
     if (!mc_data_decode(content, length, &receiver->config.shape, &said)) {
@@ -587,6 +619,9 @@ bool mc_receiver_take(struct mc_receiver *receiver, uint64_t incarnation, uint64
         take_record(receiver, &record, sequence, now);
     }
     look_after_fragments(receiver, now);
+    if (gap && receiver->pending.n_of[MC_DEMAND] > 0) {
+        look_after_demand(receiver, now);
+    }
     check_loss(receiver, now);
     hasten_report(receiver, now);
     expand_later(receiver);
@@ -613,6 +648,13 @@ static int by_place(const void *a, const void *b)
     return x->page < y->page ? -1 : x->page > y->page;
 }
 
+/* Asked for often enough, and for long enough. */
+static bool is_hopeless(const struct mc_pending *pending, int64_t now)
+{
+    return pending->priority == MC_DEMAND ? pending->asked >= ASK_DEMAND && now - pending->first_at >= DEMAND_NS
+                                          : pending->asked >= ASK_PREFETCH && now - pending->first_at >= PREFETCH_NS;
+}
+
 /*
  * What is due and still lacking. Those collected are no longer due: they are asked for now, or, when the request has no
  * room, come next.
@@ -625,10 +667,9 @@ static void collect(struct mc_receiver *receiver, struct collected *collected, i
     collected->n = 0;
     while (collected->n < COLLECT_MAX && (pending = mc_pending_first(&receiver->pending)) != NULL &&
            pending->due <= now) {
-        unsigned limit = pending->priority == MC_DEMAND ? ASK_DEMAND : ASK_PREFETCH;
         if (!config->lacks(config->owner, pending->block, pending->page)) {
             mc_pending_remove(&receiver->pending, pending);
-        } else if (pending->asked == limit) {
+        } else if (is_hopeless(pending, now)) {
             receiver->unanswered++;
             give_up(receiver, pending);
         } else {
@@ -661,7 +702,9 @@ static unsigned make_runs(struct mc_receiver *receiver, struct collected *collec
             continue;
         }
         receiver->stats.again += pending->asked > 0;
-        pending->asked++;
+        pending->first_at = pending->asked > 0 ? pending->first_at : now;
+        pending->last_at = now;
+        pending->asked += pending->asked < UINT8_MAX;
         mc_pending_set_due(&receiver->pending, pending, now + again_delay(receiver, pending));
     }
     return n;
@@ -722,7 +765,7 @@ int64_t mc_receiver_next(const struct mc_receiver *receiver)
     int64_t next = next_of_state(receiver);
 
     if (receiver->state == MC_MULTICAST && receiver->expand_more) {
-        return INT64_MIN;
+        return 0;
     }
     return first != NULL && first->due < next ? first->due : next;
 }

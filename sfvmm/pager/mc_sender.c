@@ -19,8 +19,9 @@
  * request waits here. The first grows when requests come faster than they should, the second is set so that all
  * receivers together send some 200 reports a second.
  *
- * *Bad receivers.* Rate: mc_rate.c looks at most receivers, not at the worst. Order: mc_peers.c gives them turns and a
- * credit. Who loses far more than the others is dismissed: told to use unicast for a while.
+ * *Bad receivers.* Rate: mc_rate.c looks at most receivers, not at the worst, and each has one voice in a round. Order:
+ * mc_peers.c gives them turns and a credit. Who loses far more than the others is dismissed: told to use unicast for a
+ * while.
  */
 #include "sfvmm/pager/mc_sender.h"
 
@@ -49,9 +50,10 @@
 #define BACKOFF_RECEIVERS  32u    /* as many may ask at once */
 #define BACKOFF_US         5000u /* with more: some ten times the way there and back, so that few ask before the answer */
 #define BACKOFF_US_MAX     2000000u
-#define SAMPLE_DATAGRAMS   20u     /* loss of fewer says nothing */
-#define OUTLIER_LOSS       200000u /* ppm */
-#define OUTLIER_TIMES      4u      /* of what is common */
+#define SAMPLE_DATAGRAMS   20u      /* loss of fewer says nothing */
+#define REPORTED_MAX       1000000u /* datagrams between two reports: more is no truth */
+#define OUTLIER_LOSS       200000u  /* ppm */
+#define OUTLIER_TIMES      4u       /* of what is common */
 #define OUTLIER_STRIKES    3u
 #define DISMISS_NS         (30 * NS_PER_S)
 #define DISMISSALS_MAX     64u              /* that wait to be told */
@@ -108,7 +110,7 @@ struct mc_sender {
     uint16_t dismissals[DISMISSALS_MAX];
 
     int64_t control_at, sent_at, heartbeat_at, heartbeat_after;
-    unsigned requests_lately;
+    unsigned requests_lately, n_reported; /* receivers with enough to say in this round */
     uint32_t backoff_us, page_bytes;
     struct mc_sender_stats stats;
 };
@@ -230,22 +232,6 @@ static bool on_its_way(const struct mc_sender *sender, const struct mc_wish *wis
            (int32_t)(state->at_ms + LOCKSTEP_MS - wish->at_ms) >= 0;
 }
 
-/* Loses far more than the others, again and again: it would only slow itself and us down. */
-static void judge(struct mc_sender *sender, struct mc_peer *peer, uint32_t loss, int64_t now)
-{
-    if (sender->peers.n_active < 2 || loss < OUTLIER_LOSS || loss / OUTLIER_TIMES < sender->rate.loss) {
-        peer->strikes = 0;
-        return;
-    }
-    if (++peer->strikes < OUTLIER_STRIKES || sender->n_dismissals == DISMISSALS_MAX) {
-        return;
-    }
-    peer->strikes = 0;
-    peer->dismissed_until = now + DISMISS_NS;
-    sender->dismissals[sender->n_dismissals++] = peer->id;
-    sender->stats.dismissed++;
-}
-
 static void hasten_heartbeat(struct mc_sender *sender, int64_t now)
 {
     int64_t soon = sender->sent_at + HELLO_ANSWER_NS;
@@ -256,36 +242,34 @@ static void hasten_heartbeat(struct mc_sender *sender, int64_t now)
     }
 }
 
+static bool has_sample(const struct mc_peer *peer)
+{
+    return peer->round_received + peer->round_missing >= SAMPLE_DATAGRAMS;
+}
+
 static void take_report(struct mc_sender *sender, struct mc_peer *peer, const struct mc_report *report, int64_t now)
 {
     uint64_t received, missing;
-    uint32_t loss;
+    bool had_sample = has_sample(peer);
 
     peer->flags = report->flags;
     if (report->incarnation != sender->incarnation) { /* a hello: it has heard nothing yet */
         hasten_heartbeat(sender, now);
         return;
     }
-    if (report->received < peer->received) { /* it has begun anew */
-        peer->received = peer->missing = 0;
-    }
     received = report->received - peer->received;
     missing = report->missing > peer->missing ? report->missing - peer->missing : 0;
-    if (received > UINT32_MAX || missing > UINT32_MAX || received + missing < SAMPLE_DATAGRAMS) {
-        if (received > UINT32_MAX || missing > UINT32_MAX) {
-            peer->received = report->received; /* nonsense, or the first report after a long time */
-            peer->missing = report->missing;
-        }
-        return;
+    if (report->received < peer->received || received > REPORTED_MAX || missing > REPORTED_MAX) {
+        received = missing = 0; /* it has begun anew, or talks nonsense */
     }
-    loss = (uint32_t)(missing * PPM / (received + missing));
     peer->received = report->received;
     peer->missing = report->missing;
     if (now < peer->dismissed_until || (report->flags & (MC_FLAG_UNICAST | MC_FLAG_LEAVING))) {
         return;
     }
-    mc_rate_sample(&sender->rate, loss);
-    judge(sender, peer, loss, now);
+    peer->round_received += received;
+    peer->round_missing += missing;
+    sender->n_reported += !had_sample && has_sample(peer);
 }
 
 static void take_run(struct mc_sender *sender, struct mc_peer *peer, const struct mc_run *run, uint64_t highest,
@@ -382,6 +366,51 @@ static void control_backoff(struct mc_sender *sender, int64_t lasted)
     sender->requests_lately = 0;
 }
 
+static uint32_t loss_of(const struct mc_peer *peer)
+{
+    return (uint32_t)(peer->round_missing * PPM / (peer->round_received + peer->round_missing));
+}
+
+/* Loses far more than the others, round for round: it would only slow itself and us down. */
+static void judge(struct mc_sender *sender, struct mc_peer *peer, int64_t now)
+{
+    uint32_t loss = loss_of(peer);
+
+    if (sender->peers.n_active < 2 || loss < OUTLIER_LOSS || loss / OUTLIER_TIMES < sender->rate.loss) {
+        peer->strikes = 0;
+        return;
+    }
+    if (++peer->strikes < OUTLIER_STRIKES || sender->n_dismissals == DISMISSALS_MAX) {
+        return;
+    }
+    peer->strikes = 0;
+    peer->dismissed_until = now + DISMISS_NS;
+    sender->dismissals[sender->n_dismissals++] = peer->id;
+    sender->stats.dismissed++;
+}
+
+/* One word from each receiver that has something to say; of very many, of some from all over their numbers. */
+static void end_round(struct mc_sender *sender, int64_t now)
+{
+    unsigned every = sender->n_reported / MC_RATE_SAMPLES + 1, n = 0;
+
+    for (unsigned i = 1; i <= sender->peers.max; i++) {
+        const struct mc_peer *peer = sender->peers.peers[i];
+        if (peer != NULL && has_sample(peer) && n++ % every == 0) {
+            mc_rate_sample(&sender->rate, loss_of(peer));
+        }
+    }
+    mc_rate_decide(&sender->rate, now);
+    for (unsigned i = 1; i <= sender->peers.max; i++) {
+        struct mc_peer *peer = sender->peers.peers[i];
+        if (peer != NULL && has_sample(peer)) {
+            judge(sender, peer, now);
+            peer->round_received = peer->round_missing = 0;
+        }
+    }
+    sender->n_reported = 0;
+}
+
 static void control(struct mc_sender *sender, int64_t now)
 {
     int64_t lasted = now - sender->control_at + CONTROL_NS, silence;
@@ -395,7 +424,9 @@ static void control(struct mc_sender *sender, int64_t now)
     mc_peers_count(&sender->peers, now - (silence > ACTIVE_NS ? silence : ACTIVE_NS));
     mc_peers_refill(&sender->peers,
                     1 + (int64_t)(sender->rate.rate / sender->page_bytes) * (lasted / NS_PER_MS) / 1000 / CREDIT_SHARE);
-    mc_rate_decide(&sender->rate, sender->peers.n_active, now);
+    if (mc_rate_is_due(&sender->rate, sender->n_reported, sender->peers.n_active, now)) {
+        end_round(sender, now);
+    }
     control_backoff(sender, lasted);
 }
 

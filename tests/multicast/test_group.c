@@ -131,6 +131,7 @@ static void test_congestion(void)
         "200 Mbit/s link, 900 allowed: %.3f s, the link alone %.3f, %.1f %% dropped, rate at the end %.0f Mbit/s",
         (double)result.end_ns / VG_S, (double)result.sender.bytes / (double)config.link_rate,
         100.0 * (double)result.link_drops / (double)result.sender.datagrams, (double)result.sender.rate / MBIT);
+    g_assert_cmpuint(result.unicast_pages, <, config.pages * config.n / 100);
     g_assert_cmpfloat((double)result.link_drops, <, (double)result.sender.datagrams * 0.1);
     g_assert_cmpfloat((double)result.end_ns / VG_S, <, (double)result.sender.bytes / (double)config.link_rate * 1.5);
     vg_result_clear(&result);
