@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -235,12 +236,20 @@ guint64 sf_process_start_time(pid_t pid)
     return p ? g_ascii_strtoull(p + 1, NULL, 10) : 0;
 }
 
+/* It may be dead and unreaped for long: init has other things to do. */
+static gboolean has_ended(int pidfd)
+{
+    struct pollfd poll_fd = { .fd = pidfd, .events = POLLIN };
+
+    return poll(&poll_fd, 1, 0) > 0;
+}
+
 int sf_process_open(pid_t pid, guint64 start_time)
 {
     int pidfd = pid > 0 && start_time > 0 ? syscall(SYS_pidfd_open, pid, 0) : -1;
 
     /* The time is read after the open: if it is right, then the pidfd is of that process. */
-    if (pidfd >= 0 && sf_process_start_time(pid) != start_time) {
+    if (pidfd >= 0 && (sf_process_start_time(pid) != start_time || has_ended(pidfd))) {
         close(pidfd);
         return -1;
     }
