@@ -96,7 +96,7 @@ class Bed:
             at_host(self.net, number, "sh", "-c", "echo '%s' | nft -f -" % rules)
 
     def sent(self):
-        return int(at_host(self.net, 1, "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+        return self.net.sent(1)
 
     def job(self, count):
         """A fork with one clone on each of `count` hosts; each reads all of the memory and verifies it. Bytes that the
@@ -225,7 +225,7 @@ class Receivers:
         return process.stdout.readline().strip()
 
     def sent(self):
-        return int(at_host(self.net, 1, "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+        return self.net.sent(1)
 
     def complete(self, count):
         """All receivers fetch all of it at once: bytes that the origin sends, seconds of each."""

@@ -6,6 +6,7 @@ reaches the others and nothing else.
         network.address(1)                      "10.78.0.1"
         network.command(1, ["ping", ...])       the command, to be run on host 1
 """
+import json
 import os
 import shutil
 import subprocess
@@ -74,6 +75,12 @@ class Network:
 
     def command(self, i, command):
         return ["nsenter", "--net=/run/netns/" + self.name(i), "--"] + list(command)
+
+    def sent(self, i):
+        """Bytes that host i has sent. Not from /sys, which nsenter leaves that of the machine."""
+        done = subprocess.run(self.command(i, ["ip", "-statistics", "-json", "link", "show", "dev", "eth0"]),
+                              capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)[0]["stats64"]["tx"]["bytes"]
 
 
 class NetworkHost(hosts.Host):
