@@ -133,8 +133,10 @@ static void test_push_is_once(void)
     struct origin *origin = new_origin(true);
     unsigned n = 0, count[PAGES] = { 0 };
     struct mc_sender_stats stats;
+    GArray *nothing = sent(origin, 20 * MS);
 
-    g_assert_cmpuint(sent(origin, 20 * MS)->len, ==, 0); /* nobody is there yet */
+    g_assert_cmpuint(nothing->len, ==, 0); /* nobody is there yet */
+    g_array_unref(nothing);
     ask(origin, 1, MC_DEMAND, 3, 1);
     for (unsigned turn = 0; turn < 100; turn++) {
         GArray *pages = sent(origin, 5 * MS);
