@@ -112,8 +112,9 @@ class Words(Case):
         for name in names:
             self.assertIn("  %s " % name if name != "help" else "help", listed)
             if name != "help":
-                self.assertIn("Usage: sfctl " + name, self.sfctl("help", name).stdout)
-                self.assertEqual(self.sfctl("help", name).stdout, self.sfctl(name, "--help").stdout)
+                text = self.sfctl("help", name).stdout
+                self.assertIn("Usage: sfctl " + name, text)
+                self.assertEqual(text, self.sfctl(name, "--help").stdout)
                 self.assertIn("--json", self.sfctl("help", "--names", name).stdout)
         self.sfctl("help", "nonsense", code=2)
         self.assertRegex(self.sfctl("--version").stdout, r"^sfctl \d")
