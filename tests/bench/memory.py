@@ -3,9 +3,9 @@
 """scripts/bench memory: what memory on demand costs. Hosts are network namespaces on a bridge; TLS unless said.
 
 Pages, without a VM:
-    memory.fault.local    a userfaultfd fault that a thread of the same process answers (pwrite, wake)
-    memory.fault.tcp      28 bytes there, 4124 back, raw TCP
-    memory.fault.floor    the two together
+    memory.fault.local    on host 2, a userfaultfd fault that a thread of the same process answers (pwrite, wake)
+    memory.fault.tcp      from host 2 to host 1 and back, 28 bytes there, 4124 back, raw TCP without TLS
+    memory.fault.floor    the two together: in the same run, over the same bridge as the faults
     memory.fault.remote   one fault at a time, nothing prefetched: userfaultfd -> sf-pager -> TLS -> sf-pager -> pwrite, wake
     memory.read.*         4 KiB at random places by libnbd, one at a time: our page server, nbdkit, qemu-nbd
     memory.bulk.*         nbdcopy to nowhere, from the same
