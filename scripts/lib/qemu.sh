@@ -109,7 +109,8 @@ qemu_prefix() {
     echo "$SF_CACHE/qemu/$key"
 }
 
-# True when the QEMU of this series is in the cache.
+# True when the QEMU of this series is in the cache. Asked before each lock: who needs nothing made does not wait for
+# another checkout that makes the QEMU of another series.
 qemu_is_ready() {
     [ -e "$(qemu_source_dir)/current.sha256" ] && cache_is_complete "$(qemu_prefix)"
 }
@@ -121,6 +122,7 @@ qemu_stamp() {
 # Step: unpack and patch. The tree appears under its name only when it is whole.
 qemu_unpack() {
     local prefix new patch
+    qemu_is_ready && { note "cached"; return; }
     cache_lock qemu
     prefix=$(qemu_prefix)
     if cache_is_complete "$prefix" || qemu_stamp "$prefix" unpack; then
@@ -146,6 +148,7 @@ qemu_ccache() {
 # Step.
 qemu_configure() {
     local prefix
+    qemu_is_ready && { note "cached"; return; }
     cache_lock qemu
     prefix=$(qemu_prefix)
     if cache_is_complete "$prefix" || qemu_stamp "$prefix" configure; then
@@ -172,6 +175,7 @@ for path in json.load(sys.stdin):
 # Step.
 qemu_build() {
     local prefix targets
+    qemu_is_ready && { note "cached"; return; }
     cache_lock qemu
     prefix=$(qemu_prefix)
     if cache_is_complete "$prefix"; then
@@ -187,6 +191,7 @@ qemu_build() {
 # Step.
 qemu_install() {
     local prefix
+    qemu_is_ready && { note "cached in $(qemu_prefix)"; return; }
     cache_lock qemu
     prefix=$(qemu_prefix)
     if cache_is_complete "$prefix"; then
