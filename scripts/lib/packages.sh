@@ -137,19 +137,26 @@ packages_install() {
     note "${#missing[@]} installed"
 }
 
-# Step: the user that QEMU runs as when sfvmmd is root (sfvmm/snowflock.sysusers says the same to systemd).
+# packages_user NAME COMMENT: add a system user.
 packages_user() {
-    if getent passwd snowflock-qemu > /dev/null; then
+    getent passwd "$1" > /dev/null ||
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
+            --comment "$2" "$1"
+}
+
+# Step: the users that QEMU and sf-pager run as when sfvmmd is root (sfvmm/snowflock.sysusers says the same to systemd).
+packages_users() {
+    if getent passwd snowflock-qemu > /dev/null && getent passwd snowflock-pager > /dev/null; then
         note "there"
     elif [ "$(id -u)" = 0 ]; then
-        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
-            --comment "Snowflock's QEMU processes" snowflock-qemu
+        packages_user snowflock-qemu "Snowflock's QEMU processes"
+        packages_user snowflock-pager "Snowflock's sf-pager processes"
     else
-        note "not needed without root: QEMU runs as you"
+        note "not needed without root: all runs as you"
     fi
 }
 
 packages_plan() {
     plan_add "Debian packages" "check that apt reaches its mirror: apt-get update" packages_install
-    plan_add "User snowflock-qemu" "read the log" packages_user
+    plan_add "Users snowflock-qemu, snowflock-pager" "read the log" packages_users
 }

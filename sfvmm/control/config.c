@@ -11,7 +11,8 @@
 
 #define GROUP        "sfvmmd"
 #define CLUSTER      "cluster"
-#define DEFAULT_USER "snowflock-qemu"
+#define DEFAULT_USER       "snowflock-qemu"
+#define DEFAULT_PAGER_USER "snowflock-pager"
 #define DEFAULT_POOL 8u
 #define MAX_POOL     256u
 #define MAX_VMS      4096u
@@ -47,6 +48,7 @@ static const struct {
 } special_keys[] = {
     { GROUP, "memory" },
     { GROUP, "user" },
+    { GROUP, "pager-user" },
     { CLUSTER, "resource-manager" },
     { CLUSTER, "policy" },
     { CLUSTER, "page-ports" },
@@ -123,28 +125,44 @@ static gboolean read_uint(GKeyFile *file, const char *path, const UintKey *key, 
     return TRUE;
 }
 
-/* The account that QEMU runs as: only root can change to it. */
-static gboolean find_user(SfDaemonConfig *config, const char *user, GError **error)
+/* The account that a program runs as, named by that key of the file: only root can change to it. */
+static gboolean find_user(GKeyFile *file, const char *key, const char *by_default, const char *program, uid_t *uid,
+                          gid_t *gid, GError **error)
 {
-    const char *name = user ? user : DEFAULT_USER;
-    struct passwd *entry;
+    g_autofree char *user = g_key_file_get_string(file, GROUP, key, NULL);
+    const char *name = user ? user : by_default;
+    const struct passwd *entry;
 
-    config->launcher.uid = getuid();
-    config->launcher.gid = getgid();
+    *uid = getuid();
+    *gid = getgid();
     if (geteuid() != 0) {
         return TRUE;
     }
     entry = getpwnam(name);
     if (!entry) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
-                    "user \"%s\", which QEMU shall run as, does not exist: `useradd --system --no-create-home --shell "
-                    "/usr/sbin/nologin %s`, or name another with user= in sfvmmd.conf",
-                    name, name);
+                    "user \"%s\", which %s shall run as, does not exist: `useradd --system --no-create-home --shell "
+                    "/usr/sbin/nologin %s`, or name another with %s= in sfvmmd.conf",
+                    name, program, name, key);
         return FALSE;
     }
-    config->launcher.uid = entry->pw_uid;
-    config->launcher.gid = entry->pw_gid;
+    *uid = entry->pw_uid;
+    *gid = entry->pw_gid;
     return TRUE;
+}
+
+SfPagerOptions sf_daemon_config_pager(const SfDaemonConfig *config, const char *snapshot)
+{
+    return (SfPagerOptions){
+        .binary = config->pager,
+        .run_directory = config->launcher.run_directory,
+        .snapshot = snapshot,
+        .uid = config->pager_uid,
+        .gid = config->pager_gid,
+        .listen_fd = -1,
+        .security = config->cluster.pages,
+        .keys = config->cluster.pages_directory,
+    };
 }
 
 static char *default_run_directory(void)
@@ -376,7 +394,6 @@ SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const
     g_autoptr(SfDaemonConfig) config = config_defaults();
     g_autoptr(GKeyFile) file = g_key_file_new();
     g_autoptr(GError) local = NULL;
-    g_autofree char *user = NULL;
 
     if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, &local)) {
         if (required || !g_error_matches(local, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
@@ -386,8 +403,8 @@ SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const
     } else if (!read_file(config, file, path, error)) {
         return NULL;
     }
-    user = g_key_file_get_string(file, GROUP, "user", NULL);
-    if (!find_user(config, user, error)) {
+    if (!find_user(file, "user", DEFAULT_USER, "QEMU", &config->launcher.uid, &config->launcher.gid, error) ||
+        !find_user(file, "pager-user", DEFAULT_PAGER_USER, "sf-pager", &config->pager_uid, &config->pager_gid, error)) {
         return NULL;
     }
     if (run_directory) {

@@ -23,6 +23,8 @@ typedef struct {
     guint settle_ms;        /* after the last clone, before memory and disks are made one again */
     char *state_directory;  /* what outlives a reboot */
     char *pager;            /* path of sf-pager */
+    uid_t pager_uid;        /* that sf-pager runs as; own uid when not root */
+    gid_t pager_gid;
     struct {
         char *name;          /* of this host among others */
         char *listen;        /* for other hosts, or NULL: none can connect */
@@ -44,6 +46,9 @@ typedef struct {
  */
 SfDaemonConfig *sf_daemon_config_load(const char *file, gboolean required, const char *run_directory, GError **error);
 void sf_daemon_config_free(SfDaemonConfig *config);
+
+/* For an sf-pager of that snapshot which serves nobody. Borrows of both. */
+SfPagerOptions sf_daemon_config_pager(const SfDaemonConfig *config, const char *snapshot);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDaemonConfig, sf_daemon_config_free)
 
 #endif

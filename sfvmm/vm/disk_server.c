@@ -3,7 +3,7 @@
  * Theory of operation
  *
  *     RUNDIR/nbd/ID/  server.json   pid, start time, exports: for the next sfvmmd
- *                     nbd.sock      where clones of this host connect (mode 0600, QEMU's user)
+ *                     nbd.sock      where clones of this host connect (mode 0600, QEMU's user), or sf-pager (its user)
  *                     qmp.sock      ours
  *                     tls/          the page certificates, a copy that QEMU's user may read
  *                     log
@@ -72,6 +72,8 @@ struct SfDiskServer {
     char *id, *directory, *tls_directory, *socket;
     GStrv allowed;
     gboolean local; /* at a unix socket of its directory */
+    uid_t client_uid; /* whose that is */
+    gid_t client_gid;
     gboolean tls;   /* to hosts with certificates */
     pid_t pid;
     guint64 start_time;
@@ -129,6 +131,8 @@ static SfDiskServer *server_new(const SfLauncherOptions *options, const char *id
 
     server->refs = 1;
     server->options = options;
+    server->client_uid = options->uid;
+    server->client_gid = options->gid;
     server->id = g_strdup(id);
     server->directory = g_build_filename(options->run_directory, FOLDER, id, NULL);
     server->socket = g_build_filename(server->directory, FILE_NBD, NULL);
@@ -220,6 +224,8 @@ static void server_save(SfDiskServer *server)
     json_object_set_int_member(object, "pid", server->pid);
     json_object_set_int_member(object, "start_time", (gint64)server->start_time);
     json_object_set_boolean_member(object, "local", server->local);
+    json_object_set_int_member(object, "client_uid", server->client_uid);
+    json_object_set_int_member(object, "client_gid", server->client_gid);
     for (guint i = 0; i < server->names->len; i++) {
         json_array_add_string_element(names, g_ptr_array_index(server->names, i));
     }
@@ -758,7 +764,7 @@ static gboolean listen_here(SfDiskServer *server, GError **error)
     if (server->listener < 0) {
         return FALSE;
     }
-    return geteuid() != 0 || chown(server->socket, server->options->uid, server->options->gid) == 0 ||
+    return geteuid() != 0 || chown(server->socket, server->client_uid, server->client_gid) == 0 ||
            fail_errno(error, server->socket);
 }
 
@@ -869,6 +875,10 @@ void sf_disk_server_start_async(SfLauncher *launcher, const SfDiskServerOptions 
     }
     server = server_new(host, options->id);
     server->local = options->listen_fd < 0;
+    if (options->client_uid) {
+        server->client_uid = options->client_uid;
+        server->client_gid = options->client_gid;
+    }
     server->tls = options->listen_fd >= 0 && options->tls_directory;
     server->tls_directory = g_strdup(options->tls_directory);
     server->allowed = options->allowed ? g_strdupv((char **)options->allowed) : NULL;
@@ -949,6 +959,8 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
     }
     server_watch(server);
     server->local = json_object_get_boolean_member_with_default(object, "local", FALSE);
+    server->client_uid = (uid_t)json_object_get_int_member_with_default(object, "client_uid", server->client_uid);
+    server->client_gid = (gid_t)json_object_get_int_member_with_default(object, "client_gid", server->client_gid);
     adopt_tls(server);
     fd = connect_to(server, FILE_QMP, NULL);
     if (fd >= 0) {

@@ -35,6 +35,8 @@ typedef struct {
         *tls_directory; /* page certificates: the server's with listen_fd, the client's for nbds: URIs. Or NULL */
     int listen_fd; /* a listening TCP socket, borrowed: TLS with client certificates (plain without tls_directory, which
                     * is for tests on loopback). -1: a unix socket, plain */
+    uid_t client_uid; /* without: who may connect to the unix socket, when we are root; 0: those that QEMU runs as */
+    gid_t client_gid;
     const char *const *allowed; /* with listen_fd: names (CN) of the hosts that may read; NULL-terminated */
 } SfDiskServerOptions;
 

@@ -73,12 +73,17 @@ def image(name):
     return need(os.path.join(environment("SF_IMAGE", "the guest image"), name), "guest image: " + name)
 
 
-def qemu_user():
-    """The account that QEMU runs as when sfvmmd is root."""
-    for name in ("snowflock-qemu", "nobody"):
+def account(*names):
+    """The first of these users that is there."""
+    for name in names:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
-    raise unittest.SkipTest("no user snowflock-qemu and no user nobody")
+    raise unittest.SkipTest("none of the users " + ", ".join(names))
+
+
+def qemu_user():
+    """The account that QEMU runs as when sfvmmd is root."""
+    return account("snowflock-qemu", "nobody")
 
 
 def have_kvm():
@@ -235,6 +240,7 @@ class Daemon:
         self.config = {"firmware": environment("SF_FIRMWARE", "firmware"), "settle-ms": SETTLE_MS}
         if os.geteuid() == 0 and not user:
             self.config["user"] = qemu_user()
+            self.config["pager-user"] = account("snowflock-pager", "nobody")
         self.config.update(config or {})
         self.path = path or os.environ.get("SF_TEST_SFVMMD") or program("sfvmm/control/sfvmmd")
         if self.user:
