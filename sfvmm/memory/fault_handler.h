@@ -18,6 +18,7 @@ typedef struct {
 typedef struct SfFaultHandler {
     /* A GObject. Whoever keeps the handler holds a reference to it; the handler lives as long. */
     gpointer owner;
+    const char *id; /* on record with each VM, so that a later sfvmmd knows who has to be there for it */
     /*
      * From now on faults of this userfaultfd are answered; it is borrowed (duplicated by the handler). vm: a name for
      * messages and for detach(), unique among those attached; pid: of its QEMU, for statistics. Returns when the

@@ -538,6 +538,7 @@ static void start_fetch(struct memtap *memtap, const struct page_fetch *fetch, i
     *group = (struct fetch_group){ .next = memtap->groups, .reads = 1, .since = now, .done = fetch->done,
                                    .data = fetch->data };
     memtap->groups = group;
+    page_store_recheck_range(memtap->store, fetch->block, offset, fetch->length);
     while (offset < end && page_store_next_absent(memtap->store, fetch->block, offset, end - offset, &start, &length) &&
            start < end) {
         struct read *read = read_new(fetch->block, start, start + length > end ? end - start : length);

@@ -162,19 +162,24 @@ static enum page_state bits_state(const struct bits *bits, uint64_t page)
 
 /* ---- setting up ---- */
 
-static void note_resident_runs(struct page_store *store, unsigned index)
+static uint64_t minimum(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+void page_store_recheck_range(struct page_store *store, unsigned index, uint64_t offset, uint64_t length)
 {
     const struct page_block *block = &store->blocks[index];
-    off_t hole = 0;
+    uint64_t end = offset + length;
+    off_t hole = (off_t)offset;
 
-    while ((uint64_t)hole < block->length) {
+    while ((uint64_t)hole < end) {
         off_t data = lseek(block->base, hole, SEEK_DATA);
-        hole = data < 0 ? -1 : lseek(block->base, data, SEEK_HOLE);
-        if (hole < 0 || (uint64_t)data >= block->length) {
+        hole = data < 0 || (uint64_t)data >= end ? -1 : lseek(block->base, data, SEEK_HOLE);
+        if (hole < 0) {
             return;
         }
-        uint64_t end = (uint64_t)hole < block->length ? (uint64_t)hole : block->length;
-        page_store_note(store, index, data, end - data, false);
+        page_store_note(store, index, data, minimum(hole, end) - data, false);
     }
 }
 
@@ -204,7 +209,7 @@ static void set_up_bits(struct page_store *store, unsigned index)
         }
     }
     atomic_fetch_add(&store->absent, present);
-    note_resident_runs(store, index);
+    page_store_recheck_range(store, index, 0, block->length);
 }
 
 void page_store_set(struct page_store *store, const char *id, struct page_block *blocks, unsigned n_blocks, int state,
@@ -278,11 +283,6 @@ int page_store_state(const struct page_store *store, uint64_t *length)
 }
 
 /* ---- looking ---- */
-
-static uint64_t minimum(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Is offset in an extent of the layer? *length: how far (at most what it was) the answer holds. */
 static bool layer_covers(const struct page_layer *layer, uint64_t offset, uint64_t *length)

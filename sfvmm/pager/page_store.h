@@ -116,6 +116,8 @@ uint64_t page_store_unasked(const struct page_store *store, unsigned block, uint
  * notes it if so. One system call.
  */
 bool page_store_recheck(struct page_store *store, unsigned block, uint64_t offset);
+/* The same for all pages of a range; a few system calls, two for each run of pages that is there. */
+void page_store_recheck_range(struct page_store *store, unsigned block, uint64_t offset, uint64_t length);
 
 /*
  * Marks pages that the prefetch thread has asked for, so that neighbours of a fault are not asked for twice; unmark

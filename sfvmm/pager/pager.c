@@ -22,8 +22,10 @@
 #include "sfvmm/pager/pager.h"
 
 #include <errno.h>
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <glib-unix.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -85,6 +87,7 @@ struct _SfPager {
     guint short_lives;
     gboolean stopped;
     gboolean failed; /* given up */
+    gboolean complete;
     guint n_keys;   /* names of directories of keys that are taken */
     GQueue early;   /* of JsonObject: events that came during the adoption */
     guint early_source;
@@ -246,6 +249,7 @@ static void handle_event(SfPager *pager, const char *event, JsonObject *object)
     if (strcmp(event, "lost") == 0) {
         g_signal_emit(pager, signals[SIGNAL_LOST], 0, reason);
     } else if (strcmp(event, "complete") == 0) {
+        pager->complete = TRUE;
         g_signal_emit(pager, signals[SIGNAL_COMPLETE], 0);
     } else if (strcmp(event, "sources") == 0) {
         guint up = int_of(object, "up");
@@ -683,21 +687,45 @@ static void close_fds(int *fds, guint n)
     }
 }
 
-static gboolean serve(SfPager *pager, const SfPagerOptions *options, GError **error)
+gboolean sf_pager_serve(SfPager *pager, int listen_fd, SfPagerSecurity security, const char *keys, GError **error)
 {
     SfPagerRequest *request = request_new(SF_PAGER_DO_SERVE, NULL);
-    int fds[2] = { options->listen_fd };
+    int fds[2] = { listen_fd };
     guint n = 1;
-    gboolean ok;
+    gboolean ok = FALSE;
 
-    request->security = options->security;
-    if (!add_keys(pager, options->security, options->keys, TRUE, fds, &n, error)) {
-        sf_pager_request_free(request);
-        return FALSE;
+    request->security = security;
+    if (ledger_find(pager, SF_PAGER_DO_SERVE, NULL)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_EXISTS, "pager of %s: it serves already", pager->id);
+    } else {
+        ok = add_keys(pager, security, keys, TRUE, fds, &n, error);
     }
-    ok = order(pager, request, fds, n, error);
-    close_fds(fds + 1, n - 1);
+    if (ok) {
+        ok = order(pager, request, fds, n, error);
+    } else {
+        sf_pager_request_free(request);
+    }
+    close_fds(fds, n);
     return ok;
+}
+
+guint sf_pager_port(SfPager *pager)
+{
+    const Order *entry = ledger_find(pager, SF_PAGER_DO_SERVE, NULL);
+    struct sockaddr_storage address;
+    socklen_t length = sizeof(address);
+
+    if (!entry || getsockname(entry->fds[0], (struct sockaddr *)&address, &length) < 0) {
+        return 0;
+    }
+    switch (address.ss_family) {
+    case AF_INET6:
+        return ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    case AF_INET:
+        return ntohs(((struct sockaddr_in *)&address)->sin_port);
+    default:
+        return 0;
+    }
 }
 
 /* ---- start and stop ---- */
@@ -707,6 +735,7 @@ static SfPager *pager_new(const char *run_directory, const char *snapshot)
     SfPager *pager = g_object_new(SF_TYPE_PAGER, NULL);
 
     pager->id = g_strdup(snapshot);
+    pager->handler.id = pager->id;
     pager->directory = g_build_filename(run_directory, "pager", snapshot, NULL);
     return pager;
 }
@@ -717,8 +746,7 @@ static gboolean pager_start(SfPager *pager, const SfPagerOptions *options, GErro
     if (g_mkdir_with_parents(pager->directory, MODE_DIRECTORY) < 0) {
         return fail_errno(pager, error, pager->directory);
     }
-    return listen_at_directory(pager, error) && start_process(pager, error) && connect_process(pager, error) &&
-           (options->listen_fd < 0 || serve(pager, options, error));
+    return listen_at_directory(pager, error) && start_process(pager, error) && connect_process(pager, error);
 }
 
 SfPager *sf_pager_start(const SfPagerOptions *options, GError **error)
@@ -731,7 +759,9 @@ SfPager *sf_pager_start(const SfPagerOptions *options, GError **error)
     pager->gid = options->gid;
     pager->fault_seconds = options->fault_seconds;
     ok = pager_start(pager, options, error);
-    if (options->listen_fd >= 0) {
+    if (ok && options->listen_fd >= 0) {
+        ok = sf_pager_serve(pager, options->listen_fd, options->security, options->keys, error);
+    } else if (options->listen_fd >= 0) {
         close(options->listen_fd);
     }
     if (!ok) {
@@ -939,6 +969,28 @@ SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError 
     return g_steal_pointer(&pager);
 }
 
+gboolean sf_pager_is_running(const char *run_directory, const char *snapshot)
+{
+    g_autofree char *path = g_build_filename(run_directory, "pager", snapshot, "pager.json", NULL);
+    g_autoptr(JsonObject) object = sf_state_read(path, NULL);
+    int pidfd = object ? sf_process_open((pid_t)int_of(object, "pid"), int_of(object, "start_time")) : -1;
+
+    if (pidfd >= 0) {
+        close(pidfd);
+    }
+    return pidfd >= 0;
+}
+
+gboolean sf_pager_is_complete(SfPager *pager)
+{
+    return pager->complete;
+}
+
+SfSnapshot *sf_pager_snapshot(SfPager *pager)
+{
+    return pager->snapshot;
+}
+
 SfPageCache *sf_pager_cache(SfPager *pager)
 {
     return pager->cache;
@@ -1073,6 +1125,43 @@ gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPage
         *fds = entry->fds;
     }
     return entry != NULL;
+}
+
+JsonObject *sf_pager_describe_sources(SfPager *pager)
+{
+    JsonObject *object = json_object_new();
+    JsonArray *sources = json_array_new();
+
+    for (guint i = 0; i < pager->ledger->len; i++) {
+        const SfPagerRequest *request = ((const Order *)g_ptr_array_index(pager->ledger, i))->request;
+        if (request->what == SF_PAGER_DO_SOURCE && request->security != SF_PAGER_PSK) {
+            JsonObject *source = json_object_new();
+            json_object_set_string_member(source, "uri", request->text);
+            json_object_set_string_member(source, "security", request->security == SF_PAGER_X509 ? "tls" : "plain");
+            json_array_add_object_element(sources, source);
+        }
+    }
+    json_object_set_array_member(object, "sources", sources);
+    json_object_set_boolean_member(object, "complete", !!(pager->prefetch & SF_PREFETCH_COMPLETE));
+    return object;
+}
+
+gboolean sf_pager_add_described_sources(SfPager *pager, JsonObject *object, const char *keys, GError **error)
+{
+    JsonNode *node = json_object_get_member(object, "sources");
+    JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+
+    for (guint i = 0; array && i < json_array_get_length(array); i++) {
+        JsonNode *element = json_array_get_element(array, i);
+        JsonObject *source = JSON_NODE_HOLDS_OBJECT(element) ? json_node_get_object(element) : NULL;
+        const char *uri = source ? text_of(source, "uri") : NULL;
+        gboolean tls = source && g_strcmp0(text_of(source, "security"), "tls") == 0;
+        SfPageSource page_source = { .uri = uri, .security = tls ? SF_PAGER_X509 : SF_PAGER_PLAIN, .keys = keys };
+        if (uri && !sf_pager_add_source(pager, &page_source, error)) {
+            return FALSE;
+        }
+    }
+    return !flag_of(object, "complete") || sf_pager_complete(pager, error);
 }
 
 static gboolean on_attach(gpointer owner, const char *vm, pid_t pid, int uffd, const SfMappedBlock *blocks, guint n,

@@ -56,6 +56,16 @@ SfPager *sf_pager_start(const SfPagerOptions *options, GError **error);
  */
 SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError **error);
 
+/*
+ * Serves its pages from now on, once: for one that was started without a listener. listen_fd is taken in every case;
+ * security and keys as in SfPagerOptions.
+ */
+gboolean sf_pager_serve(SfPager *pager, int listen_fd, SfPagerSecurity security, const char *keys, GError **error);
+guint sf_pager_port(SfPager *pager); /* TCP, that it serves at; 0: it does not */
+
+/* Is there a process of RUNDIR/pager/SNAPSHOT, left by an earlier sfvmmd, that can be adopted? Nothing is done. */
+gboolean sf_pager_is_running(const char *run_directory, const char *snapshot);
+
 /* Ends the process and removes its directory. Clones that are still attached would wait for ever: detach them first. */
 void sf_pager_stop(SfPager *pager);
 
@@ -68,6 +78,11 @@ pid_t sf_pager_pid(SfPager *pager); /* 0: none at present */
  */
 gboolean sf_pager_set_snapshot(SfPager *pager, SfSnapshot *snapshot, GError **error);
 
+/* No page is missing: "complete" has been emitted. */
+gboolean sf_pager_is_complete(SfPager *pager);
+
+/* What it was given by sf_pager_set_snapshot() or sf_pager_keep_snapshot(); NULL: nothing yet. Borrowed. */
+SfSnapshot *sf_pager_snapshot(SfPager *pager);
 /* After adoption: the page cache that it fills, made anew from its descriptors; NULL if it has none. Borrowed. */
 SfPageCache *sf_pager_cache(SfPager *pager);
 /* After adoption: the descriptors of its snapshot, for sf_snapshot_restore_from(). Borrowed, until the next call. */
@@ -100,6 +115,14 @@ gboolean sf_pager_set_multicast(SfPager *pager, const char *group, const SfPager
                                 const void *keys, gsize length, GError **error);
 /* That order again, after adoption: what is set is borrowed until sf_pager_stop(); fds: socket, memfd of the keys. FALSE: none. */
 gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPagerMulticast **order, const int **fds);
+
+/*
+ * For a later sfvmmd, whose process has died meanwhile: {"sources": [{"uri", "security": "tls" | "plain"}],
+ * "complete"}, without those that need a key (PSK). The second adds these sources to another one, and orders completion
+ * if it had been; keys: as in SfPageSource.
+ */
+JsonObject *sf_pager_describe_sources(SfPager *pager);
+gboolean sf_pager_add_described_sources(SfPager *pager, JsonObject *object, const char *keys, GError **error);
 
 /* For sf_vm_load_async(); lives as long as the pager. */
 const SfFaultHandler *sf_pager_fault_handler(SfPager *pager);
