@@ -513,6 +513,7 @@ void sf_fork_start(SfFork *fork)
     if (fork->elsewhere) {
         fork_place(fork);
         sf_fork_changed(fork, NULL);
+        fork_place_elsewhere(fork);
         return;
     }
     fork->state = SF_FORK_SNAPSHOT;
@@ -838,6 +839,9 @@ SfFork *sf_fork_new(const SfForkOptions *options)
 
 SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *placed)
 {
+    const SfForkPlace here = { NULL, options->count };
+    const SfForkPlace *places = options->places ? options->places : &here;
+    guint n_places = options->places ? options->n_places : 1, index = 0;
     SfFork *fork = fork_new(options, placed->parent_name);
 
     fork->elsewhere = TRUE;
@@ -845,8 +849,10 @@ SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *pla
     fork->snapshot = sf_snapshot_ref(placed->snapshot);
     fork->frozen_disks = g_ptr_array_ref(placed->frozen_disks);
     g_strlcpy(fork->timing.snapshot, placed->snapshot->id, sizeof(fork->timing.snapshot));
-    for (guint i = 0; i < options->count; i++) {
-        add_clone(fork, placed->ids[i], NULL);
+    for (guint i = 0; i < n_places; i++) {
+        for (guint n = 0; n < places[i].count; n++) {
+            add_clone(fork, placed->ids[index++], places[i].host);
+        }
     }
     return fork;
 }

@@ -102,8 +102,9 @@ typedef struct {
 SfFork *sf_fork_new(const SfForkOptions *options);
 
 /*
- * The part of another host's fork that is placed here: options->count clones with these ids, of `total`. There is no
- * parent and no snapshot to take.
+ * A fork without a parent, whose snapshot was taken already: the part of another host's fork that is placed here, or
+ * one of a saved snapshot. options->count clones with these ids, of `total`; in options->places, in the order of their
+ * ids.
  */
 typedef struct {
     const char *parent_name;

@@ -115,3 +115,14 @@ char *sf_sha256_of_file(const char *path, guint64 *size, GError **error)
     }
     return ok ? sf_sha256_finish(g_steal_pointer(&sum)) : NULL;
 }
+
+char *sf_sha256_of_fd(int fd, guint64 length, GError **error)
+{
+    g_autoptr(SfSha256) sum = sf_sha256_new();
+
+    if (!add_file(sum, fd, length)) {
+        g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "it can't be read: %s", g_strerror(errno));
+        return NULL;
+    }
+    return sf_sha256_finish(g_steal_pointer(&sum));
+}

@@ -17,4 +17,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfSha256, sf_sha256_free)
 /* Of a whole file; holes are not read. *size: bytes, may be NULL. Caller frees. */
 char *sf_sha256_of_file(const char *path, guint64 *size, GError **error);
 
+/* Of the first `length` bytes of an open file, whose offset moves. Caller frees. */
+char *sf_sha256_of_fd(int fd, guint64 length, GError **error);
+
 #endif
