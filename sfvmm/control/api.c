@@ -252,6 +252,16 @@ struct Wait {
     char *what; /* for the timeout's message */
 };
 
+/* From now on the signals of another object matter. */
+static void wait_watch(Wait *wait, gpointer object)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(wait->handlers); i++) {
+        g_clear_signal_handler(&wait->handlers[i], wait->object);
+    }
+    g_object_unref(wait->object);
+    wait->object = g_object_ref(object);
+}
+
 static void wait_free(Wait *wait)
 {
     for (guint i = 0; i < G_N_ELEMENTS(wait->handlers); i++) {
@@ -749,17 +759,42 @@ static void complete_finish(Wait *wait)
     wait_free(wait);
 }
 
+static void on_pager_complete(SfPager *pager, Wait *wait)
+{
+    complete_finish(wait);
+}
+
+static void on_pager_lost(SfPager *pager, const char *reason, Wait *wait)
+{
+    fail(wait->call, SF_HOST_ERROR_FAILED, "%s: %s", wait->what, reason);
+    wait_free(wait);
+}
+
+/* The other hosts have it all; then those clones here whose memory comes from elsewhere. */
+static void complete_here(Wait *wait)
+{
+    SfPager *pager = wait->ticket->pager;
+
+    if (!pager || sf_pager_is_complete(pager)) {
+        complete_finish(wait);
+        return;
+    }
+    wait_watch(wait, pager);
+    wait->handlers[0] = g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), wait);
+    wait->handlers[1] = g_signal_connect(pager, "lost", G_CALLBACK(on_pager_lost), wait);
+}
+
 static void on_complete_changed(SfFork *fork, SfClone *clone, Wait *wait)
 {
     if (sf_borrow_is_complete(wait->ticket)) {
-        complete_finish(wait);
+        complete_here(wait);
     }
 }
 
-/* A clone here has all of its memory from the start. */
 static void api_complete(SfHost *host, JsonObject *params, SfCall *call)
 {
     SfHostTicket *ticket = ticket_param(host, params, call);
+    g_autoptr(GError) error = NULL;
     gint64 timeout;
     Wait *wait;
 
@@ -770,12 +805,16 @@ static void api_complete(SfHost *host, JsonObject *params, SfCall *call)
         fail(call, SF_HOST_ERROR_BUSY, "ticket %s: it has no clones yet", text_param(params, "ticket"));
         return;
     }
+    if (ticket->pager && !sf_pager_complete(ticket->pager, &error)) {
+        sf_call_fail(call, error);
+        return;
+    }
     sf_borrow_complete(ticket);
     wait = wait_new(call, ticket->fork, timeout,
                     g_strdup_printf("ticket %s: memory is still being fetched", text_param(params, "ticket")));
     wait->ticket = ticket;
     if (sf_borrow_is_complete(ticket)) {
-        complete_finish(wait);
+        complete_here(wait);
     } else {
         wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_complete_changed), wait);
     }

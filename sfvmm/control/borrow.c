@@ -13,7 +13,6 @@
  */
 #include "sfvmm/control/borrow.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -25,6 +24,9 @@
 #include "sfvmm/control/facts.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/page_uri.h"
+#include "sfvmm/control/snapshots.h"
+#include "sfvmm/control/working_sets.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/vm/disk_server.h"
 
@@ -59,8 +61,11 @@ struct SfBorrow {
     GHashTable *asked; /* set of hosts that they are under way to: one at a time for each */
     char *reason;      /* why a host took fewer than asked; the last one */
     GTask *task;       /* of reserve_async */
+    char *vm, *qemu_version, *machine, *cpu; /* of the subject; NULL after a restart: the VM is asked */
+    char *uri;
     SfPager *server;
-    guint port; /* that it listens at */
+    gboolean shared; /* the server is of a saved snapshot: other tickets use it too, and it ends with the last */
+    guint port;      /* that it listens at */
     SfMulticast *multicast; /* NULL: pages go by unicast alone */
     gboolean no_multicast;  /* it could not be had, which has been logged */
     GBytes *descriptor;
@@ -84,6 +89,7 @@ typedef struct {
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place);
 static void order(SfHostTicket *ticket, const char *host);
 static void reserve_review(SfHostTicket *ticket);
+static void allow_hosts(SfHost *host, SfPager *server);
 static GBytes *descriptor_of(SfHostTicket *ticket, GError **error);
 static void move_clones(SfHostTicket *ticket, const char *host, const char *reason);
 static void fetch_step(SfHostTicket *ticket, Fetch *fetch);
@@ -154,13 +160,30 @@ static SfBorrow *borrow_new(SfHostTicket *ticket)
     return borrow;
 }
 
-static void stop_serving(SfBorrow *borrow)
+static void stop_pages(SfBorrow *borrow)
 {
     g_clear_pointer(&borrow->multicast, sf_multicast_free);
-    if (borrow->server) {
+    if (borrow->server && !borrow->shared) {
         sf_pager_stop(borrow->server);
-        g_clear_object(&borrow->server);
     }
+    g_clear_object(&borrow->server);
+}
+
+/* The hosts of this ticket need no pages any more; those of others may. */
+static void withdraw_pages(SfBorrow *borrow)
+{
+    g_autoptr(SfPager) shared = borrow->shared ? g_steal_pointer(&borrow->server) : NULL;
+
+    if (shared) {
+        allow_hosts(borrow->ticket->host, shared);
+    } else {
+        stop_pages(borrow);
+    }
+}
+
+static void stop_serving(SfBorrow *borrow)
+{
+    withdraw_pages(borrow);
     g_clear_pointer(&borrow->disks, sf_disk_server_unref);
 }
 
@@ -169,7 +192,8 @@ void sf_borrow_free(SfBorrow *borrow)
     if (!borrow) {
         return;
     }
-    stop_serving(borrow);
+    stop_pages(borrow);
+    g_clear_pointer(&borrow->disks, sf_disk_server_unref);
     if (borrow->task) {
         g_task_return_new_error(borrow->task, SF_HOST_ERROR, SF_HOST_ERROR_GONE,
                                 "the ticket was released while other hosts were asked for places");
@@ -180,6 +204,11 @@ void sf_borrow_free(SfBorrow *borrow)
     g_hash_table_unref(borrow->fetches);
     g_hash_table_unref(borrow->complete);
     g_hash_table_unref(borrow->asked);
+    g_free(borrow->vm);
+    g_free(borrow->qemu_version);
+    g_free(borrow->machine);
+    g_free(borrow->cpu);
+    g_free(borrow->uri);
     g_free(borrow->reason);
     g_free(borrow);
 }
@@ -241,28 +270,50 @@ static int listen_for_pages(const SfDaemonConfig *config, guint *port, GError **
     return fd;
 }
 
+/* A VM whose own memory comes from elsewhere: what is not here yet is fetched, for its clones elsewhere as for those
+ * here. */
+static gboolean add_own_sources(SfBorrow *borrow, GError **error)
+{
+    const SfDaemonConfig *config = sf_host_config(borrow->ticket->host);
+    SfPager *own = borrow->ticket->pager;
+    g_autoptr(JsonObject) sources = own ? sf_pager_describe_sources(own) : NULL;
+
+    return !own || sf_pager_add_described_sources(borrow->server, sources, config->cluster.pages_directory, error);
+}
+
 /* The sf-pager listens from the ticket on, so that hosts are connected when the snapshot comes. */
 static gboolean start_server(SfBorrow *borrow, GError **error)
 {
     const SfDaemonConfig *config = sf_host_config(borrow->ticket->host);
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, borrow->ticket->grant->id);
     int fd = listen_for_pages(config, &borrow->port, error);
-    SfPagerOptions options = {
-        .binary = config->pager,
-        .run_directory = config->launcher.run_directory,
-        .snapshot = id,
-        .uid = config->launcher.uid,
-        .gid = config->launcher.gid,
-        .listen_fd = fd,
-        .security = config->cluster.pages,
-        .keys = config->cluster.pages_directory,
-    };
+    SfPagerOptions options = sf_daemon_config_pager(config, id);
 
     if (fd < 0) {
         return FALSE;
     }
+    options.listen_fd = fd;
     borrow->server = sf_pager_start(&options, error);
-    return borrow->server != NULL;
+    return borrow->server && add_own_sources(borrow, error);
+}
+
+/* The sf-pager that clones here have their memory from gives it to other hosts as well, now or since an earlier ticket.
+ */
+static gboolean share_server(SfBorrow *borrow, SfPager *pager, GError **error)
+{
+    const SfDaemonConfig *config = sf_host_config(borrow->ticket->host);
+    int fd;
+
+    borrow->port = sf_pager_port(pager);
+    if (!borrow->port) {
+        fd = listen_for_pages(config, &borrow->port, error);
+        if (fd < 0 || !sf_pager_serve(pager, fd, config->cluster.pages, config->cluster.pages_directory, error)) {
+            return FALSE;
+        }
+    }
+    borrow->server = g_object_ref(pager);
+    borrow->shared = TRUE;
+    return TRUE;
 }
 
 static GPtrArray *host_names(SfHostTicket *ticket)
@@ -290,14 +341,22 @@ static GPtrArray *all_host_names(SfHost *host)
     return names;
 }
 
-static void allow_hosts(SfHostTicket *ticket)
+/* Those hosts that tickets with this server have places on: of a saved snapshot's there may be several. */
+static void allow_hosts(SfHost *host, SfPager *server)
 {
-    g_autoptr(GPtrArray) names = host_names(ticket);
+    g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GList) tickets = sf_host_tickets(host);
     g_autoptr(GError) error = NULL;
 
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        if (ticket->borrow && ticket->borrow->server == server) {
+            g_ptr_array_extend_and_steal(names, host_names(ticket));
+        }
+    }
     g_ptr_array_add(names, NULL);
-    if (ticket->borrow->server && !sf_pager_allow(ticket->borrow->server, (const char *const *)names->pdata, &error)) {
-        g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, error->message);
+    if (!sf_pager_allow(server, (const char *const *)names->pdata, &error)) {
+        g_warning("%s", error->message);
     }
 }
 
@@ -401,14 +460,14 @@ static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-static void start_disk_server(SfHostTicket *ticket, SfHostVm *hvm)
+static void start_disk_server(SfHostTicket *ticket, GPtrArray *disks)
 {
     const SfDaemonConfig *config = sf_host_config(ticket->host);
     SfBorrow *borrow = ticket->borrow;
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
     g_autoptr(GPtrArray) allowed = all_host_names(ticket->host);
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
-    g_autoptr(GArray) exports = exports_of(ticket, sf_vm_disks(hvm->vm), TRUE, names);
+    g_autoptr(GArray) exports = exports_of(ticket, disks, TRUE, names);
     g_autoptr(GError) error = NULL;
     int fd = listen_for_pages(config, &borrow->disks_port, &error);
     SfDiskServerOptions options = {
@@ -445,6 +504,7 @@ static JsonObject *portable_config(const SfVmConfig *config)
     json_object_remove_member(object, "append");
     for (guint i = 0; i < json_array_get_length(disks); i++) {
         json_object_set_string_member(json_array_get_object_element(disks, i), "path", "/disk");
+        json_object_set_string_member(json_array_get_object_element(disks, i), "format", "raw"); /* how it is served */
     }
     return object;
 }
@@ -541,7 +601,10 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-/* What a host needs to join the group of this ticket; the group is made for the first one. NULL: it uses unicast. */
+/*
+ * What a host needs to join the group of this ticket; the group is made for the first one. NULL: it uses unicast, as all
+ * do that fetch from a page cache: what that lacks can only be asked for.
+ */
 static JsonObject *invite(SfHostTicket *ticket, const char *host)
 {
     SfBorrow *borrow = ticket->borrow;
@@ -552,7 +615,7 @@ static JsonObject *invite(SfHostTicket *ticket, const char *host)
     const char *local_ip = peer ? sf_peer_local_ip(peer) : NULL;
 
     if (config->mode == SF_MULTICAST_OFF || (config->mode == SF_MULTICAST_AUTO && hosts->len < 2) || !local_ip ||
-        !borrow->server) {
+        !borrow->server || borrow->shared || ticket->pager) {
         return NULL;
     }
     if (!borrow->multicast && !borrow->no_multicast) {
@@ -566,6 +629,70 @@ static JsonObject *invite(SfHostTicket *ticket, const char *host)
     return borrow->multicast ? sf_multicast_invite(borrow->multicast, host, local_ip) : NULL;
 }
 
+SfBorrowSubject sf_borrow_subject_of_vm(SfHostVm *hvm)
+{
+    return (SfBorrowSubject){
+        .vm = sf_vm_name(hvm->vm),
+        .config = hvm->family->config,
+        .qemu_version = sf_vm_qemu_version(hvm->vm),
+        .machine = sf_vm_machine(hvm->vm),
+        .cpu = sf_vm_cpu(hvm->vm),
+        .disks = sf_vm_disks(hvm->vm),
+    };
+}
+
+static void note_subject(SfBorrow *borrow, const SfBorrowSubject *subject)
+{
+    borrow->vm = g_strdup(subject->vm);
+    borrow->qemu_version = g_strdup(subject->qemu_version);
+    borrow->machine = g_strdup(subject->machine);
+    borrow->cpu = g_strdup(subject->cpu);
+    borrow->uri = g_strdup(subject->uri);
+    borrow->descriptor = subject->descriptor ? g_bytes_ref(subject->descriptor) : NULL;
+}
+
+static void add_subject(SfHostTicket *ticket, SfVmConfig *config, JsonObject *params)
+{
+    SfBorrow *borrow = ticket->borrow;
+    SfHostVm *hvm = borrow->vm ? NULL : sf_host_vm(ticket->host, ticket->grant->vm, NULL);
+    g_autofree char *hash = NULL;
+
+    if (hvm) {
+        SfBorrowSubject subject = sf_borrow_subject_of_vm(hvm);
+        note_subject(borrow, &subject);
+    }
+    if (!borrow->vm) {
+        return; /* it has ended; the other host refuses */
+    }
+    hash = sf_vm_config_hash(config, borrow->qemu_version);
+    json_object_set_string_member(params, "vm", borrow->vm);
+    json_object_set_string_member(params, "qemu_version", borrow->qemu_version);
+    json_object_set_string_member(params, "machine", borrow->machine);
+    json_object_set_string_member(params, "cpu", borrow->cpu);
+    json_object_set_string_member(params, "config_hash", hash);
+}
+
+/* peer NULL: it is not there, and will not read it. */
+static JsonObject *pages_of(SfHostTicket *ticket, const char *host, SfPeer *peer)
+{
+    SfPagerSecurity security = sf_host_config(ticket->host)->cluster.pages;
+    const SfBorrow *borrow = ticket->borrow;
+    JsonObject *pages = json_object_new(), *invitation = invite(ticket, host);
+
+    json_object_set_int_member(pages, "port", borrow->port);
+    json_object_set_string_member(pages, "security", security == SF_PAGER_X509 ? "tls" : "plain");
+    if (borrow->shared) {
+        json_object_set_string_member(pages, "snapshot", sf_pager_snapshot_id(borrow->server));
+    }
+    if (peer && borrow->uri && sf_page_uri_is_portable(borrow->uri, security, sf_peer_remote_ip(peer))) {
+        json_object_set_string_member(pages, "uri", borrow->uri);
+    }
+    if (invitation) {
+        json_object_set_object_member(pages, "multicast", invitation);
+    }
+    return pages;
+}
+
 /* For all places that the ticket has there. */
 static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboolean then_place)
 {
@@ -573,33 +700,21 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
         return; /* its answer asks again */
     }
     Call *call = call_new(ticket, host, sf_ticket_count_at(ticket->grant, host));
-    const SfDaemonConfig *daemon = sf_host_config(ticket->host);
-    SfHostVm *hvm = sf_host_vm(ticket->host, ticket->grant->vm, NULL);
     SfPeer *peer = find_peer(ticket->host, host);
-    JsonObject *params = params_of(ticket), *pages = json_object_new(), *invitation = invite(ticket, host);
+    JsonObject *params = params_of(ticket);
     JsonObject *facts = sf_cluster_facts(sf_cluster_of(ticket->host));
 
-    json_object_set_string_member(params, "vm", ticket->grant->vm);
     json_object_set_int_member(params, "count", call->count);
     json_object_set_object_member(params, "config", portable_config(config));
-    if (hvm) {
-        g_autofree char *hash = sf_vm_config_hash(config, sf_vm_qemu_version(hvm->vm));
-        json_object_set_string_member(params, "qemu_version", sf_vm_qemu_version(hvm->vm));
-        json_object_set_string_member(params, "machine", sf_vm_machine(hvm->vm));
-        json_object_set_string_member(params, "cpu", sf_vm_cpu(hvm->vm));
-        json_object_set_string_member(params, "config_hash", hash);
-    }
+    add_subject(ticket, config, params);
     json_object_set_array_member(params, "cpu_flags",
                                  sf_facts_list(strcmp(config->accel, "kvm") == 0 ? facts : NULL, "cpu_flags"));
-    json_object_set_int_member(pages, "port", ticket->borrow->port);
-    json_object_set_string_member(pages, "security", daemon->cluster.pages == SF_PAGER_X509 ? "tls" : "plain");
-    if (invitation) {
-        json_object_set_object_member(pages, "multicast", invitation);
-    }
-    json_object_set_object_member(params, "pages", pages);
+    json_object_set_object_member(params, "pages", pages_of(ticket, host, peer));
     json_object_set_int_member(params, "disks_port", ticket->borrow->disks_port);
     call->then_place = then_place;
-    allow_hosts(ticket);
+    if (ticket->borrow->server) {
+        allow_hosts(ticket->host, ticket->borrow->server);
+    }
     ticket->borrow->asking++;
     g_hash_table_add(ticket->borrow->asked, g_strdup(host));
     if (peer) {
@@ -612,7 +727,8 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     }
 }
 
-void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCallback callback, gpointer data)
+void sf_borrow_reserve_async(SfHostTicket *ticket, const SfBorrowSubject *subject, GAsyncReadyCallback callback,
+                             gpointer data)
 {
     GTask *task = g_task_new(ticket->host, NULL, callback, data);
     g_autoptr(GPtrArray) hosts = host_names(ticket);
@@ -626,7 +742,8 @@ void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCal
     }
     borrow = borrow_new(ticket);
     borrow->task = task;
-    if (!start_server(borrow, &error)) {
+    note_subject(borrow, subject);
+    if (!(subject->pager ? share_server(borrow, subject->pager, &error) : start_server(borrow, &error))) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: its memory can't be served to other hosts: %s", ticket->grant->id,
                   error->message);
         borrow->reason = g_strdup(error->message);
@@ -636,11 +753,11 @@ void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCal
                                           sf_ticket_count_at(ticket->grant, host));
         }
     } else {
-        if (hvm->family->config->disks->len > 0) {
-            start_disk_server(ticket, hvm);
+        if (subject->config->disks->len > 0) {
+            start_disk_server(ticket, subject->disks);
         }
         for (guint i = 0; i < hosts->len; i++) {
-            ask(ticket, hvm->family->config, g_ptr_array_index(hosts, i), FALSE);
+            ask(ticket, subject->config, g_ptr_array_index(hosts, i), FALSE);
         }
     }
     reserve_review(ticket);
@@ -684,7 +801,7 @@ GArray *sf_borrow_fork_places(SfHostTicket *ticket)
 
 SfPager *sf_borrow_server(SfHostTicket *ticket)
 {
-    return ticket->borrow ? ticket->borrow->server : NULL;
+    return ticket->borrow && !ticket->borrow->shared ? ticket->borrow->server : NULL;
 }
 
 /* Made once; kept in the ticket's directory for a later sfvmmd. */
@@ -837,9 +954,7 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     json_object_set_int_member(params, "identify_seconds", sf_host_config(ticket->host)->identify_seconds);
     json_object_set_string_member(params, "descriptor", text);
     if (ticket->family->working_set) {
-        GBytes *bytes = ticket->family->working_set;
-        g_autofree char *runs = g_base64_encode(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
-        json_object_set_string_member(params, "working_set", runs);
+        sf_working_set_to_json(ticket->family->working_set, params, "working_set");
     }
     return params;
 }
@@ -1100,10 +1215,7 @@ static void take_complete(SfHostTicket *ticket, const char *host)
     if (sf_borrow_is_complete(ticket) && sf_fork_state(ticket->fork) == SF_FORK_RUNNING) {
         g_message("ticket %016" G_GINT64_MODIFIER "x: its clones on other hosts have all of their memory",
                   ticket->grant->id);
-        if (ticket->borrow->server) {
-            sf_pager_stop(ticket->borrow->server);
-            g_clear_object(&ticket->borrow->server);
-        }
+        withdraw_pages(ticket->borrow);
         sf_fork_source_done(ticket->fork);
     }
 }
@@ -1111,17 +1223,14 @@ static void take_complete(SfHostTicket *ticket, const char *host)
 /* What a clone there needed first: given to the hosts of the next forks. The longest is kept. */
 static void take_working_set(SfHostTicket *ticket, JsonObject *data)
 {
-    const char *text = json_object_get_string_member_with_default(data, "runs", "");
-    gsize length = 0, known = ticket->family->working_set ? g_bytes_get_size(ticket->family->working_set) : 0;
-    g_autofree guchar *runs = NULL;
+    g_autoptr(GBytes) runs = sf_working_set_from_json(data, "runs");
+    SfFamily *family = ticket->family;
 
-    if (!text || !*text || strlen(text) > SF_WORKING_SET_TEXT_MAX) {
-        return;
-    }
-    runs = g_base64_decode(text, &length);
-    if (length > known) {
-        g_clear_pointer(&ticket->family->working_set, g_bytes_unref);
-        ticket->family->working_set = g_bytes_new_take(g_steal_pointer(&runs), length); /* checked by who uses it */
+    if (runs && (!family->working_set || g_bytes_get_size(runs) > g_bytes_get_size(family->working_set))) {
+        sf_host_family_set_working_set(ticket->host, family, runs); /* checked by who uses it */
+        if (ticket->saved) {
+            sf_snapshots_note_working_set(sf_snapshots_of(ticket->host), ticket->saved, runs);
+        }
     }
 }
 
@@ -1358,6 +1467,9 @@ void sf_borrow_release(SfHostTicket *ticket)
     for (guint i = 0; ticket->borrow && i < hosts->len; i++) {
         tell(ticket, g_ptr_array_index(hosts, i), "release", params_of(ticket));
     }
+    if (ticket->borrow) {
+        withdraw_pages(ticket->borrow);
+    }
 }
 
 void sf_borrow_save(SfHostTicket *ticket, JsonObject *record)
@@ -1370,11 +1482,44 @@ void sf_borrow_save(SfHostTicket *ticket, JsonObject *record)
     }
 }
 
+static void recover_server(SfHostTicket *ticket, const char *id, JsonObject *record)
+{
+    SfBorrow *borrow = ticket->borrow;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GError) start_error = NULL;
+
+    if (ticket->saved) {
+        borrow->server = ticket->pager ? g_object_ref(ticket->pager) : NULL;
+        borrow->shared = TRUE;
+        return;
+    }
+    borrow->server = sf_pager_adopt(sf_host_config(ticket->host)->launcher.run_directory, id, &error);
+    if (!borrow->server) {
+        g_message("ticket %016" G_GINT64_MODIFIER "x: %s; its memory is served anew", ticket->grant->id,
+                  error->message);
+        if (!start_server(borrow, &start_error)) {
+            g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, start_error->message);
+        } else {
+            allow_hosts(ticket->host, borrow->server);
+        }
+    } else {
+        gint64 last = json_object_get_int_member_with_default(record, "multicast_receivers", 0);
+        borrow->multicast = sf_multicast_recover(borrow->server, (guint)last);
+        borrow->no_multicast = !borrow->multicast;
+    }
+}
+
+void sf_borrow_recover_subject(SfHostTicket *ticket, const SfBorrowSubject *subject)
+{
+    if (ticket->borrow) {
+        note_subject(ticket->borrow, subject);
+    }
+}
+
 void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record)
 {
     g_autoptr(GPtrArray) hosts = host_names(ticket);
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
-    g_autoptr(GError) error = NULL;
     SfBorrow *borrow;
 
     if (hosts->len == 0 || ticket->grant->origin) {
@@ -1383,20 +1528,7 @@ void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record)
     borrow = borrow_new(ticket);
     borrow->port = (guint)json_object_get_int_member_with_default(record, "pages_port", 0);
     borrow->disks_port = (guint)json_object_get_int_member_with_default(record, "disks_port", 0);
-    borrow->server = sf_pager_adopt(sf_host_config(ticket->host)->launcher.run_directory, id, &error);
-    if (!borrow->server) {
-        g_autoptr(GError) start_error = NULL;
-        g_message("ticket %016" G_GINT64_MODIFIER "x: %s; its memory is served anew", ticket->grant->id,
-                  error->message);
-        if (!start_server(borrow, &start_error)) {
-            g_warning("ticket %016" G_GINT64_MODIFIER "x: %s", ticket->grant->id, start_error->message);
-        }
-        allow_hosts(ticket);
-    } else {
-        gint64 last = json_object_get_int_member_with_default(record, "multicast_receivers", 0);
-        borrow->multicast = sf_multicast_recover(borrow->server, (guint)last);
-        borrow->no_multicast = !borrow->multicast;
-    }
+    recover_server(ticket, id, record);
     borrow->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
     borrow->disks_state = borrow->disks ? DISKS_READY : DISKS_NONE;
     for (guint i = 0; i < hosts->len; i++) {

@@ -17,8 +17,23 @@
 
 #include "sfvmm/control/host.h"
 
+/* What the ticket's clones are clones of. Everything is borrowed, and copied where it is needed longer. */
+typedef struct {
+    const char *vm; /* clones are called after it */
+    SfVmConfig *config;
+    const char *qemu_version, *machine, *cpu;
+    GPtrArray *disks; /* of SfDiskChain: now; those that are not read-only may still change until the fork */
+    /* Of a snapshot that has been taken: */
+    SfPager *pager;     /* who serves its memory: the ticket's own starts one; NULL: none does yet */
+    const char *uri;    /* where its memory is as well, or NULL */
+    GBytes *descriptor; /* its descriptor, under the ticket's name; NULL: it is made after the fork */
+} SfBorrowSubject;
+
+SfBorrowSubject sf_borrow_subject_of_vm(SfHostVm *hvm);
+
 /* Asks the other hosts of a new ticket. Finishes with the ticket when each has answered or its time is over. */
-void sf_borrow_reserve_async(SfHostTicket *ticket, SfHostVm *hvm, GAsyncReadyCallback callback, gpointer data);
+void sf_borrow_reserve_async(SfHostTicket *ticket, const SfBorrowSubject *subject, GAsyncReadyCallback callback,
+                             gpointer data);
 SfHostTicket *sf_borrow_reserve_finish(SfHost *host, GAsyncResult *result, GError **error);
 gboolean sf_borrow_is_asking(SfHostTicket *ticket);
 gboolean sf_borrow_is_whole(SfHostTicket *ticket);  /* all places of the first grant were found */
@@ -26,7 +41,7 @@ const char *sf_borrow_reason(SfHostTicket *ticket); /* why one was not */
 
 /* For the ticket's fork: its places (of SfForkPlace, borrowing of the grant), and who serves its memory. */
 GArray *sf_borrow_fork_places(SfHostTicket *ticket);
-SfPager *sf_borrow_server(SfHostTicket *ticket);
+SfPager *sf_borrow_server(SfHostTicket *ticket); /* that the fork gives the snapshot to; NULL: none has to be */
 SfForkRemote sf_borrow_remote(SfHost *host);
 
 /* Have the other hosts fetch all of the memory; then this host is not needed any more (but for disks). */
@@ -38,8 +53,12 @@ void sf_borrow_done(SfHostTicket *ticket);    /* all clones have ended */
 void sf_borrow_release(SfHostTicket *ticket); /* tells the hosts */
 void sf_borrow_free(SfBorrow *borrow);
 
-/* After a restart, before the ticket's fork is restored: takes over the sf-pager. */
+/*
+ * After a restart, before the ticket's fork is restored: takes over the sf-pager; of a saved snapshot, that of the
+ * ticket, which is there already. Then, for such a one, what its clones are clones of.
+ */
 void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record);
+void sf_borrow_recover_subject(SfHostTicket *ticket, const SfBorrowSubject *subject);
 void sf_borrow_save(SfHostTicket *ticket, JsonObject *record); /* into ticket.json */
 
 /* Of SfPeersHandlers. */

@@ -6,6 +6,7 @@
 
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/qemu_version.h"
 #include "sfvmm/descriptor/descriptor.h"
 
 #define NS_PER_US      1000
@@ -149,6 +150,7 @@ static guint count_shells(SfHost *host)
 JsonObject *sf_describe_host(SfHost *host)
 {
     const SfDaemonConfig *config = sf_host_config(host);
+    const char *version = sf_host_qemu_version(host, NULL);
     JsonObject *object = json_object_new(), *limits = json_object_new();
     g_autoptr(GList) vms = sf_host_vms(host);
     g_autoptr(GList) tickets = sf_host_tickets(host);
@@ -163,6 +165,7 @@ JsonObject *sf_describe_host(SfHost *host)
     json_object_set_int_member(object, "uptime_ms", sf_host_uptime_ms(host));
     json_object_set_string_member(object, "run_directory", config->launcher.run_directory);
     json_object_set_string_member(object, "qemu", config->launcher.qemu);
+    json_object_set_string_member(object, "qemu_version", version ? version : "");
     json_object_set_string_member(object, "accel", sf_launcher_best_accel(sf_host_launcher(host), &reason));
     json_object_set_string_member(object, "accel_reason", reason ? reason : "");
     json_object_set_string_member(object, "launcher", "exec");

@@ -10,6 +10,8 @@
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/pager_record.h"
+#include "sfvmm/control/working_sets.h"
 #include "sfvmm/wire/state_file.h"
 
 #define US_PER_MS        1000
@@ -93,6 +95,9 @@ static void family_save(SfHost *host, SfFamily *family)
 
     json_object_set_object_member(object, "config", sf_vm_config_to_json(family->config));
     json_object_set_int_member(object, "pool", family->pool_target);
+    if (family->working_set) {
+        sf_working_set_to_json(family->working_set, object, "working_set");
+    }
     if (!sf_state_write(path, object, &error)) {
         g_warning("family \"%s\": %s", family->name, error->message);
     }
@@ -127,6 +132,13 @@ static void family_free(gpointer data)
     g_clear_pointer(&family->working_set, g_bytes_unref);
     g_free(family->name);
     g_free(family);
+}
+
+void sf_host_family_set_working_set(SfHost *host, SfFamily *family, GBytes *runs)
+{
+    g_clear_pointer(&family->working_set, g_bytes_unref);
+    family->working_set = g_bytes_ref(runs);
+    family_save(host, family);
 }
 
 void sf_host_family_join(SfFamily *family)
@@ -469,6 +481,9 @@ void sf_host_ticket_save(SfHostTicket *ticket)
     g_autoptr(GError) error = NULL;
 
     json_object_set_string_member(object, "family", ticket->family->name);
+    if (ticket->pager) {
+        json_object_set_string_member(object, "pager", sf_pager_snapshot_id(ticket->pager));
+    }
     sf_borrow_save(ticket, object);
     if (!sf_state_write(path, object, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id,
@@ -527,13 +542,12 @@ static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
 }
 
-/* The memory of some VMs still comes from elsewhere: their forks stay on this host. */
 static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     guint64 memory = hvm->family->config->memory;
 
-    if (!host->peers || sf_vm_is_lazy(hvm->vm)) {
+    if (!host->peers) {
         return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
     }
     return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);
@@ -561,6 +575,7 @@ static SfHostTicket *new_ticket(SfHost *host, SfHostVm *hvm, guint count, gboole
         sf_host_release_ticket(host, ticket);
         return NULL;
     }
+    sf_host_take_pager(host, ticket); /* it is known who may fetch from whom before the hosts are asked */
     return ticket;
 }
 
@@ -570,6 +585,7 @@ void sf_host_request_ticket_async(SfHost *host, SfHostVm *hvm, guint count, gboo
     GTask *task = g_task_new(host, NULL, callback, data);
     GError *error = NULL;
     SfHostTicket *ticket = new_ticket(host, hvm, count, all, request, &error);
+    SfBorrowSubject subject;
 
     if (!ticket) {
         g_task_return_error(task, error);
@@ -577,7 +593,8 @@ void sf_host_request_ticket_async(SfHost *host, SfHostVm *hvm, guint count, gboo
         return;
     }
     g_task_set_task_data(task, GINT_TO_POINTER(all), NULL);
-    sf_borrow_reserve_async(ticket, hvm, on_reserved, task);
+    subject = sf_borrow_subject_of_vm(hvm);
+    sf_borrow_reserve_async(ticket, &subject, on_reserved, task);
 }
 
 /* By its id: it may have been released since. */
@@ -657,6 +674,7 @@ static void drop_pager(SfHost *host, SfHostTicket *ticket)
         }
     }
     sf_pager_stop(ticket->pager);
+    sf_pager_record_drop(host, sf_pager_snapshot_id(ticket->pager));
 }
 
 void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
@@ -667,6 +685,9 @@ void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
     if (ticket->fork) {
         g_signal_handlers_disconnect_by_data(ticket->fork, ticket);
         sf_fork_kill(ticket->fork, "its ticket was released");
+    }
+    if (ticket->pager) {
+        sf_lend_pager_used_less(host, ticket->pager);
     }
     sf_borrow_release(ticket);
     drop_pager(host, ticket);
@@ -761,6 +782,9 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
     sf_host_ticket_unbook(ticket);
     sf_host_event(host, "ticket.done", sf_describe_ticket(ticket));
     sf_borrow_done(ticket);
+    if (ticket->pager) {
+        sf_lend_pager_used_less(host, ticket->pager);
+    }
     sf_host_family_settle_later(host, ticket->family);
     if (ticket->grant->origin) {
         sf_lend_done(ticket);

@@ -12,6 +12,7 @@ char *sf_host_path(SfHost *host, const char *folder, const char *name); /* RUNDI
 /* With an empty pool: it begins to fill when its target is set. */
 SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
 SfFamily *sf_host_family(SfHost *host, const char *name);
+void sf_host_family_set_working_set(SfHost *host, SfFamily *family, GBytes *runs); /* and puts it on record */
 void sf_host_family_join(SfFamily *family);
 void sf_host_family_leave(SfHost *host, SfFamily *family);
 void sf_host_family_settle_later(SfHost *host, SfFamily *family); /* when nobody needs its snapshots any more */

@@ -19,7 +19,11 @@
 #include "sfvmm/control/cluster.h"
 #include "sfvmm/control/facts.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/page_uri.h"
+#include "sfvmm/control/pager_record.h"
+#include "sfvmm/control/working_sets.h"
 #include "sfvmm/descriptor/descriptor.h"
+#include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
@@ -36,7 +40,6 @@
 #define SNAPSHOT_FORMAT  "s-%016" G_GINT64_MODIFIER "x" /* as fork/ names it */
 #define DESCRIPTOR_FILE  "descriptor.dtb"
 #define DISKS_FILE       "disks.json"
-#define PAGER_COMPLETE   "sf-lend-complete"
 #define PAGER_CUT_OFF    "sf-lend-cut-off"
 #define RESERVES         "sf-lend-reserves"
 #define TICKET4_SHIFT    48 /* a ticket's first four digits, as in the names of clones */
@@ -179,6 +182,8 @@ static gboolean has_cpu_flags(SfHost *host, JsonArray *wanted, GError **error)
 
 typedef struct {
     const char *vm, *qemu_version, *machine, *config_hash, *security;
+    const char *snapshot; /* whose name the origin's exports have; NULL: the ticket's */
+    const char *uri;      /* where the memory is as well, and is fetched first; NULL: at the origin alone */
     JsonArray *cpu_flags; /* of texts; empty: the CPU does not matter */
     gint64 count, port, disks_port;
     JsonObject *multicast; /* of multicast_group.h; NULL: no invitation */
@@ -252,6 +257,17 @@ static gboolean config_has_paths(const SfVmConfig *config)
     return paths;
 }
 
+/* What "pages" has for a saved snapshot. */
+static gboolean parse_page_source(JsonObject *pages, ReserveParams *params, GError **error)
+{
+    if (json_object_has_member(pages, "snapshot") &&
+        (!text_param(pages, "snapshot", TEXT_MAX, &params->snapshot, error) ||
+         (!sf_page_uri_snapshot_is_valid(params->snapshot) && !bad(error, "snapshot", "a snapshot's name")))) {
+        return FALSE;
+    }
+    return !json_object_has_member(pages, "uri") || text_param(pages, "uri", SF_PAGE_URI_MAX, &params->uri, error);
+}
+
 static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError **error)
 {
     JsonObject *config, *pages;
@@ -265,7 +281,8 @@ static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError 
         !object_param(object, "config", &config, error) || !object_param(object, "pages", &pages, error) ||
         !int_param(pages, "port", 1, G_MAXUINT16, &params->port, error) ||
         !int_param(object, "disks_port", 0, G_MAXUINT16, &params->disks_port, error) ||
-        !text_param(pages, "security", TEXT_MAX, &params->security, error)) {
+        !text_param(pages, "security", TEXT_MAX, &params->security, error) ||
+        !parse_page_source(pages, params, error)) {
         return FALSE;
     }
     if (json_object_has_member(pages, "multicast") && !object_param(pages, "multicast", &params->multicast, error)) {
@@ -289,7 +306,6 @@ static void on_pager_complete(SfPager *pager, SfHost *host)
 {
     g_autoptr(GList) tickets = sf_host_tickets(host);
 
-    g_object_set_data(G_OBJECT(pager), PAGER_COMPLETE, GINT_TO_POINTER(TRUE));
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
         if (ticket->pager == pager && ticket->grant->origin) {
@@ -309,17 +325,18 @@ static void watch_pager(SfPager *pager, SfHost *host)
     g_signal_connect(pager, "sources", G_CALLBACK(on_pager_sources), host);
 }
 
-/* As a URI has it. */
-static char *bracketed_ip(SfPeer *peer)
+/* Its memory's own place first: the origin may end. */
+static gboolean add_sources(SfPager *pager, const SfDaemonConfig *config, const char *own_uri, const char *origin_uri,
+                            GError **error)
 {
-    const char *ip = sf_peer_remote_ip(peer);
+    SfPageSource source = { .security = config->cluster.pages, .keys = config->cluster.pages_directory };
 
-    return g_strdup_printf(strchr(ip, ':') ? "[%s]" : "%s", ip);
-}
-
-static const char *page_scheme(const SfDaemonConfig *config)
-{
-    return config->cluster.pages == SF_PAGER_X509 ? "nbds" : "nbd";
+    source.uri = own_uri;
+    if (own_uri && !sf_pager_add_source(pager, &source, error)) {
+        return FALSE;
+    }
+    source.uri = origin_uri;
+    return sf_pager_add_source(pager, &source, error);
 }
 
 /* Into the origin's multicast group; if that can't be, the pager knows why. */
@@ -344,26 +361,15 @@ static SfPager *start_pager(SfHost *host, SfPeer *peer, guint64 id, const Reserv
 {
     const SfDaemonConfig *config = sf_host_config(host);
     g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
-    g_autofree char *ip = bracketed_ip(peer);
-    g_autofree char *uri =
-        g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/%s/{block}", page_scheme(config), ip, params->port, snapshot);
-    SfPagerOptions options = {
-        .binary = config->pager,
-        .run_directory = config->launcher.run_directory,
-        .snapshot = snapshot,
-        .uid = config->launcher.uid,
-        .gid = config->launcher.gid,
-        .listen_fd = -1,
-        .security = config->cluster.pages,
-        .keys = config->cluster.pages_directory,
-    };
-    SfPageSource source = { .uri = uri, .security = config->cluster.pages, .keys = config->cluster.pages_directory };
+    g_autofree char *uri = sf_page_uri_of_host(sf_peer_remote_ip(peer), (guint)params->port, config->cluster.pages,
+                                               params->snapshot ? params->snapshot : snapshot);
+    SfPagerOptions options = sf_daemon_config_pager(config, snapshot);
     SfPager *pager = sf_pager_start(&options, error);
 
     if (pager) {
         join_group(host, peer, id, pager, params->multicast);
     }
-    if (pager && !sf_pager_add_source(pager, &source, error)) {
+    if (pager && !add_sources(pager, config, params->uri, uri, error)) {
         sf_pager_stop(pager);
         g_clear_object(&pager);
     }
@@ -530,6 +536,8 @@ static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveP
             }
             sf_host_release_ticket(host, ticket);
             ticket = NULL;
+        } else {
+            sf_pager_record_save(host, ticket->pager);
         }
     }
     sf_host_family_leave(host, family);
@@ -626,7 +634,8 @@ static GArray *disk_exports(SfHost *host, guint64 id, const SfVmConfig *config, 
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         SfDiskExport export = { .name = disk->id, .size = disk->size };
         g_ptr_array_add(uris, g_strdup_printf("%s://%s:%" G_GINT64_FORMAT "/" SNAPSHOT_FORMAT "/%s",
-                                              page_scheme(sf_host_config(host)), ip, port, id, disk->id));
+                                              sf_page_uri_scheme(sf_host_config(host)->cluster.pages), ip, port, id,
+                                              disk->id));
         export.uri = g_ptr_array_index(uris, uris->len - 1);
         g_array_append_val(exports, export);
     }
@@ -638,7 +647,7 @@ static void start_disk_server(SfHost *host, SfPeer *peer, SfPeerRequest *request
 {
     const SfDaemonConfig *config = sf_host_config(host);
     g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
-    g_autofree char *ip = bracketed_ip(peer);
+    g_autofree char *ip = sf_page_uri_ip(sf_peer_remote_ip(peer));
     g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
     g_autoptr(GArray) exports = disk_exports(host, id, params->config, ip, params->disks_port, uris);
     Reserve *reserve = g_new0(Reserve, 1);
@@ -675,6 +684,10 @@ static gboolean check_reserve(SfHost *host, SfPeerRequest *request, guint64 *id,
     if (strcmp(params->security, security) != 0) {
         return refuse(error, "pages are fetched with %s here, not with %s (pages= in sfvmmd.conf)", security,
                       params->security);
+    }
+    if (params->uri && !sf_page_uri_is_portable(params->uri, sf_host_config(host)->cluster.pages,
+                                                sf_peer_remote_ip(sf_peer_request_peer(request)))) {
+        return bad(error, "uri", "one of NBD over TCP, encrypted as pages are here, without a query");
     }
     ticket = sf_host_ticket(host, *id, NULL);
     if (ticket && g_strcmp0(ticket->grant->origin, sf_peer_request_from(request)) != 0) {
@@ -820,72 +833,66 @@ static gboolean save_disks(SfHostTicket *ticket, GPtrArray *chains, GError **err
     return sf_state_write(path, object, error);
 }
 
-static JsonArray *reports_of(SfFork *fork)
+/*
+ * A clone that has forked is not told to have ended while clones of it live, or clones of those: what they lack of
+ * memory and disks still comes from the origin, which stops giving it when the last of its own has ended.
+ */
+static gboolean end_is_held(SfHostTicket *ticket, const SfClone *clone)
+{
+    g_autoptr(GList) tickets = sf_clone_is_alive(clone) || !ticket->pager ? NULL : sf_host_tickets(ticket->host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        const SfHostTicket *other = item->data;
+        if (other != ticket && other->pager == ticket->pager && other->fork && sf_fork_alive(other->fork) > 0 &&
+            g_str_has_prefix(other->grant->vm, clone->name)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+static JsonObject *report_of(SfHostTicket *ticket, const SfClone *clone)
+{
+    JsonObject *report = sf_clone_report(clone);
+
+    if (end_is_held(ticket, clone)) {
+        json_object_set_string_member(report, "state", sf_clone_state_name(SF_GP_STATE_RUNNING));
+        json_object_set_int_member(report, "exited", 0);
+    }
+    return report;
+}
+
+static JsonArray *reports_of(SfHostTicket *ticket)
 {
     JsonArray *array = json_array_new();
 
-    for (guint i = 0; fork && i < sf_fork_count(fork); i++) {
-        json_array_add_object_element(array, sf_clone_report(sf_fork_nth(fork, i)));
+    for (guint i = 0; ticket->fork && i < sf_fork_count(ticket->fork); i++) {
+        json_array_add_object_element(array, report_of(ticket, sf_fork_nth(ticket->fork, i)));
     }
     return array;
 }
 
-static void reply_reports(SfPeerRequest *request, SfFork *fork)
+static void reply_reports(SfPeerRequest *request, SfHostTicket *ticket)
 {
     JsonObject *result = json_object_new();
 
-    json_object_set_array_member(result, "clones", reports_of(fork));
+    json_object_set_array_member(result, "clones", reports_of(ticket));
     sf_peer_request_reply(request, result);
 }
 
-/* ---- working sets: 32 bits of block, 32 of pages, 64 of offset, little-endian, in the order of use ---- */
-
-static char *pack_runs(const GArray *runs)
-{
-    guint n = MIN(runs->len, SF_WORKING_SET_RUNS_MAX);
-    g_autofree struct sf_pager_run *packed = g_new(struct sf_pager_run, n + 1);
-
-    for (guint i = 0; i < n; i++) {
-        const struct sf_pager_run *run = &g_array_index(runs, struct sf_pager_run, i);
-        packed[i] =
-            (struct sf_pager_run){ GUINT32_TO_LE(run->block), GUINT32_TO_LE(run->pages), GUINT64_TO_LE(run->offset) };
-    }
-    return g_base64_encode((const guchar *)packed, n * sizeof(*packed));
-}
-
-/* It is a hint: what does not fit the snapshot is left out. */
-static GArray *unpack_runs(const char *text, const SfSnapshot *snapshot)
-{
-    GArray *runs = g_array_new(FALSE, FALSE, sizeof(struct sf_pager_run));
-    gsize length = 0;
-    g_autofree guchar *data = g_base64_decode(text, &length);
-
-    for (gsize at = 0; at + sizeof(struct sf_pager_run) <= length && runs->len < SF_WORKING_SET_RUNS_MAX;
-         at += sizeof(struct sf_pager_run)) {
-        struct sf_pager_run run;
-        memcpy(&run, data + at, sizeof(run));
-        run = (struct sf_pager_run){ GUINT32_FROM_LE(run.block), GUINT32_FROM_LE(run.pages),
-                                     GUINT64_FROM_LE(run.offset) };
-        if (run.block < snapshot->n_blocks && run.pages > 0 && run.offset % SF_PAGE_SIZE == 0 &&
-            run.offset < snapshot->blocks[run.block].length &&
-            run.pages <= (snapshot->blocks[run.block].length - run.offset) / SF_PAGE_SIZE) {
-            g_array_append_val(runs, run);
-        }
-    }
-    return runs;
-}
+/* ---- working sets ---- */
 
 static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
 {
     g_autoptr(Call) call = data;
     g_autoptr(GArray) runs = sf_pager_working_set_finish(SF_PAGER(source), result, NULL);
     SfLend *lend = call_lend(call);
-    g_autofree char *text = runs ? pack_runs(runs) : NULL;
     JsonObject *object;
 
     if (lend && runs && runs->len > 0) {
+        g_autoptr(GBytes) packed = sf_working_set_pack(runs);
         object = json_object_new();
-        json_object_set_string_member(object, "runs", text);
+        sf_working_set_to_json(packed, object, "runs");
         tell_origin(lend->ticket, "working-set", object);
     }
 }
@@ -963,11 +970,12 @@ static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request
     sf_host_ticket_save(ticket);
     ticket->fork = sf_fork_new_placed(&options, &placed);
     sf_host_connect_fork(ticket);
-    reply_reports(request, ticket->fork);
+    reply_reports(request, ticket);
     if (!place->has_working_set) {
         lend->record_timer = g_timeout_add(RECORD_MS, on_record_timer, lend);
     }
     sf_fork_start(ticket->fork);
+    sf_pager_record_save(ticket->host, ticket->pager);
 }
 
 /* All that is checked before anything is touched. */
@@ -1002,7 +1010,11 @@ static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *p
         if (!text_param(params, "working_set", SF_WORKING_SET_TEXT_MAX, &text, error)) {
             return FALSE;
         }
-        g_autoptr(GArray) runs = unpack_runs(text, snapshot);
+        g_autoptr(GBytes) packed = sf_working_set_from_json(params, "working_set");
+        g_autoptr(GArray) runs = packed ? sf_working_set_unpack(packed, snapshot) : NULL;
+        if (!runs) {
+            return bad(error, "working_set", "runs of pages");
+        }
         if (!sf_pager_set_working_set(ticket->pager, runs, error)) {
             return FALSE;
         }
@@ -1027,10 +1039,11 @@ static void handle_place(SfHost *host, SfPeerRequest *request)
     Place place = { 0 };
 
     if (ticket && ticket->fork) {
-        reply_reports(request, ticket->fork); /* its answer was lost */
+        reply_reports(request, ticket); /* its answer was lost */
         return;
     }
-    if (ticket && (!ticket->lend || (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
+    if (ticket &&
+        (!ticket->lend || !ticket->pager || (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
         g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it can't be placed now");
         ticket = NULL;
     }
@@ -1070,6 +1083,7 @@ static void handle_complete(SfHost *host, SfPeerRequest *request)
     SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
 
     if (ticket && ticket->pager && sf_pager_complete(ticket->pager, &error)) {
+        sf_pager_record_save(host, ticket->pager);
         sf_peer_request_reply(request, NULL);
         return;
     }
@@ -1181,9 +1195,8 @@ static void handle_sync(SfHost *host, SfPeerRequest *request)
         }
         entry = json_object_new();
         json_object_set_string_member(entry, "ticket", id);
-        json_object_set_array_member(entry, "clones", reports_of(ticket->fork));
-        json_object_set_boolean_member(entry, "complete",
-                                       ticket->pager && g_object_get_data(G_OBJECT(ticket->pager), PAGER_COMPLETE));
+        json_object_set_array_member(entry, "clones", reports_of(ticket));
+        json_object_set_boolean_member(entry, "complete", ticket->pager && sf_pager_is_complete(ticket->pager));
         json_array_add_object_element(told, entry);
     }
     result = json_object_new();
@@ -1236,10 +1249,26 @@ void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
 {
     JsonObject *data = json_object_new();
 
-    json_object_set_object_member(data, "clone", sf_clone_report(clone));
+    json_object_set_object_member(data, "clone", report_of(ticket, clone));
     tell_origin(ticket, "clone", data);
     if (ticket->lend) {
         record_answer(ticket->lend, clone);
+    }
+}
+
+void sf_lend_pager_used_less(SfHost *host, SfPager *pager)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+
+    for (GList *item = tickets; item; item = item->next) {
+        SfHostTicket *ticket = item->data;
+        for (guint i = 0;
+             ticket->grant->origin && ticket->pager == pager && ticket->fork && i < sf_fork_count(ticket->fork); i++) {
+            SfClone *clone = sf_fork_nth(ticket->fork, i);
+            if (!sf_clone_is_alive(clone)) {
+                sf_lend_clone_changed(ticket, clone);
+            }
+        }
     }
 }
 
@@ -1251,13 +1280,12 @@ void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone)
  */
 static gboolean is_abandoned(const SfHostTicket *ticket, gint64 away_us)
 {
-    GObject *pager = G_OBJECT(ticket->pager);
-
     if (!ticket->fork) {
         return TRUE;
     }
     if (sf_fork_alive(ticket->fork) > 0) {
-        return !pager || (g_object_get_data(pager, PAGER_CUT_OFF) && !g_object_get_data(pager, PAGER_COMPLETE));
+        return !ticket->pager ||
+               (g_object_get_data(G_OBJECT(ticket->pager), PAGER_CUT_OFF) && !sf_pager_is_complete(ticket->pager));
     }
     return away_us > KEEP_SECONDS * (gint64)US_PER_S;
 }
@@ -1334,13 +1362,9 @@ void sf_lend_peer_up(SfHost *host, SfPeer *peer)
 void sf_lend_recover(SfHostTicket *ticket)
 {
     g_autofree char *id = g_strdup_printf(SNAPSHOT_FORMAT, ticket->grant->id);
-    g_autoptr(GError) error = NULL;
 
     lend_new(ticket);
-    ticket->pager = sf_pager_adopt(sf_host_config(ticket->host)->launcher.run_directory, id, &error);
-    if (!ticket->pager) {
-        g_warning("ticket %s: the memory of its clones is gone: %s", id, error->message);
-    } else {
+    if (ticket->pager) {
         watch_pager(ticket->pager, ticket->host);
     }
     ticket->lend->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);

@@ -20,21 +20,22 @@
 /* Data of the sf-pager of a lent ticket: why it is in no multicast group, a text. */
 #define SF_NO_MULTICAST "sf-no-multicast"
 
-#define SF_WORKING_SET_RUNS_MAX 32768u                          /* of one that travels between hosts */
-#define SF_WORKING_SET_TEXT_MAX (SF_WORKING_SET_RUNS_MAX * 22u) /* in base64: 16 bytes a run */
-
 /* Carries out a request of a peer and answers it, now or later. */
 void sf_lend_request(SfHost *host, SfPeerRequest *request);
 
 /* A clone of a lent ticket has changed: its origin is told. */
 void sf_lend_clone_changed(SfHostTicket *ticket, SfClone *clone);
 
+/* Another ticket whose clones had their memory from this sf-pager has none left: ends that were held back are told. */
+void sf_lend_pager_used_less(SfHost *host, SfPager *pager);
+
 void sf_lend_done(SfHostTicket *ticket); /* all clones here have ended */
 void sf_lend_free(SfLend *lend);
 void sf_lend_peer_up(SfHost *host, SfPeer *peer);
 void sf_lend_peer_down(SfHost *host, SfPeer *peer);
 
-/* After a restart: its sf-pager and disks, before its fork is restored; its snapshot, before clones are adopted. */
+/* After a restart, when it has its sf-pager again: its disks, before its fork is restored; its snapshot, before clones
+ * are adopted. */
 void sf_lend_recover(SfHostTicket *ticket);
 void sf_lend_recover_fork(SfHostTicket *ticket);
 

@@ -3,6 +3,7 @@
  * After a restart of sfvmmd. The QEMU processes went on; what is known of them stands in RUNDIR. In this order:
  *
  *     families/NAME.json   their configurations and (still empty) pools
+ *     caches/SNAPSHOT/     sf-pagers that have died are started anew: a QEMU may wait for a page, and not answer
  *     vm/NAME/             each process is adopted, all at the same time; those that have ended are swept by vm/
  *     tickets/HEX/         grants are booked again, forks find their clones among the adopted VMs and go on
  *     pools                get their targets back, families without members go
@@ -15,7 +16,10 @@
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/page_uri.h"
+#include "sfvmm/control/pager_record.h"
 #include "sfvmm/control/snapshots.h"
+#include "sfvmm/control/working_sets.h"
 #include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
 
@@ -38,7 +42,9 @@ static void recover_family(SfHost *host, const char *file)
     g_autoptr(GError) error = NULL;
     g_autoptr(JsonObject) object = sf_state_read(path, &error);
     g_autoptr(SfVmConfig) config = NULL;
+    g_autoptr(GBytes) working_set = NULL;
     g_autofree char *name = NULL;
+    SfFamily *family;
     JsonNode *node;
     gint64 target;
 
@@ -54,7 +60,11 @@ static void recover_family(SfHost *host, const char *file)
     }
     name = g_strndup(file, strlen(file) - strlen(".json"));
     target = json_object_get_int_member_with_default(object, "pool", 0);
-    sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
+    working_set = sf_working_set_from_json(object, "working_set");
+    family = sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
+    if (working_set) {
+        sf_host_family_set_working_set(host, family, working_set);
+    }
 }
 
 /*
@@ -106,7 +116,7 @@ static gboolean take_faults(SfHostTicket *ticket, SfVm *vm, GError **error)
     if (!sf_vm_is_lazy(vm)) {
         return TRUE;
     }
-    if (!ticket->pager) {
+    if (!ticket->pager || !sf_pager_cache(ticket->pager)) {
         g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM \"%s\": the memory that it lacks can't be had any more",
                     sf_vm_name(vm));
         return FALSE;
@@ -158,6 +168,26 @@ static void recover_fork(SfHost *host, SfHostTicket *ticket, GPtrArray *vms)
     recover_clones(host, ticket, vms);
 }
 
+/* Who fills the memory of its clones: several tickets may have the same. */
+static SfPager *recover_pager(SfHost *host, const char *id)
+{
+    g_autoptr(GList) tickets = sf_host_tickets(host);
+    g_autoptr(GError) error = NULL;
+    SfPager *pager;
+
+    for (GList *item = tickets; item; item = item->next) {
+        const SfHostTicket *other = item->data;
+        if (other->pager && strcmp(sf_pager_snapshot_id(other->pager), id) == 0) {
+            return g_object_ref(other->pager);
+        }
+    }
+    pager = sf_pager_record_take(host, id, &error);
+    if (!pager) {
+        g_warning("the memory of clones of %s is gone: %s", id, error->message);
+    }
+    return pager;
+}
+
 static void recover_ticket(SfHost *host, const char *folder)
 {
     g_autofree char *directory = sf_host_path(host, "tickets", folder);
@@ -176,11 +206,15 @@ static void recover_ticket(SfHost *host, const char *folder)
     sf_resource_manager_restore(sf_host_manager(host), grant);
     {
         SfHostTicket *ticket = sf_host_add_ticket(host, g_steal_pointer(&grant), family);
+        const char *pager = json_object_get_string_member_with_default(object, "pager", NULL);
+        if (pager && sf_page_uri_snapshot_is_valid(pager)) {
+            ticket->pager = recover_pager(host, pager);
+        }
         if (ticket->grant->origin) {
             sf_lend_recover(ticket);
         } else {
-            sf_borrow_recover(ticket, object);
             sf_snapshots_recover(ticket);
+            sf_borrow_recover(ticket, object);
         }
     }
 }
@@ -250,6 +284,7 @@ static void recovery_step_done(GTask *task)
     }
     recover_tickets(host, recovery->vms);
     sweep_clones(host, recovery->vms);
+    sf_pager_records_end(host);
     sf_launcher_sweep(sf_host_launcher(host));
     sf_disk_servers_sweep(sf_host_launcher(host));
     wake_families(host);
@@ -280,6 +315,7 @@ void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer 
     g_autofree char *vms = sf_host_path(host, "vm", NULL);
     g_auto(GStrv) family_files = sf_state_list(families);
     g_auto(GStrv) vm_folders = sf_state_list(vms);
+    g_autoptr(GPtrArray) found = g_ptr_array_new_with_free_func(g_object_unref);
 
     recovery->vms = g_ptr_array_new_with_free_func(g_object_unref);
     recovery->pending = 1;
@@ -288,8 +324,18 @@ void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer 
         recover_family(host, *name);
     }
     for (char **name = vm_folders; *name; name++) {
+        g_autoptr(GError) error = NULL;
+        SfVm *vm = sf_launcher_find(sf_host_launcher(host), *name, &error);
+        if (vm) {
+            g_ptr_array_add(found, vm);
+        } else {
+            g_message("%s", error->message);
+        }
+    }
+    sf_pager_records_begin(host, found);
+    for (guint i = 0; i < found->len; i++) {
         recovery->pending++;
-        sf_launcher_adopt_async(sf_host_launcher(host), *name, on_adopted, g_object_ref(task));
+        sf_launcher_adopt_async(sf_host_launcher(host), g_ptr_array_index(found, i), on_adopted, g_object_ref(task));
     }
     recovery_step_done(task);
 }

@@ -15,11 +15,11 @@
  * ID is that of the first ticket. Tickets that come while clones live use the same pager, cache and server; the pager
  * holds the server, the tickets hold the pager, and the last ticket stops it (host.c).
  *
- * A saved snapshot is somebody's file: the worker thread reads it strictly and has qemu-img look at its disks (no backing
- * file, no data file elsewhere) before anything of it is used; QEMU version and configuration are compared before a shell
- * is started. Its memory and disks are opened by sfvmmd and handed on as descriptors.
+ * A saved snapshot is somebody's file: the worker thread reads it strictly and has qemu-img look at its disks (no
+ * backing file, no data file elsewhere) before anything of it is used; QEMU version and configuration are compared
+ * before a shell is started. Its memory and disks are opened by sfvmmd and handed on as descriptors.
  *
- *     tickets/HEX/saved.json   name of the snapshot, id of the pager: for the next sfvmmd
+ *     tickets/HEX/saved.json   name of the snapshot: for the next sfvmmd
  */
 #include "sfvmm/control/snapshots.h"
 
@@ -28,8 +28,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/pager_record.h"
+#include "sfvmm/control/qemu_version.h"
+#include "sfvmm/control/saved_verify.h"
+#include "sfvmm/control/working_sets.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/store/working_set.h"
 #include "sfvmm/vm/disk_server.h"
@@ -50,7 +55,6 @@
 struct SfSnapshots {
     SfHost *host; /* not owned */
     SfStore *store;
-    char *qemu_version;
 };
 
 static void snapshots_free(gpointer data)
@@ -58,7 +62,6 @@ static void snapshots_free(gpointer data)
     SfSnapshots *snapshots = data;
 
     sf_store_free(snapshots->store);
-    g_free(snapshots->qemu_version);
     g_free(snapshots);
 }
 
@@ -484,7 +487,6 @@ static gboolean save_ticket_record(CloneCall *call, GError **error)
     g_autoptr(JsonObject) object = json_object_new();
 
     json_object_set_string_member(object, "name", call->name);
-    json_object_set_string_member(object, "pager", sf_pager_snapshot_id(call->ticket->pager));
     return sf_state_write(path, object, error);
 }
 
@@ -493,6 +495,7 @@ static void clone_begin(GTask *task)
     CloneCall *call = g_task_get_task_data(task);
     SfHostTicket *ticket = call->ticket;
     g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(guint));
+    g_autoptr(GArray) places = sf_borrow_fork_places(ticket);
     g_autoptr(GError) error = NULL;
     SfForkPlaced placed = { .parent_name = ticket->family->name,
                             .total = ticket->grant->granted,
@@ -509,6 +512,8 @@ static void clone_begin(GTask *task)
                   error->message);
     }
     options.count = ids->len;
+    options.places = (const SfForkPlace *)(void *)places->data;
+    options.n_places = places->len;
     options.with_agent = call->saved->agent;
     options.clone_request = (guint32)call->saved->request;
     g_clear_handle_id(&ticket->expiry, g_source_remove);
@@ -521,6 +526,74 @@ static void clone_begin(GTask *task)
     g_object_unref(task);
 }
 
+/* ---- clones on other hosts ---- */
+
+/* There it is called after the ticket, as all that is placed. */
+static GBytes *descriptor_for_others(SfDescriptor *descriptor, guint64 ticket, GError **error)
+{
+    g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, ticket);
+    char *own = descriptor->id;
+    GBytes *bytes;
+
+    descriptor->id = id;
+    bytes = sf_descriptor_encode(descriptor, error);
+    descriptor->id = own;
+    return bytes;
+}
+
+/* bytes: of descriptor_for_others(). */
+static SfBorrowSubject subject_of(const SfSaved *saved, const SfDescriptor *descriptor, const SfHostTicket *ticket,
+                                  GPtrArray *chains, GBytes *bytes)
+{
+    return (SfBorrowSubject){
+        .vm = ticket->family->name,
+        .config = ticket->family->config,
+        .qemu_version = descriptor->qemu_version,
+        .machine = descriptor->machine,
+        .cpu = descriptor->cpu,
+        .disks = chains,
+        .pager = ticket->pager,
+        .uri = saved->memory_uri,
+        .descriptor = bytes,
+    };
+}
+
+static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    CloneCall *call = g_task_get_task_data(task);
+    GError *error = NULL;
+    SfHostTicket *ticket = sf_borrow_reserve_finish(call->snapshots->host, result, &error);
+
+    if (ticket && ticket->grant->granted > 0) {
+        clone_begin(task);
+        return;
+    }
+    if (ticket) {
+        g_set_error_literal(&error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY, sf_borrow_reason(ticket));
+    }
+    clone_fail(task, error);
+}
+
+static void give_working_set(SfHost *host, SfFamily *family, const SfSaved *saved);
+
+/* Its memory is served here; other hosts are asked for the places that the ticket has there. */
+static void clone_spread(GTask *task)
+{
+    CloneCall *call = g_task_get_task_data(task);
+    GError *error = NULL;
+    g_autoptr(GBytes) bytes = descriptor_for_others(call->descriptor, call->ticket_id, &error);
+    SfBorrowSubject subject;
+
+    if (!bytes) {
+        clone_fail(task, error);
+        return;
+    }
+    subject = subject_of(call->saved, call->descriptor, call->ticket, call->chains, bytes);
+    give_working_set(call->snapshots->host, call->family, call->saved);
+    sf_borrow_reserve_async(call->ticket, &subject, on_reserved, task);
+}
+
 /* ---- the working set ---- */
 
 static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
@@ -531,6 +604,29 @@ static void on_recorded(GObject *source, GAsyncResult *result, gpointer data)
 
     if (runs && runs->len > 0 && !sf_working_set_write(saved, runs, &error)) {
         g_message("snapshot \"%s\": what its clones need first is not recorded: %s", saved->directory, error->message);
+    }
+}
+
+void sf_snapshots_note_working_set(SfSnapshots *snapshots, const char *name, GBytes *packed)
+{
+    g_autoptr(SfSaved) saved = sf_store_read(snapshots->store, name, NULL);
+    g_autoptr(GArray) known = saved ? sf_working_set_read(saved) : NULL;
+    g_autoptr(GArray) runs = sf_working_set_unpack(packed, NULL);
+    g_autoptr(GError) error = NULL;
+
+    if (saved && !known && !sf_working_set_write(saved, runs, &error)) {
+        g_message("snapshot \"%s\": what its clones need first is not recorded: %s", name, error->message);
+    }
+}
+
+/* Clones on other hosts get what is recorded with their order. */
+static void give_working_set(SfHost *host, SfFamily *family, const SfSaved *saved)
+{
+    g_autoptr(GArray) runs = family->working_set ? NULL : sf_working_set_read(saved);
+
+    if (runs) {
+        g_autoptr(GBytes) packed = sf_working_set_pack(runs);
+        sf_host_family_set_working_set(host, family, packed);
     }
 }
 
@@ -594,12 +690,7 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
     g_autofree char *uri = server ? sf_disk_server_uri(server, "{block}") : g_strdup(call->saved->memory_uri);
     g_autoptr(SfPageCache) cache = cache_of(call->descriptor, error);
     g_autoptr(SfRamBase) base = sf_ram_base_new();
-    SfPagerOptions options = { .binary = config->pager,
-                               .run_directory = config->launcher.run_directory,
-                               .snapshot = id,
-                               .uid = config->launcher.uid,
-                               .gid = config->launcher.gid,
-                               .listen_fd = -1 };
+    SfPagerOptions options = sf_daemon_config_pager(config, id);
     SfPageSource source = other_source(config, uri);
     SfPager *pager;
 
@@ -627,7 +718,9 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
                                (GDestroyNotify)sf_disk_server_unref);
     }
     use_working_set(pager, call->saved);
+    sf_saved_verify_when_complete(call->snapshots->host, pager, call->saved);
     call->ticket->pager = pager;
+    sf_pager_record_save(call->snapshots->host, pager);
     return TRUE;
 }
 
@@ -647,7 +740,7 @@ static void on_memory_served(GObject *source, GAsyncResult *result, gpointer dat
         clone_fail(task, error);
         return;
     }
-    clone_begin(task);
+    clone_spread(task);
 }
 
 static void serve_memory(GTask *task)
@@ -655,7 +748,10 @@ static void serve_memory(GTask *task)
     CloneCall *call = g_task_get_task_data(task);
     g_autofree char *id = g_strdup_printf("m-" ID_FORMAT, call->ticket_id);
     g_autoptr(GPtrArray) chains = g_ptr_array_new_with_free_func((GDestroyNotify)sf_disk_chain_free);
-    SfDiskServerOptions options = { .id = id, .listen_fd = -1 };
+    const SfDaemonConfig *config = sf_host_config(call->snapshots->host);
+    SfDiskServerOptions options = {
+        .id = id, .listen_fd = -1, .client_uid = config->pager_uid, .client_gid = config->pager_gid
+    };
     SfDiskExport exports[SF_DESCRIPTOR_MAX_BLOCKS] = { 0 };
 
     for (guint i = 0; i < call->saved->blocks->len; i++) {
@@ -671,49 +767,28 @@ static void serve_memory(GTask *task)
                                on_memory_served, task);
 }
 
-/* Memory of this snapshot that clones of an earlier ticket have here. */
+/* Memory of this snapshot that clones of an earlier ticket have from here. */
 static gboolean share_pager(CloneCall *call)
 {
     g_autoptr(GList) tickets = sf_host_tickets(call->snapshots->host);
 
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *other = item->data;
-        if (other == call->ticket || g_strcmp0(other->saved, call->name) != 0 || !other->pager || !other->fork) {
-            continue;
-        }
-        for (guint i = 0; i < sf_fork_count(other->fork); i++) {
-            SfVm *vm = sf_fork_nth(other->fork, i)->vm;
-            SfSnapshot *snapshot = vm ? sf_vm_loaded_snapshot(vm) : NULL;
-            if (snapshot && !snapshot->lost && strcmp(snapshot->id, sf_pager_snapshot_id(other->pager)) == 0) {
-                call->ticket->pager = g_object_ref(other->pager);
-                call->snapshot = sf_snapshot_ref(snapshot);
-                return TRUE;
-            }
+        SfSnapshot *snapshot = other->pager ? sf_pager_snapshot(other->pager) : NULL;
+        if (other != call->ticket && g_strcmp0(other->saved, call->name) == 0 && snapshot && !snapshot->lost &&
+            other->fork && sf_fork_alive(other->fork) > 0) {
+            call->ticket->pager = g_object_ref(other->pager);
+            call->snapshot = sf_snapshot_ref(snapshot);
+            return TRUE;
         }
     }
     return FALSE;
 }
 
-/* Of the QEMU that is configured; looked for once. */
-static const char *own_qemu_version(SfSnapshots *snapshots, GError **error)
-{
-    const char *argv[] = { sf_host_config(snapshots->host)->launcher.qemu, "--version", NULL };
-    g_autofree char *text = NULL;
-    const char *start;
-
-    if (!snapshots->qemu_version &&
-        g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_DEFAULT, NULL, NULL, &text, NULL, NULL, error)) {
-        start = strstr(text, "version ");
-        start = start ? start + strlen("version ") : "unknown";
-        snapshots->qemu_version = g_strndup(start, strcspn(start, " (\n"));
-    }
-    return snapshots->qemu_version;
-}
-
 static gboolean can_run(CloneCall *call, GError **error)
 {
     const SfDescriptor *descriptor = call->descriptor;
-    const char *version = own_qemu_version(call->snapshots, error);
+    const char *version = sf_host_qemu_version(call->snapshots->host, error);
     g_autofree char *hash = version ? sf_vm_config_hash(call->config, version) : NULL;
 
     if (!version) {
@@ -749,9 +824,10 @@ static SfFamily *take_family(CloneCall *call, GError **error)
 static gboolean take_ticket(CloneCall *call, GError **error)
 {
     SfHost *host = call->snapshots->host;
-    SfTicket *grant = sf_resource_manager_request_here(sf_host_manager(host),
-                                                       call->owner ? call->owner : call->family->name,
-                                                       call->config->memory, call->count, FALSE, call->request, error);
+    const char *vm = call->owner ? call->owner : call->family->name;
+    guint64 memory = call->config->memory;
+    SfTicket *grant = (sf_host_peers(host) ? sf_resource_manager_request : sf_resource_manager_request_here)(
+        sf_host_manager(host), vm, memory, call->count, FALSE, call->request, error);
 
     if (!grant) {
         return FALSE;
@@ -787,13 +863,13 @@ static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
     }
     call->chains = chains_of(call->saved);
     if (share_pager(call)) {
-        clone_begin(task);
+        clone_spread(task);
     } else if (!call->saved->memory_uri) {
         serve_memory(task);
     } else {
         g_autofree char *id = g_strdup_printf("s-" ID_FORMAT, call->ticket_id);
         if (start_pager(call, NULL, id, &error)) {
-            clone_begin(task);
+            clone_spread(task);
         } else {
             clone_fail(task, error);
         }
@@ -932,30 +1008,16 @@ JsonArray *sf_snapshots_describe(SfSnapshots *snapshots)
 
 /* ---- after a restart ---- */
 
-/* The pager of an earlier ticket, which this one shares. */
-static SfPager *find_pager(SfHost *host, const SfHostTicket *ticket, const char *id)
+/* The server of the memory files, which the pager reads from. */
+static void keep_memory_server(SfHost *host, SfPager *pager)
 {
-    g_autoptr(GList) tickets = sf_host_tickets(host);
-
-    for (GList *item = tickets; item; item = item->next) {
-        const SfHostTicket *other = item->data;
-        if (other != ticket && other->pager && strcmp(sf_pager_snapshot_id(other->pager), id) == 0) {
-            return g_object_ref(other->pager);
-        }
-    }
-    return NULL;
-}
-
-static SfPager *adopt_pager(SfHost *host, const char *id, GError **error)
-{
-    g_autofree char *server_id = g_strconcat("m-", id + strlen("s-"), NULL);
-    SfPager *pager = sf_pager_adopt(sf_host_config(host)->launcher.run_directory, id, error);
-    SfDiskServer *server = pager ? sf_disk_server_find(sf_host_launcher(host), server_id) : NULL;
+    g_autofree char *id = g_strconcat("m-", sf_pager_snapshot_id(pager) + strlen("s-"), NULL);
+    SfDiskServer *server =
+        g_object_get_data(G_OBJECT(pager), SERVER_KEY) ? NULL : sf_disk_server_find(sf_host_launcher(host), id);
 
     if (server) {
         g_object_set_data_full(G_OBJECT(pager), SERVER_KEY, server, (GDestroyNotify)sf_disk_server_unref);
     }
-    return pager;
 }
 
 void sf_snapshots_recover(SfHostTicket *ticket)
@@ -963,19 +1025,10 @@ void sf_snapshots_recover(SfHostTicket *ticket)
     g_autofree char *path = g_build_filename(ticket->directory, SAVED_FILE, NULL);
     g_autoptr(JsonObject) object = g_file_test(path, G_FILE_TEST_EXISTS) ? sf_state_read(path, NULL) : NULL;
     const char *name = object ? json_object_get_string_member_with_default(object, "name", NULL) : NULL;
-    const char *pager = object ? json_object_get_string_member_with_default(object, "pager", NULL) : NULL;
-    g_autoptr(GError) error = NULL;
 
-    if (!name || !pager || !g_str_has_prefix(pager, "s-")) {
-        return;
-    }
     ticket->saved = g_strdup(name);
-    ticket->pager = find_pager(ticket->host, ticket, pager);
-    if (!ticket->pager) {
-        ticket->pager = adopt_pager(ticket->host, pager, &error);
-    }
-    if (!ticket->pager) {
-        g_warning("ticket " ID_FORMAT ": the memory of its clones is gone: %s", ticket->grant->id, error->message);
+    if (name && ticket->pager) {
+        keep_memory_server(ticket->host, ticket->pager);
     }
 }
 
@@ -987,6 +1040,7 @@ static gboolean restore_placed(SfHostTicket *ticket, GError **error)
     g_autoptr(GPtrArray) chains = NULL;
     g_autoptr(SfRamBase) base = NULL;
     g_autoptr(SfSnapshot) snapshot = NULL;
+    g_autoptr(GBytes) bytes = NULL;
 
     if (!descriptor) {
         return FALSE;
@@ -1003,8 +1057,14 @@ static gboolean restore_placed(SfHostTicket *ticket, GError **error)
     }
     chains = chains_of(saved);
     sf_pager_keep_snapshot(ticket->pager, snapshot);
+    sf_saved_verify_when_complete(ticket->host, ticket->pager, saved);
     sf_fork_set_placed(ticket->fork, snapshot, chains);
-    return TRUE;
+    bytes = descriptor_for_others(descriptor, ticket->grant->id, error);
+    if (bytes) {
+        SfBorrowSubject subject = subject_of(saved, descriptor, ticket, chains, bytes);
+        sf_borrow_recover_subject(ticket, &subject);
+    }
+    return bytes != NULL;
 }
 
 void sf_snapshots_recover_fork(SfHostTicket *ticket)

@@ -6,7 +6,8 @@
  *     clone    disk server of its memory files --> sf-pager --> page cache --> clones, as those of another host's fork
  *
  * Clones of a saved snapshot are a family of their own, "saved-NAME", without a VM that was started. All of them share
- * one sf-pager and one page cache; the memory is read as they touch it. A ticket of theirs has `saved` set.
+ * one sf-pager and one page cache here; the memory is read as they touch it. Those on other hosts have it from that
+ * sf-pager too, or from where it lies (borrow.h). A ticket of theirs has `saved` set.
  *
  * Main thread only.
  */
@@ -37,6 +38,9 @@ void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint co
                               GAsyncReadyCallback callback, gpointer data);
 SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
 
+/* What a clone of it on another host needed first, packed (working_sets.h): kept for later ones, if nothing is yet. */
+void sf_snapshots_note_working_set(SfSnapshots *snapshots, const char *name, GBytes *runs);
+
 /* Removes it; G_IO_ERROR_BUSY while clones of it live. */
 gboolean sf_snapshots_remove(SfSnapshots *snapshots, const char *name, GError **error);
 
@@ -45,8 +49,8 @@ JsonArray *sf_snapshots_describe(SfSnapshots *snapshots);
 JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name);
 
 /*
- * After a restart, for each ticket: recognizes one of a saved snapshot (ticket->saved is set then), before its fork is
- * restored; then gives that its memory and disks.
+ * After a restart, for each ticket, when it has its sf-pager again: recognizes one of a saved snapshot (ticket->saved
+ * is set then), before its fork is restored; then gives that its memory and disks.
  */
 void sf_snapshots_recover(SfHostTicket *ticket);
 void sf_snapshots_recover_fork(SfHostTicket *ticket);

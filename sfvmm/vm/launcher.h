@@ -34,9 +34,12 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
                              GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
-/* After a restart of sfvmmd: take over the process of RUNDIR/vm/NAME. NULL + error if it has gone (the directory is
- * then removed). */
-void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data);
+/*
+ * After a restart of sfvmmd: the VM of RUNDIR/vm/NAME, whose process lives. Nothing is asked of it yet. NULL + error if
+ * it has gone (the directory is then removed). Then the process is taken over; the call has a reference.
+ */
+SfVm *sf_launcher_find(SfLauncher *launcher, const char *name, GError **error);
+void sf_launcher_adopt_async(SfLauncher *launcher, SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
 /*

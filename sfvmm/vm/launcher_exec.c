@@ -620,7 +620,7 @@ static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
 }
 
 /* NULL, and whatever there is of it has been removed. */
-static SfVm *adopt_process(SfLauncher *launcher, const char *name, GError **error)
+SfVm *sf_launcher_find(SfLauncher *launcher, const char *name, GError **error)
 {
     g_autofree char *directory = g_build_filename(launcher->options.run_directory, "vm", name, NULL);
     g_autoptr(SfVm) vm = sf_vm_restore(&launcher->options, name, error);
@@ -647,18 +647,9 @@ static SfVm *adopt_process(SfLauncher *launcher, const char *name, GError **erro
     return NULL;
 }
 
-void sf_launcher_adopt_async(SfLauncher *launcher, const char *name, GAsyncReadyCallback callback, gpointer data)
+void sf_launcher_adopt_async(SfLauncher *launcher, SfVm *vm, GAsyncReadyCallback callback, gpointer data)
 {
-    GTask *task = g_task_new(NULL, NULL, callback, data);
-    GError *error = NULL;
-    g_autoptr(SfVm) vm = adopt_process(launcher, name, &error);
-
-    if (!vm) {
-        g_task_return_error(task, error);
-        g_object_unref(task);
-        return;
-    }
-    sf_vm_connect_async(vm, on_adopted, task);
+    sf_vm_connect_async(vm, on_adopted, g_task_new(NULL, NULL, callback, data));
 }
 
 SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)

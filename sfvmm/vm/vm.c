@@ -1526,6 +1526,7 @@ static void sf_vm_finalize(GObject *object)
     g_clear_handle_id(&vm->exit_source, g_source_remove);
     vm_disconnect(vm);
     g_clear_object((GObject **)&vm->handler.owner);
+    g_free(vm->handler_id);
     if (vm->pidfd >= 0) {
         close(vm->pidfd);
     }

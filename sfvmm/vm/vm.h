@@ -94,11 +94,13 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
 gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
 /*
- * After adoption of a clone of a lazy snapshot: who fills its pages now. attached: the handler has its userfaultfd (an
- * adopted pager knows the VM's name); else it is taken from the QEMU process (pidfd_getfd; its number stands in
- * vm.json) and attached anew. FALSE + error: that failed, the VM's next missing page would wait for ever: kill it.
+ * For an adopted clone of a lazy snapshot, or one that is going to be: who fills its pages now. attached: the handler
+ * has its userfaultfd (an adopted pager knows the VM's name); else it is taken from the QEMU process (pidfd_getfd; its
+ * number stands in vm.json) and attached anew. FALSE + error: that failed, the VM's next missing page would wait for
+ * ever: kill it.
  */
 gboolean sf_vm_set_fault_handler(SfVm *vm, const SfFaultHandler *handler, gboolean attached, GError **error);
+const char *sf_vm_fault_handler_id(SfVm *vm); /* of who filled them last; NULL: its memory does not come on demand */
 gboolean sf_vm_is_lazy(SfVm *vm); /* it was loaded by MAP, with a userfaultfd */
 
 /*

@@ -9,7 +9,7 @@
  *
  * QEMU keeps its copy of the userfaultfd for ever, and vm.json its number: when sfvmmd and the pager have both died,
  * the next sfvmmd takes it from the process (pidfd_getfd) and attaches it to a new pager. Until then who touches a
- * missing page waits.
+ * missing page waits; that may be QEMU's main thread, so it happens before QEMU is asked anything.
  */
 #include "sfvmm/vm/vm_private.h"
 
@@ -33,6 +33,8 @@ static void set_handler(SfVm *vm, const SfFaultHandler *handler)
 
     vm->handler = *handler;
     g_object_ref(vm->handler.owner);
+    g_free(vm->handler_id);
+    vm->handler_id = g_strdup(handler->id);
     g_clear_object((GObject **)&old);
 }
 
@@ -132,6 +134,11 @@ gboolean sf_vm_is_lazy(SfVm *vm)
     return vm->lazy;
 }
 
+const char *sf_vm_fault_handler_id(SfVm *vm)
+{
+    return vm->handler_id;
+}
+
 gboolean sf_vm_set_fault_handler(SfVm *vm, const SfFaultHandler *handler, gboolean attached, GError **error)
 {
     int uffd;
@@ -179,6 +186,7 @@ void sf_vm_lazy_to_json(SfVm *vm, JsonObject *object)
         json_array_add_object_element(blocks, block);
     }
     json_object_set_int_member(lazy, "uffd", vm->uffd_number);
+    json_object_set_string_member(lazy, "handler", vm->handler_id ? vm->handler_id : "");
     json_object_set_array_member(lazy, "blocks", blocks);
     json_object_set_object_member(object, "lazy", lazy);
 }
@@ -215,6 +223,8 @@ gboolean sf_vm_lazy_from_json(SfVm *vm, JsonObject *object, GError **error)
     }
     vm->n_mapped = json_array_get_length(blocks);
     vm->uffd_number = json_object_get_int_member_with_default(lazy, "uffd", -1);
+    g_free(vm->handler_id);
+    vm->handler_id = g_strdup(json_object_get_string_member_with_default(lazy, "handler", ""));
     vm->lazy = TRUE;
     return TRUE;
 }

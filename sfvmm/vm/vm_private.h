@@ -69,6 +69,7 @@ struct _SfVm {
     GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
     gboolean lazy;              /* loaded by MAP: somebody else fills its pages */
+    char *handler_id;           /* of who fills its memory, on record; NULL: nobody */
     SfFaultHandler handler;     /* who; a reference to its owner is held. owner NULL: nobody */
     int uffd_number;            /* of the userfaultfd in QEMU */
     guint n_mapped;

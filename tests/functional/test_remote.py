@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import unittest
 
 import harness
 import hosts
+import test_security
 import tiny
 from harness import on_all
 
@@ -86,15 +88,15 @@ class Remote(harness.Case):
     def places(self, state):
         return {place["host"]: place["count"] for place in state["places"]}
 
-    def served_memory(self, state):
-        """The snapshot's memory as its page server gives it to host b: the name of a file."""
-        with open(os.path.join(self.a.run, "tickets", state["ticket"], "ticket.json")) as file:
+    def served_memory(self, state, at="a", to="b"):
+        """The snapshot's memory as the page server of host `at` gives it to host `to`: the name of a file."""
+        with open(os.path.join(self.hosts[at].run, "tickets", state["ticket"], "ticket.json")) as file:
             port = json.load(file)["pages_port"]
         path = os.path.join(self.a.top, "memory-" + state["ticket"])
-        pages = os.path.join(self.b.cluster["pki-directory"], "pages")
+        pages = os.path.join(self.hosts[to].cluster["pki-directory"], "pages")
         uri = "nbd" if self.keys["pages"] == "plain" else "nbds"
-        uri += "://%s:%d/%s/ram0" % (self.a.ip, port, state["fork"]["snapshot"])
-        enter = ["ip", "netns", "exec", self.link.ends["a"][0]] if self.link else []
+        uri += "://%s:%d/%s/ram0" % (self.hosts[at].ip, port, state["fork"]["snapshot"])
+        enter = ["ip", "netns", "exec", self.link.ends[at][0]] if self.link else []
         if self.keys["pages"] != "plain":
             uri += "?tls-certificates=" + pages
         try:
@@ -184,6 +186,53 @@ class Basic:
         self.fork(1)
         self.probe("release 0")                             # while it runs
 
+    def test_host_and_its_pager_are_killed(self):
+        """The page cache and the userfaultfds are found again in the clones' QEMUs."""
+        self.at("b")
+        self.probe("open m mem 40")
+        self.addCleanup(self.probe, "close m")
+        self.probe("fill m 1")
+        state, probes = self.fork(2)
+        record = os.path.join(self.b.run, "caches", "s-" + state["ticket"], "snapshot.json")
+        harness.wait(lambda: os.path.exists(record), what="the record of the page cache")
+        self.b.end(signal.SIGKILL)
+        for pid in self.b.pagers():
+            os.kill(pid, signal.SIGKILL)
+            harness.wait(lambda pid=pid: not harness.alive(pid), what="the end of sf-pager")
+        probes[1].send("verify m 1")                        # waits for pages that nobody can bring
+        self.b.start()
+        self.a.wait_up("b")
+        probes[1].reply()
+        probes[2]("verify m 1")
+        made = probes[2].vm.clone(1)                        # over the same cache
+        self.assertEqual([c["state"] for c in made["clones"]], ["running"], made)
+        self.b.end_ticket(made["ticket"])
+        for number, probe in probes.items():
+            probe.send("exit %d 100000 %d" % (number, number))
+        self.assertEqual(self.join(), {n: ("exited", n, 100000) for n in (1, 2)})
+        self.probe("release 0")
+
+    def test_confinement_of_pagers(self):
+        """A user of their own: QEMU can neither signal nor trace them, nor they QEMU."""
+        self.at("b")
+        _, probes = self.fork(1)
+        qemu = probes[1].vm.pid
+        root = os.geteuid() == 0
+        expected = {key: pwd.getpwnam(self.b.config[key]).pw_uid if root else os.geteuid()
+                    for key in ("user", "pager-user")}
+        for pager in self.a.pagers() + self.b.pagers():
+            facts = test_security.status(pager)
+            self.assertEqual(set(facts["Uid"].split()), {str(expected["pager-user"])})
+            self.assertEqual((facts["Seccomp"], facts["NoNewPrivs"]), (test_security.SECCOMP_FILTER, "1"))
+            for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+                self.assertEqual(int(facts[kind], 16), 0, kind)
+        if root and expected["user"] != expected["pager-user"]:
+            self.assertFalse(may_touch(expected["user"], pager))
+            self.assertFalse(may_touch(expected["pager-user"], qemu))
+        probes[1].send("exit 0")
+        self.join()
+        self.probe("release 0")
+
     def test_clone_of_a_clone(self):
         """It forks on the host where it is; its memory may not have come yet."""
         self.at("b")
@@ -191,6 +240,10 @@ class Basic:
         self.probe("fill m 1")
         _, probes = self.fork(1)
         child = probes[1]
+        for host in self.hosts.values():                    # forks of this one stay on b
+            if host is not self.b:
+                self.b.call("host.drain", name=host.name)
+                self.addCleanup(self.b.call, "host.drain", name=host.name, drain=False)
         child("ticket 1 1")
         child("clone 1")
         ticket = self.b.call("ticket.list")["tickets"][-1]
@@ -232,6 +285,23 @@ class Basic:
     def forked_before(self):
         """Then its memfd lies below a layer."""
         return len(self.a.call("ticket.list")["tickets"]) > 1
+
+
+def may_touch(uid, pid):
+    """May a process of that user signal that one, or look into its memory?"""
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresuid(uid, uid, uid)
+        touched = 0
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
+            touched = 1
+        with contextlib.suppress(PermissionError):
+            os.close(os.open("/proc/%d/mem" % pid, os.O_RDONLY))
+            touched = 1
+        os._exit(touched)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 
 def same_content(left, right):
@@ -341,6 +411,28 @@ class Restart(Remote):
         self.a.wait_up("b")
         on_all(list(probes.values()), "verify m 1")
         self.finish(ticket, probes, {1: 3, 2: 4})
+
+    def test_working_set_is_kept(self):
+        """What the first clone there needed is on record; the next sfvmmd writes the record anew, so it has read it."""
+        family = os.path.join(self.a.run, "families", self.parent.name + ".json")
+
+        def recorded():
+            with open(family) as file:
+                return json.load(file).get("working_set")
+        self.at("b")
+        _, probes = self.fork(1)
+        harness.wait(recorded, what="the working set on record")
+        before = recorded()
+        probes[1].send("exit 0")
+        self.join()
+        self.probe("release 0")
+        self.a.restart(signal.SIGKILL)
+        self.a.wait_up("b")
+        self.assertGreaterEqual(len(recorded()), len(before))
+        _, probes = self.fork(1)
+        probes[1].send("exit 0")
+        self.join()
+        self.probe("release 0")
 
     def test_forks_after_a_restart(self):
         """The clones that are there fork, and the parent forks to the same host again."""

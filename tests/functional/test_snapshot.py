@@ -179,8 +179,8 @@ class Files(Saving):
         self.error("failed", "snapshot.load", memory, directory=copy, name="third")
         self.error("bad-params", "snapshot.load", directory="copy", name="third")
 
-    def served(self, command, socket, uri):
-        """Clones of a snapshot whose memory another program serves; the directory lacks it."""
+    def served(self, command, socket, uri, damage=None):
+        """Clones of a snapshot whose memory another program serves; the directory lacks it. Their TICKET."""
         vm = tiny.start(self.daemon)
         self.save(vm, "local")
         vm.stop()
@@ -191,6 +191,8 @@ class Files(Saving):
         os.makedirs(memory)
         self.addCleanup(shutil.rmtree, memory)
         os.rename(os.path.join(folder, "ram0.raw"), os.path.join(memory, "ram0.raw"))
+        if damage:
+            damage(os.path.join(memory, "ram0.raw"))
         server = subprocess.Popen(command(memory))
         self.addCleanup(server.wait)
         self.addCleanup(server.kill)
@@ -199,16 +201,50 @@ class Files(Saving):
         loaded = self.daemon.call("snapshot.load", directory=folder, name="served", memory_uri=uri)["snapshot"]
         self.addCleanup(self.remove, "served")
         self.assertEqual(loaded["memory_uri"], uri)
-        for clone in tiny.clones(self.daemon, self.clone("served", 2)):
+        ticket = self.clone("served", 2)
+        for clone in tiny.clones(self.daemon, ticket):
             clone.counts_on()
+        return ticket
 
-    def test_nbdkit(self):
+    def nbdkit(self, damage=None):
         nbdkit = shutil.which("nbdkit")
         if not nbdkit:
             self.skipTest("nbdkit is missing")
         socket = os.path.join(self.daemon.top, "nbdkit.sock")
-        self.served(lambda memory: [nbdkit, "-f", "-r", "-U", socket, "file", "dir=" + memory], socket,
-                    "nbd+unix:///{block}.raw?socket=" + socket)
+        self.addCleanup(lambda: os.path.exists(socket) and os.unlink(socket))
+        return self.served(lambda memory: [nbdkit, "-f", "-r", "-U", socket, "file", "dir=" + memory], socket,
+                           "nbd+unix:///{block}.raw?socket=" + socket, damage)
+
+    def complete(self, ticket):
+        self.daemon.call("complete", ticket=ticket["ticket"], timeout_ms=int(harness.LONG * 1000))
+
+    def test_nbdkit(self):
+        """When all of it has come, it is compared with what was saved."""
+        ticket = self.nbdkit()
+        self.complete(ticket)
+        harness.wait(lambda: "is what was saved" in self.daemon.log_tail(), what="word that the memory was verified")
+        for clone in tiny.clones(self.daemon, self.daemon.call("ticket.status", ticket=ticket["ticket"])["ticket"]):
+            clone.counts_on()
+
+    def test_other_memory(self):
+        """The server gives a byte that was not saved: the clones are lost, and told why."""
+        def change(path):
+            with open(path, "r+b") as file:
+                start = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                file.seek(start)
+                data = file.read(end - start).rstrip(b"\0")     # pages of zeros are not fetched
+                file.seek(start + len(data) - 1)
+                file.write(bytes([data[-1] ^ 1]))
+        ticket = self.nbdkit(change)
+        with contextlib.suppress(harness.ControlError):     # they may be lost before the call is answered
+            self.complete(ticket)
+
+        def lost():
+            clones = self.daemon.call("ticket.status", ticket=ticket["ticket"])["ticket"]["clones"]
+            return [clone["reason"] for clone in clones] if all(clone["state"] == "lost" for clone in clones) else None
+        for reason in harness.wait(lost, what="the loss of the clones"):
+            self.assertRegex(reason, "not what was saved: block ram0 has SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}")
 
     def test_qemu_nbd(self):
         program = harness.need(os.path.join(os.path.dirname(harness.qemu_img()), "qemu-nbd"), "qemu-nbd")

@@ -98,8 +98,12 @@ static SfVm *start_vm(Fixture *f, const char *name, SfVmConfig *config, GError *
 static SfVm *adopt_vm(Fixture *f, const char *name, GError **error)
 {
     g_autoptr(GAsyncResult) result = NULL;
+    g_autoptr(SfVm) vm = sf_launcher_find(f->launcher, name, error);
 
-    sf_launcher_adopt_async(f->launcher, name, on_result, &result);
+    if (!vm) {
+        return NULL;
+    }
+    sf_launcher_adopt_async(f->launcher, vm, on_result, &result);
     WAIT_UNTIL(result);
     return sf_launcher_adopt_finish(f->launcher, result, error);
 }
