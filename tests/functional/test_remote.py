@@ -177,6 +177,24 @@ class Basic:
         self.probe("release 0")
         self.probe("release 1")
 
+    def test_under_load(self):
+        """A memory checker that runs in the guest when it is forked goes on, in the parent and in clones elsewhere."""
+        self.at("b")
+        self.probe("open c mem 24")
+        self.addCleanup(self.probe, "close c")
+        self.probe("churn c")
+        self.probe("regs start")
+        _, probes = self.fork(2)
+        everyone = [self.probe, *probes.values()]
+        for reply in on_all(everyone, "regs stop"):
+            self.assertEqual(reply["bad"], "0")
+        for reply in on_all(everyone, "settle c"):
+            self.assertGreater(int(reply["written"]), 0)
+        for probe in probes.values():
+            probe.send("exit 0")
+        self.assertEqual(self.join(), {1: ("exited", 0, 0), 2: ("exited", 0, 0)})
+        self.probe("release 0")
+
     def test_kill_and_release(self):
         self.at("b")
         _, probes = self.fork(2)
