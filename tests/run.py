@@ -367,23 +367,28 @@ GROUPS = [
 def names_before_build(group):
     """What a pattern is compared with: names that are known before anything is built."""
     if group.make is python_modules:
-        return [name for job in group.all_jobs() for name in job.list()]
+        return [name for job in group.all_jobs() for name in [job.name + "/"] + job.list()]
     if group.make is meson_tests:
         return ["unit/" + folder + "/" for folder in os.listdir(os.path.join(TESTS, "unit"))]
     sources = glob.glob(os.path.join(TESTS, "fuzz", "fuzz_*.c"))
     return ["fuzz/" + os.path.basename(path)[len("fuzz_"):-len(".c")] for path in sources]
 
 
+def may_match(pattern, name):
+    return pattern in name or (name.endswith("/") and pattern.startswith(name) and name.count("/") > 1)
+
+
 def chosen_groups(fast, patterns):
     """Groups that may hold a test that matches. Names of C tests are known only after the build: a pattern that
-    matches nothing else is taken for one of theirs."""
+    matches nothing else is taken for one of theirs. Tests that a class inherits are known only when their module is
+    imported: a pattern that begins with the module's name is taken for one of its tests."""
     groups = [group for group in GROUPS if group.fast or not fast]
     if not patterns:
         return groups
     names = {group.name: [group.name + "/"] + names_before_build(group) for group in groups}
     chosen = set()
     for pattern in patterns:
-        chosen |= {group for group in names if any(pattern in name for name in names[group])} or {"unit"}
+        chosen |= {group for group in names if any(may_match(pattern, name) for name in names[group])} or {"unit"}
     return [group for group in groups if group.name in chosen]
 
 
