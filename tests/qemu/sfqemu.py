@@ -9,6 +9,7 @@ import collections
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import re
 import select
@@ -127,6 +128,21 @@ def wait(condition, what, timeout=PATIENCE):
         if time.monotonic() > end:
             raise AssertionError("not within %d s: %s" % (timeout, what))
         select.select([], [], [], 0.01)
+
+
+def anonymous_memory(pid):
+    """Bytes of private anonymous memory that a process has."""
+    with open("/proc/%d/smaps_rollup" % pid) as f:
+        return int(re.search(r"^Anonymous:\s+(\d+) kB", f.read(), re.M).group(1)) * 1024
+
+
+def reads_cost_memory():
+    """Whether this kernel gives who reads fresh anonymous memory pages of its own, not the shared page of zeros."""
+    with mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        before = anonymous_memory(os.getpid())
+        for at in range(0, len(area), PAGE):
+            area[at:at + 1]
+        return anonymous_memory(os.getpid()) - before > len(area) // 2
 
 
 class ChannelError(Exception):
@@ -677,8 +693,7 @@ class Vm:
 
     def private(self):
         """Bytes of private anonymous memory, all of the process."""
-        with open("/proc/%d/smaps_rollup" % self.process.pid) as f:
-            return int(re.search(r"^Anonymous:\s+(\d+) kB", f.read(), re.M).group(1)) * 1024
+        return anonymous_memory(self.process.pid)
 
     def descriptors(self):
         return len(os.listdir("/proc/%d/fd" % self.process.pid))

@@ -141,7 +141,7 @@ class Memory(Base):
         private = clone.private()
         self.assertEqual(clone.memory(24 * MIB, 4 * MIB), bytes(4 * MIB))
         self.assertEqual((len(memtap.faults), memtap.cache.resident("pc.ram")), (before, resident))
-        self.assertLess(clone.private(), private + MIB)
+        read_costs = clone.private() - private
         # And it can be written.
         clone.qmp.call("cont")
         clone.channel.running()
@@ -150,9 +150,16 @@ class Memory(Base):
         content = self.stopped(clone)
         for at in range(16 * MIB, 28 * MIB, PAGE):
             self.assertEqual(struct.unpack_from("<I", content, at)[0], (at * 2654435761 & 0xffffffff) ^ 9, hex(at))
+        self.need_shared_zero_page()
+        self.assertLess(read_costs, MIB)
+
+    def need_shared_zero_page(self):
+        if sfqemu.reads_cost_memory():
+            self.skipTest("this kernel has no shared page of zeros: all was tested but that reading zeros costs nothing")
 
     def test_small_extents(self):
         """Zero pages between others, answered by UFFDIO_ZEROPAGE or left anonymous: the same content, and no delta."""
+        folded = []
         for merged in (0, 64 * 1024, 32 * MIB):
             with self.subTest(merged):
                 snapshot = self.take(self.parent, SHARED_BASE)
@@ -161,11 +168,13 @@ class Memory(Base):
                 then = snapshot.content("pc.ram")
                 self.assertEqual(clone.memory(), then)
                 again = self.take(clone)
-                # All was read, next to nothing was written: zero pages are no content of the clone's own.
-                self.assertLess(again.block("pc.ram").folded, MIB)
+                folded.append(again.block("pc.ram").folded)
                 late = self.lazy(again, memtap, layers=again, flags=0)
                 self.assertEqual(late.memory(), then)
                 self.assertIsNone(memtap.failure)
+        # All was read, next to nothing was written: zero pages are no content of the clone's own.
+        self.need_shared_zero_page()
+        self.assertLess(max(folded), MIB)
 
     def test_snapshot_waits_for_nobody(self):
         """While nobody answers, a clone that waits for no page can be forked: gaps in what it wrote are not fetched."""
