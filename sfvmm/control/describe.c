@@ -126,6 +126,7 @@ JsonObject *sf_describe_ticket(SfHostTicket *ticket)
     json_object_set_int_member(object, "created", ticket->grant->created * NS_PER_US);
     json_object_set_string_member(object, "origin", ticket->grant->origin ? ticket->grant->origin : "");
     json_object_set_array_member(object, "places", describe_places(ticket));
+    json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->grant->avoid));
     if (ticket->fork) {
         sf_fork_describe(ticket->fork, object);
     } else {

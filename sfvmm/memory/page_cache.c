@@ -137,7 +137,17 @@ static gboolean set_present(SfCachedBlock *block, const GArray *runs, GError **e
     return block->present >= 0 && set_mapped(block, extents, error);
 }
 
-static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, GError **error)
+/* All of a block, as if the VM had used it. */
+static gboolean set_all_present(SfCachedBlock *block, GError **error)
+{
+    g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
+    SfRun all = { .offset = 0, .length = block->length };
+
+    g_array_append_val(runs, all);
+    return set_present(block, runs, error);
+}
+
+static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, guint avoid, GError **error)
 {
     if (strlen(spec->id) == 0 || strlen(spec->id) >= sizeof(block->id) || spec->length == 0 ||
         spec->length % SF_PAGE_SIZE || spec->length > SF_QC_MAX_LENGTH) {
@@ -154,10 +164,10 @@ static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, 
     if (block->memory_ro < 0) {
         return fail_errno(error, spec->id, "it can't be opened read-only");
     }
-    return set_present(block, spec->present, error);
+    return avoid & SF_AVOID_FREE ? set_present(block, spec->present, error) : set_all_present(block, error);
 }
 
-SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, GError **error)
+SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, guint avoid, GError **error)
 {
     g_autoptr(SfPageCache) cache = NULL;
 
@@ -166,8 +176,9 @@ SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, 
         return NULL;
     }
     cache = cache_new(n_blocks);
+    cache->avoid = avoid;
     for (guint i = 0; i < n_blocks; i++) {
-        if (!fill_block(&cache->blocks[i], &blocks[i], error)) {
+        if (!fill_block(&cache->blocks[i], &blocks[i], avoid, error)) {
             return NULL;
         }
     }
@@ -197,6 +208,7 @@ SfPageCache *sf_page_cache_new_from_fds(const SfCachedBlock *blocks, guint n_blo
 {
     g_autoptr(SfPageCache) cache = cache_new(n_blocks);
 
+    cache->avoid = SF_AVOID_ALL;
     for (guint i = 0; i < n_blocks; i++) {
         SfCachedBlock *block = &cache->blocks[i];
         memcpy(block->id, blocks[i].id, sizeof(block->id));

@@ -16,6 +16,7 @@
 #define SF_PAGE_CACHE_H
 
 #include <glib.h>
+#include "sfvmm/wire/avoid.h"
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_channel.h"
 
@@ -32,6 +33,7 @@ typedef struct {
 
 typedef struct {
     int refs;
+    guint avoid; /* SF_AVOID_*: of its clones that are mapped from now on */
     guint n_blocks;
     SfCachedBlock blocks[SF_QC_MAX_BLOCKS];
 } SfPageCache;
@@ -43,12 +45,15 @@ typedef struct {
     const GArray *present;
 } SfCachedBlockSpec;
 
-/* Empty memfds for these blocks. NULL + error: too many blocks, bad runs, no more memory or descriptors. */
-SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, GError **error);
+/*
+ * Empty memfds for these blocks. avoid: SF_AVOID_*; without FREE all of each block counts as present. NULL + error: too
+ * many blocks, bad runs, no more memory or descriptors.
+ */
+SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, guint avoid, GError **error);
 
 /*
  * From descriptors that another process kept (a pager, after a restart of sfvmmd): fills blocks whose ids and lengths
- * are given; takes memory and present in every case. NULL + error if they are not what they should be.
+ * are given, and avoids all; takes memory and present in every case. NULL + error if they are not what they should be.
  */
 SfPageCache *sf_page_cache_new_from_fds(const SfCachedBlock *blocks, guint n_blocks, GError **error);
 
