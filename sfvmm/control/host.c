@@ -750,10 +750,11 @@ static gboolean on_release_idle(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+/* Before any more requests are read: who was told that a ticket has been joined finds it no more. */
 void sf_host_release_ticket_later(SfHostTicket *ticket)
 {
     if (!ticket->expiry) {
-        ticket->expiry = g_idle_add(on_release_idle, ticket);
+        ticket->expiry = g_idle_add_full(G_PRIORITY_HIGH, on_release_idle, ticket, NULL);
     }
 }
 
