@@ -450,7 +450,8 @@ static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
                   error->message);
     }
     reserve_review(ticket);
-    if (ticket->borrow->waiting->len == 0) {
+    ticket = call_ticket(call); /* a ticket that no host takes has been released by that */
+    if (!ticket || ticket->borrow->waiting->len == 0) {
         return;
     }
     if (server) {
