@@ -5,7 +5,8 @@
 # command is printed. Debian 12's meson is too old for QEMU 10: there meson and pycotap come from -backports.
 
 packages_build=(gcc libc6-dev make ninja-build meson ccache pkg-config git patch xz-utils libglib2.0-dev
-    libjson-glib-dev libfdt-dev libgnutls28-dev libnbd-dev liblz4-dev libzstd-dev zlib1g-dev)
+    libjson-glib-dev libfdt-dev libgnutls28-dev libnbd-dev liblz4-dev libzstd-dev zlib1g-dev libnl-route-3-dev
+    libnftables-dev)
 packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev libslirp-dev
     liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev libgnutls28-dev)
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring iproute2 util-linux)

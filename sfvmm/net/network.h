@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SfNetwork: the network of one cluster on this host. A namespace of its own, with a bridge that the taps of VMs are
+ * put on, one by one, when they may talk; and, if the policy allows anything outside, a cable to the host with NAT.
+ *
+ *     sf_network_new() --> sf_network_open_tap() --> sf_network_admit() --> sf_network_dismiss() --> sf_network_free()
+ *                                  a VM is started        it has its own          it has ended
+ *                                                         MAC and address
+ *
+ * Any number of clusters may have the same addresses. Addresses are IPv4 in host byte order. Main thread only; each
+ * call is done when it returns. CAP_NET_ADMIN and CAP_SYS_ADMIN are needed.
+ */
+#ifndef SF_NETWORK_H
+#define SF_NETWORK_H
+
+#include <gio/gio.h>
+#include "sfvmm/net/rules.h"
+
+#define SF_NET_MTU 1450u /* leaves room for VXLAN in Ethernet's 1500: a cluster may come to span hosts */
+
+typedef struct {
+    const char *name;      /* of the cluster, for messages */
+    guint32 address;       /* of its first VM */
+    guint prefix;          /* of its subnet; the gateway is the last address of it */
+    const GArray *outside; /* of SfNetRule (policy.h); copied. NULL: nothing is reachable outside */
+    guint32 links;         /* addresses of the cables between clusters and this host: a network of `links_prefix`, two
+                              for each cluster, of no meaning elsewhere */
+    guint links_prefix;
+    guint64 rate; /* bytes/s of each member in each direction; 0: no limit */
+} SfNetworkOptions;
+
+typedef struct SfNetwork SfNetwork;
+
+/* NULL + error: nothing is left of the attempt. */
+SfNetwork *sf_network_new(const SfNetworkOptions *options, GError **error);
+
+/*
+ * After a restart of sfvmmd: the network that a VM's tap is in, with the cable that it has. Its members are not known:
+ * admit() each, then settle(), from which on no other passes. Those who stay notice nothing.
+ */
+SfNetwork *sf_network_adopt(const SfNetworkOptions *options, int tap, GError **error);
+gboolean sf_network_settle(SfNetwork *network, GError **error);
+
+/* All of it goes; taps that QEMUs still hold stay in a namespace that nothing else is in. */
+void sf_network_free(SfNetwork *network);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfNetwork, sf_network_free)
+
+/* After adoption the object goes, but not what it stands for: sfvmmd ends, VMs go on. */
+void sf_network_leave(SfNetwork *network);
+
+/*
+ * A tap for a QEMU, which goes with it. It reaches nothing. Returns its descriptor, for the caller to close, and the
+ * name of the device, to be freed; -1 + error.
+ */
+int sf_network_open_tap(SfNetwork *network, char **device, GError **error);
+
+/* A VM whose guest has its own MAC and address by now: it may talk, as these only. */
+gboolean sf_network_admit(SfNetwork *network, const char *device, const guint8 *mac, guint32 address, GError **error);
+
+/* It has ended. Unknown devices are no error. */
+void sf_network_dismiss(SfNetwork *network, const char *device);
+
+/* Where members send what is not for the cluster; 0: nothing is reachable outside. */
+guint32 sf_network_gateway(const SfNetwork *network);
+int sf_network_netns(const SfNetwork *network); /* not owned by the caller */
+
+/* The addresses of a subnet that VMs can have: without its first and last one and the gateway. */
+gboolean sf_network_address_is_usable(guint32 address, guint prefix);
+
+/* Removes filters of this host whose clusters are gone: a killed sfvmmd left them. */
+void sf_network_sweep(void);
+
+#endif

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Clusters with real frames: who reaches whom, what is refused, and that nothing is left. */
+#include <arpa/inet.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "lab.h"
+#include "sfvmm/net/link.h"
+#include "sfvmm/net/netns.h"
+#include "sfvmm/net/nft.h"
+#include "sfvmm/net/policy.h"
+
+#define SUBNET  0x0a4d0000u /* 10.77.0.0/16 */
+#define PARENT  (SUBNET + 1)
+#define GATEWAY (SUBNET + 0xfffe)
+#define SOON    2000 /* ms: bound for what comes */
+#define NEVER   150  /* ms: what has not come by then is taken not to come */
+
+static const guint8 everyone[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+
+static SfNetwork *make_network(const char *const *rules, guint64 rate)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
+    SfNetworkOptions options = { "test", PARENT, 16, outside, LAB_LINKS, 16, rate };
+    SfNetwork *network;
+
+    g_assert_no_error(error);
+    network = sf_network_new(&options, &error);
+    g_assert_no_error(error);
+    return network;
+}
+
+static gboolean gets(const LabMember *member, const char *text, int ms)
+{
+    return lab_receive(member, text, strlen(text), ms, NULL);
+}
+
+static void say(const LabMember *from, const LabMember *to, const char *text)
+{
+    LabFrame frame;
+
+    lab_udp(&frame, to->mac, from->mac, from->address, to->address, 1000, 2000, text);
+    lab_send(from, &frame);
+}
+
+/* Members reach each other from their admission to their dismissal, and not before or after. */
+static void test_members(void)
+{
+    g_autoptr(SfNetwork) network = make_network(NULL, 0);
+    g_autoptr(GError) error = NULL;
+    LabMember a, b, c;
+
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    lab_join(&c, network, PARENT + 2, FALSE);
+    g_assert_cmpuint(sf_network_gateway(network), ==, 0);
+    say(&a, &b, "hello b");
+    g_assert_true(gets(&b, "hello b", SOON));
+    say(&b, &a, "hello a");
+    g_assert_true(gets(&a, "hello a", SOON));
+    say(&c, &a, "too early");
+    say(&a, &c, "too early");
+    g_assert_false(gets(&a, "too early", NEVER));
+    g_assert_false(gets(&c, "too early", NEVER));
+    sf_network_admit(network, c.device, c.mac, c.address, &error);
+    g_assert_no_error(error);
+    say(&c, &a, "now");
+    g_assert_true(gets(&a, "now", SOON));
+    sf_network_dismiss(network, c.device);
+    say(&c, &a, "too late");
+    g_assert_false(gets(&a, "too late", NEVER));
+    lab_leave(&a, network);
+    lab_leave(&b, network);
+    lab_leave(&c, NULL);
+}
+
+/* Two clusters with the same addresses at the same time, each with a policy: no frame of one gets to the other. */
+static void test_apart(void)
+{
+    static const char *const rules[] = { "0.0.0.0/0", NULL };
+    g_autoptr(SfNetwork) red = make_network(rules, 0), blue = make_network(rules, 0);
+    LabMember a, b, c, d;
+    LabFrame frame;
+
+    lab_join(&a, red, PARENT, TRUE);
+    lab_join(&b, red, PARENT + 1, TRUE);
+    lab_join(&c, blue, PARENT, TRUE);
+    lab_join(&d, blue, PARENT + 1, TRUE);
+    say(&a, &b, "red to red");
+    say(&c, &d, "blue to blue");
+    g_assert_true(gets(&b, "red to red", SOON));
+    g_assert_true(gets(&d, "blue to blue", SOON));
+    lab_udp(&frame, everyone, a.mac, a.address, 0xffffffff, 1, 2, "red to all");
+    lab_send(&a, &frame);
+    g_assert_true(gets(&b, "red to all", SOON));
+    g_assert_false(gets(&d, "red", NEVER));
+    g_assert_false(gets(&c, "red", NEVER));
+    lab_leave(&a, red);
+    lab_leave(&b, red);
+    lab_leave(&c, blue);
+    lab_leave(&d, blue);
+}
+
+static void expect_refused(const LabMember *from, const LabMember *to, const LabFrame *frame, const void *mark,
+                           gsize length)
+{
+    lab_drain(to);
+    lab_send(from, frame);
+    g_assert_false(lab_receive(to, mark, length, NEVER, NULL));
+}
+
+/* Forged MACs, addresses, ARP, IPv6, and what would make a member a router or a DHCP server. */
+static void test_spoofing(void)
+{
+    g_autoptr(SfNetwork) network = make_network(NULL, 0);
+    const guint8 own6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0x5f, 0x0a, 0xff, 0xfe, 0x4d, 0, 2 };
+    const guint8 others6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0x5f, 0x0a, 0xff, 0xfe, 0x4d, 0, 1 };
+    LabMember a, b;
+    LabFrame frame;
+
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    lab_udp(&frame, a.mac, a.mac, b.address, a.address, 1, 2, "forged MAC");
+    expect_refused(&b, &a, &frame, "forged", 6);
+    lab_udp(&frame, a.mac, b.mac, PARENT + 7, a.address, 1, 2, "forged address");
+    expect_refused(&b, &a, &frame, "forged", 6);
+    lab_udp(&frame, a.mac, b.mac, b.address, a.address, 67, 68, "forged DHCP");
+    expect_refused(&b, &a, &frame, "forged", 6);
+    lab_arp(&frame, &b, b.mac, PARENT, PARENT);
+    expect_refused(&b, &a, &frame, b.mac, 6);
+    lab_arp(&frame, &b, a.mac, b.address, PARENT);
+    expect_refused(&b, &a, &frame, b.mac, 6);
+    lab_ipv6(&frame, b.mac, others6, 58, 136);
+    expect_refused(&b, &a, &frame, others6, 16);
+    lab_ipv6(&frame, b.mac, own6, 58, 134);
+    expect_refused(&b, &a, &frame, own6, 16);
+    lab_ethernet(&frame, a.mac, b.mac, 0x8100); /* a VLAN tag */
+    memcpy(frame.bytes + frame.length, "\x00\x01\x08\x00 forged", 12);
+    frame.length = 60;
+    expect_refused(&b, &a, &frame, "forged", 6);
+
+    lab_arp(&frame, &b, b.mac, b.address, PARENT); /* and the same, honestly */
+    lab_send(&b, &frame);
+    g_assert_true(lab_receive(&a, b.mac, 6, SOON, NULL));
+    lab_ipv6(&frame, b.mac, own6, 58, 136);
+    lab_send(&b, &frame);
+    g_assert_true(lab_receive(&a, own6, 16, SOON, NULL));
+    lab_leave(&a, network);
+    lab_leave(&b, network);
+}
+
+/* The MAC that the gateway has, by asking as a guest does. */
+static void find_gateway(const LabMember *member, guint8 *mac)
+{
+    LabFrame frame;
+    guint32 network = htonl(GATEWAY);
+
+    lab_arp(&frame, member, member->mac, member->address, GATEWAY);
+    lab_send(member, &frame);
+    g_assert_true(lab_receive(member, &network, sizeof(network), SOON, &frame));
+    memcpy(mac, frame.bytes + 22, 6);
+}
+
+static gboolean outside_gets(int socket, const char *text, int ms, struct sockaddr_in *from)
+{
+    struct pollfd look = { .fd = socket, .events = POLLIN };
+    socklen_t size = sizeof(*from);
+    char got[64];
+    gssize n;
+
+    if (poll(&look, 1, ms) <= 0) {
+        return FALSE;
+    }
+    n = recvfrom(socket, got, sizeof(got), 0, (struct sockaddr *)from, &size);
+    g_assert_cmpint(n, ==, (gssize)strlen(text));
+    g_assert_cmpint(memcmp(got, text, n), ==, 0);
+    return TRUE;
+}
+
+static void send_out(const LabMember *from, const guint8 *gateway, guint32 target, guint16 port, const char *text)
+{
+    LabFrame frame;
+
+    lab_udp(&frame, gateway, from->mac, from->address, target, 1234, port, text);
+    lab_send(from, &frame);
+}
+
+/* What the policy allows passes both ways, with the host's address; nothing else does. */
+static void test_outside(void)
+{
+    static const char *const rules[] = { "192.0.2.9 udp 53", "192.0.2.1", "198.18.0.0/15", NULL };
+    g_autoptr(SfNetwork) network = make_network(rules, 0), other = make_network(rules, 0);
+    int allowed = lab_outside_socket(SOCK_DGRAM, 53), refused = lab_outside_socket(SOCK_DGRAM, 54);
+    int own = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in from, here = { .sin_family = AF_INET, .sin_port = htons(53) };
+    guint8 gateway[6];
+    LabMember a;
+
+    g_assert_cmpint(bind(own, (struct sockaddr *)&here, sizeof(here)), ==, 0);
+    g_assert_cmpuint(sf_network_gateway(network), ==, GATEWAY);
+    lab_join(&a, network, PARENT, TRUE);
+    find_gateway(&a, gateway);
+    send_out(&a, gateway, LAB_OUTSIDE, 53, "question");
+    g_assert_true(outside_gets(allowed, "question", SOON, &from));
+    g_assert_cmpuint(ntohl(from.sin_addr.s_addr), ==, LAB_HOST);
+    g_assert_cmpint(sendto(allowed, "answer", 6, 0, (struct sockaddr *)&from, sizeof(from)), ==, 6);
+    g_assert_true(gets(&a, "answer", SOON));
+
+    send_out(&a, gateway, LAB_OUTSIDE, 54, "no rule");
+    g_assert_false(outside_gets(refused, "no rule", NEVER, &from));
+    send_out(&a, gateway, LAB_HOST, 53, "host");  /* though a rule names it */
+    send_out(&a, gateway, LAB_LINKS, 53, "host"); /* its ends of the cables */
+    send_out(&a, gateway, LAB_LINKS + 2, 53, "host");
+    g_assert_false(outside_gets(own, "host", NEVER, &from));
+    send_out(&a, gateway, GATEWAY, 53, "gateway");
+    send_out(&a, gateway, LAB_LINKS + 3, 53, "other cluster");
+    g_assert_false(gets(&a, "nothing comes back", NEVER));
+    lab_leave(&a, network);
+    close(allowed);
+    close(refused);
+    close(own);
+}
+
+/* A refused TCP connection fails at once. */
+static void test_refused_at_once(void)
+{
+    static const char *const rules[] = { "192.0.2.9 tcp 80", NULL };
+    g_autoptr(SfNetwork) network = make_network(rules, 0);
+    guint8 gateway[6];
+    LabMember a;
+    LabFrame frame;
+
+    lab_join(&a, network, PARENT, TRUE);
+    find_gateway(&a, gateway);
+    lab_tcp_syn(&frame, gateway, a.mac, a.address, LAB_OUTSIDE, 81);
+    lab_send(&a, &frame);
+    g_assert_true(lab_receive(&a, "\x50\x14", 2, SOON, &frame)); /* RST, ACK */
+    lab_leave(&a, network);
+}
+
+static guint count_frames(const LabMember *member, const char *text)
+{
+    guint count = 0;
+
+    while (gets(member, text, NEVER)) {
+        count++;
+    }
+    return count;
+}
+
+/* Who floods all, or has a limit, loses what is too much. */
+static void test_floods(void)
+{
+    g_autoptr(SfNetwork) network = make_network(NULL, 20000);
+    LabMember a, b;
+    LabFrame frame;
+    char text[1001] = { 0 };
+    guint arrived;
+
+    memset(text, 'x', sizeof(text) - 1);
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    for (guint i = 0; i < 400; i++) {
+        say(&a, &b, text);
+    }
+    arrived = count_frames(&b, "xxxxx");
+    g_assert_cmpuint(arrived, >, 0);
+    g_assert_cmpuint(arrived, <, 200); /* 64 KiB at once, and some more while it was sent */
+    lab_leave(&b, network);
+    lab_leave(&a, network);
+    g_clear_pointer(&network, sf_network_free);
+
+    network = make_network(NULL, 0);
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    lab_udp(&frame, everyone, a.mac, a.address, 0xffffffff, 1, 2, "storm");
+    for (guint i = 0; i < 20000; i++) {
+        lab_send(&a, &frame);
+        if (i % 256 == 0) {
+            lab_drain(&b);
+        }
+    }
+    say(&a, &b, "still there");
+    g_assert_true(gets(&b, "still there", SOON));
+    lab_leave(&b, network);
+    lab_leave(&a, network);
+}
+
+/* A later sfvmmd finds the network by a tap; a connection that passes goes on, who is not admitted again does not. */
+static void test_adopted(void)
+{
+    static const char *const rules[] = { "192.0.2.9 udp 53", NULL };
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
+    SfNetworkOptions options = { "test", PARENT, 16, outside, LAB_LINKS, 16, 0 };
+    SfNetwork *network = make_network(rules, 0);
+    int service = lab_outside_socket(SOCK_DGRAM, 53);
+    struct sockaddr_in from;
+    guint8 gateway[6];
+    LabMember a, b, c;
+
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    sf_network_leave(network);
+    network = sf_network_adopt(&options, a.tap, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(sf_network_gateway(network), ==, GATEWAY);
+    say(&b, &a, "not settled");
+    g_assert_true(gets(&a, "not settled", SOON));
+    sf_network_admit(network, a.device, a.mac, a.address, &error);
+    g_assert_no_error(error);
+    g_assert_true(sf_network_settle(network, &error));
+    g_assert_no_error(error);
+    say(&b, &a, "not admitted");
+    g_assert_false(gets(&a, "not admitted", NEVER));
+    lab_join(&c, network, PARENT + 2, TRUE); /* its tap's name is a new one */
+    say(&c, &a, "new");
+    g_assert_true(gets(&a, "new", SOON));
+    find_gateway(&a, gateway);
+    send_out(&a, gateway, LAB_OUTSIDE, 53, "question");
+    g_assert_true(outside_gets(service, "question", SOON, &from));
+    lab_leave(&a, network);
+    lab_leave(&b, network);
+    lab_leave(&c, network);
+    sf_network_free(network);
+    g_assert_cmpuint(lab_count("sfn"), ==, 0);
+    close(service);
+}
+
+/* Many cycles, and one whose daemon was killed: nothing is left. */
+static void test_nothing_left(void)
+{
+    static const char *const rules[] = { "192.0.2.9", NULL };
+    g_autoptr(GError) error = NULL;
+    SfNetwork *network;
+    LabMember a;
+
+    for (guint i = 0; i < 20; i++) {
+        network = make_network(rules, 1000000);
+        lab_join(&a, network, PARENT, TRUE);
+        g_assert_cmpuint(lab_count("sfn"), ==, 2); /* a device and a table */
+        lab_leave(&a, network);
+        sf_network_free(network);
+        g_assert_cmpuint(lab_count("sfn"), ==, 0);
+    }
+    network = make_network(rules, 0);
+    lab_join(&a, network, PARENT, TRUE);
+    sf_network_leave(network);
+    g_assert_cmpuint(lab_count("sfn"), ==, 2);
+    sf_network_sweep();
+    g_assert_cmpuint(lab_count("sfn"), ==, 2); /* a VM runs in it */
+    lab_leave(&a, NULL);
+    for (guint i = 0; lab_count("sfn") > 1 && i < SOON; i++) {
+        g_usleep(1000); /* the kernel ends a namespace in the background */
+    }
+    sf_network_sweep();
+    g_assert_cmpuint(lab_count("sfn"), ==, 0);
+}
+
+static void test_host_must_forward(void)
+{
+    static const char *const rules[] = { "192.0.2.9", NULL };
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
+    SfNetworkOptions options = { "web", PARENT, 16, outside, LAB_LINKS, 16, 0 };
+    g_autoptr(SfLinks) host = sf_links_new(-1, &error);
+
+    g_assert_true(sf_links_sysctl(host, "net/ipv4/ip_forward", "0", &error));
+    g_assert_null(sf_network_new(&options, &error));
+    g_assert_nonnull(strstr(error->message, "web"));
+    g_assert_nonnull(strstr(error->message, "ip_forward"));
+    g_assert_cmpuint(lab_count("sfn"), ==, 0);
+    g_assert_true(sf_links_sysctl(host, "net/ipv4/ip_forward", "1", NULL));
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    if (!lab_open()) {
+        return 0;
+    }
+    g_test_add_func("/net/network/members", test_members);
+    g_test_add_func("/net/network/apart", test_apart);
+    g_test_add_func("/net/network/spoofing", test_spoofing);
+    g_test_add_func("/net/network/outside", test_outside);
+    g_test_add_func("/net/network/refused-at-once", test_refused_at_once);
+    g_test_add_func("/net/network/floods", test_floods);
+    g_test_add_func("/net/network/adopted", test_adopted);
+    g_test_add_func("/net/network/nothing-left", test_nothing_left);
+    g_test_add_func("/net/network/host-must-forward", test_host_must_forward);
+    return g_test_run();
+}
