@@ -5,17 +5,19 @@
  *     program --.                       .-- HELLO, replies, IDENTITY
  *     program ---+-- slots.c -- agent.c --- port.c --- virtio-serial --- sfvmmd
  *     program --'                  |
- *                             identity.c, hooks.c
+ *                             identity.c, hooks.c, network.c, names.c
  *
  * It does two things. Programs ask over a unix socket, one packet a request; the agent passes requests to the host and
  * answers back, and keeps each until it is answered, so that a restart of sfvmmd is not seen by programs. And when this
  * VM turns out to be a clone (IDENTITY arrives) it makes the VM a thing of its own before any program learns of it:
  *
- *     idle --IDENTITY--> random numbers, clock, hostname --> hooks, one by one --> file `clone`
+ *     idle --IDENTITY--> random numbers, clock, hostname, addresses --> hooks, one by one --> file `clone`
  *                               |                                |                  |
  *                               +--- failed: ERROR to the host --+     IDENTITY|REPLY to the host, id to the
  *                                    (which ends this VM);             program that waits in sf_clone(),
  *                                    programs stay blocked             ECHILD to all others that wait
+ *
+ * With a cluster network, programs of a clone wait for LINK too: the host gives the link only after that reply.
  *
  * One thread, one poll(). The host comes first in each turn, then hooks, then programs. From IDENTITY to the answers
  * nothing sleeps, allocates or asks a name service. Requests that came before IDENTITY are the parent's ("foreign")
@@ -47,6 +49,7 @@
 
 #define RUN_DIR          "/run/snowflock"
 #define HOOK_DIR         "/etc/snowflock/clone.d"
+#define NAMES_FILE       "/etc/hosts"
 #define GROUP            "snowflock"
 #define SOCKET_MODE      0660
 #define HOOK_TIMEOUT_MS  10000
@@ -68,6 +71,9 @@ struct agent {
     struct port port;
     struct slots slots;
     struct identity identity;
+    struct network network;
+    uint32_t network_request;       /* 0: no NETWORK waits for its answer */
+    uint32_t link_request;          /* the same of LINK */
     uint32_t identity_request;      /* 0: no IDENTITY waits for its answer */
     uint32_t identity_asked;        /* the last one of this connection of the host; 0: none */
     bool programs_wait;             /* the clone's programs do not know yet */
@@ -141,6 +147,7 @@ static void on_hello(const struct sf_gp_header *header, const uint8_t *payload)
         port_restart_output(&agent.port);
         slots_unsend(&agent.slots);
         agent.identity_request = agent.identity_asked;
+        agent.network_request = agent.link_request = 0; /* a new host says both again */
     }
     agent.had_hello = true;
     agent.nonce = hello.nonce;
@@ -168,7 +175,7 @@ static void answer_identity(void)
 static void on_identity(const struct sf_gp_header *header, const uint8_t *payload)
 {
     struct sf_gp_identity value;
-    bool ok = sf_gp_identity_parse(&value, payload, header->length);
+    bool ok = sf_gp_identity_parse(&value, payload, header->length), with_network;
 
     port_wipe_message(&agent.port, header->length);
     if (!ok) {
@@ -181,6 +188,9 @@ static void on_identity(const struct sf_gp_header *header, const uint8_t *payloa
         return;
     }
     agent.identity_request = agent.identity_asked = header->request;
+    with_network = agent.network.fresh && agent.network.value.ticket == value.ticket &&
+                   agent.network.value.id == value.id && !(agent.options.skip & AGENT_SKIP_NETWORK);
+    agent.network.fresh = false;
     if (agent.identity.state != IDENTITY_NONE && agent.identity.value.ticket == value.ticket &&
         agent.identity.value.id == value.id) {
         explicit_bzero(value.seed, sizeof(value.seed)); /* said again after a reconnection */
@@ -188,7 +198,34 @@ static void on_identity(const struct sf_gp_header *header, const uint8_t *payloa
     }
     slots_fork(&agent.slots);
     agent.programs_wait = true;
+    agent.network.link_due = with_network;
+    agent.identity.network = with_network ? &agent.network : NULL;
     identity_begin(&agent.identity, &value);
+}
+
+static void on_network(const struct sf_gp_header *header, const uint8_t *payload)
+{
+    struct sf_gp_network value;
+
+    if (!sf_gp_network_parse(&value, payload, header->length)) {
+        agent_log(LOG_WARNING, "the host's NETWORK is malformed"); /* not answered: no link then, the same as unknown */
+        return;
+    }
+    agent.network_request = header->request;
+    if (agent.options.skip & AGENT_SKIP_NETWORK) {
+        agent.network.value = value; /* programs may ask for it all the same */
+    } else {
+        network_told(&agent.network, &value);
+    }
+}
+
+static void on_link(const struct sf_gp_header *header)
+{
+    agent.link_request = header->request;
+    if (agent.network.link_due && agent.identity.state == IDENTITY_DONE) {
+        agent.network.link_due = false;
+        network_announce(&agent.network);
+    }
 }
 
 static void on_message(void *opaque, const struct sf_gp_header *header, const uint8_t *payload)
@@ -200,12 +237,26 @@ static void on_message(void *opaque, const struct sf_gp_header *header, const ui
     case SF_GP_IDENTITY:
         on_identity(header, payload);
         break;
+    case SF_GP_NETWORK:
+        on_network(header, payload);
+        break;
+    case SF_GP_LINK:
+        on_link(header);
+        break;
     default:
         if (header->type & SF_GP_REPLY) {
             slots_answer(&agent.slots, header, payload);
         } else {
             agent_log(LOG_WARNING, "the host sent message %u, which this agent does not know", header->type);
         }
+    }
+}
+
+/* An empty answer that is due; tried again when there is room. */
+static void answer_due(uint8_t type, uint32_t *request)
+{
+    if (*request != 0 && port_put(&agent.port, type | SF_GP_REPLY, *request, NULL, 0)) {
+        *request = 0;
     }
 }
 
@@ -229,11 +280,13 @@ static void pump(void)
     if (agent.hello_due) {
         answer_hello();
     }
+    answer_due(SF_GP_NETWORK, &agent.network_request);
     if (agent.identity_request != 0 && (state == IDENTITY_DONE || state == IDENTITY_FAILED)) {
         answer_identity();
     }
+    answer_due(SF_GP_LINK, &agent.link_request);
     port_flush(&agent.port);
-    if (agent.programs_wait && state == IDENTITY_DONE) {
+    if (agent.programs_wait && state == IDENTITY_DONE && !agent.network.link_due) {
         agent.programs_wait = false;
         slots_forked(&agent.slots, agent.identity.value.clone_request);
         agent.announce = true;
@@ -364,7 +417,8 @@ static void on_signal(void)
 static int next_timeout(void)
 {
     int hook = identity_timeout_ms(&agent.identity);
-    int other = agent.announce ? IDLE_MS : agent.port.connected ? -1 : AGENT_RETRY_MS;
+    bool retry = !agent.port.connected || network_wants_retry(&agent.network);
+    int other = agent.announce ? IDLE_MS : retry ? AGENT_RETRY_MS : -1;
 
     return hook < 0 ? other : other < 0 || hook < other ? hook : other;
 }
@@ -442,6 +496,9 @@ static void run(void)
         if (ready == 0 && agent.announce) {
             announce();
         }
+        if (ready == 0 && network_wants_retry(&agent.network)) {
+            network_retry(&agent.network);
+        }
         turn(polls, count);
     }
 }
@@ -457,10 +514,12 @@ static void usage(FILE *out)
           "  --socket PATH        where programs ask (default: " SF_GP_SOCKET ")\n"
           "  --run-dir DIR        for the file `clone` and the lock (default: " RUN_DIR ")\n"
           "  --hooks DIR          run in each clone (default: " HOOK_DIR ")\n"
+          "  --names FILE         of the cluster's members (default: " NAMES_FILE ")\n"
           "  --hook-timeout MS    that one hook may take (default: 10000)\n"
           "  --group NAME         whose members may use the socket (default: " GROUP ")\n"
           "  --mode OCTAL         mode of the socket (default: 0660)\n"
-          "  --skip LIST          steps not to do in a clone, of rng,clock,hostname,hooks: for containers and tests\n"
+          "  --skip LIST          steps not to do in a clone, of rng,clock,hostname,hooks,network: for containers,\n"
+          "                       and for tests\n"
           "  --syslog             log to syslog instead of standard error\n"
           "  --verbose            log more\n"
           "  --version, --help\n",
@@ -475,7 +534,8 @@ static bool parse_skip(const char *list, unsigned *skip)
     } steps[] = { { "rng", AGENT_SKIP_RNG },
                   { "clock", AGENT_SKIP_CLOCK },
                   { "hostname", AGENT_SKIP_HOSTNAME },
-                  { "hooks", AGENT_SKIP_HOOKS } };
+                  { "hooks", AGENT_SKIP_HOOKS },
+                  { "network", AGENT_SKIP_NETWORK } };
 
     while (*list != '\0') {
         size_t length = strcspn(list, ","), i;
@@ -506,12 +566,13 @@ static bool parse_number(const char *text, int base, unsigned long max, unsigned
 /* -1: go on; else the exit status. */
 static int parse_options(int argc, char **argv)
 {
-    enum { PORT = 1, SOCKET, RUN, HOOKS, HOOK_TIMEOUT, GROUP_NAME, MODE, SKIP, SYSLOG, VERBOSE, VERSION, HELP };
+    enum { PORT = 1, SOCKET, RUN, HOOKS, NAMES, HOOK_TIMEOUT, GROUP_NAME, MODE, SKIP, SYSLOG, VERBOSE, VERSION, HELP };
     static const struct option options[] = {
         { "port", required_argument, NULL, PORT },
         { "socket", required_argument, NULL, SOCKET },
         { "run-dir", required_argument, NULL, RUN },
         { "hooks", required_argument, NULL, HOOKS },
+        { "names", required_argument, NULL, NAMES },
         { "hook-timeout", required_argument, NULL, HOOK_TIMEOUT },
         { "group", required_argument, NULL, GROUP_NAME },
         { "mode", required_argument, NULL, MODE },
@@ -526,8 +587,8 @@ static int parse_options(int argc, char **argv)
     unsigned long number = 0;
     int option;
 
-    *o = (struct agent_options){ .socket = SF_GP_SOCKET, .run_dir = RUN_DIR, .hooks = HOOK_DIR, .group = GROUP,
-                                 .mode = SOCKET_MODE, .hook_timeout_ms = HOOK_TIMEOUT_MS };
+    *o = (struct agent_options){ .socket = SF_GP_SOCKET, .run_dir = RUN_DIR, .hooks = HOOK_DIR, .names = NAMES_FILE,
+                                 .group = GROUP, .mode = SOCKET_MODE, .hook_timeout_ms = HOOK_TIMEOUT_MS };
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         bool ok = true;
 
@@ -543,6 +604,9 @@ static int parse_options(int argc, char **argv)
             break;
         case HOOKS:
             o->hooks = optarg;
+            break;
+        case NAMES:
+            o->names = optarg;
             break;
         case HOOK_TIMEOUT:
             ok = parse_number(optarg, 10, INT_MAX, &number) && number > 0;
@@ -603,7 +667,8 @@ int main(int argc, char **argv)
     if (!identity_init(&agent.identity, &agent.options)) {
         return EXIT_START;
     }
-    slots_init(&agent.slots, &agent.identity);
+    network_init(&agent.network, agent.options.names);
+    slots_init(&agent.slots, &agent.identity, &agent.network);
     port_try(&agent.port);
     /* Its answer is what sf_clone() waits for in every clone, however busy the VM is. */
     agent.identity.hook_nice = getpriority(PRIO_PROCESS, 0);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "guest-agent/network.h"
 #include "libsf/wire/frame.h"
 #include "libsf/wire/message.h"
 
@@ -20,22 +21,24 @@
 #define AGENT_ARGUMENT_MAX     72       /* payload bytes of every request but SYNC */
 #define AGENT_RETRY_MS         1000     /* how often a port that is missing or has no host is tried again */
 #define AGENT_READ_SIZE        16384
-#define AGENT_CONTROL_SPACE    1024     /* room behind the largest frame for HELLO and IDENTITY replies */
+#define AGENT_CONTROL_SPACE    1024     /* room behind the largest frame for replies to HELLO, NETWORK, IDENTITY */
 
 _Static_assert(SF_GP_CREATE_LENGTH <= AGENT_ARGUMENT_MAX, "the longest request besides SYNC");
-_Static_assert(AGENT_CONTROL_SPACE >= 2 * (SF_GP_HEADER_LENGTH + SF_GP_ERROR_LENGTH + 16), "both replies at once");
+_Static_assert(AGENT_CONTROL_SPACE >= 3 * (SF_GP_HEADER_LENGTH + SF_GP_ERROR_LENGTH + 16), "both replies at once");
 
 /* Steps of becoming a clone that --skip leaves out. */
 #define AGENT_SKIP_RNG         1u
 #define AGENT_SKIP_CLOCK       2u
 #define AGENT_SKIP_HOSTNAME    4u
 #define AGENT_SKIP_HOOKS       8u
+#define AGENT_SKIP_NETWORK     16u
 
 struct agent_options {
     const char *port;           /* NULL: find the virtio-serial port by its name */
     const char *socket;
     const char *run_dir;        /* the file `clone` and the lock */
     const char *hooks;
+    const char *names;          /* file of the cluster's members */
     const char *group;          /* whose members may use the socket */
     mode_t mode;
     unsigned skip;
@@ -89,6 +92,7 @@ enum identity_state {
 
 struct identity {
     const struct agent_options *options;
+    struct network *network;            /* NULL: this VM gets none with its identity */
     enum identity_state state;
     struct sf_gp_identity value;        /* seed wiped */
     struct sf_gp_error error;           /* of IDENTITY_FAILED */
@@ -159,11 +163,12 @@ struct slots {
     uint64_t last_age;
     bool have_port;             /* false: requests for the host fail at once */
     const struct identity *identity;
+    const struct network *network;
     uint8_t sync[SF_GP_SYNC_LENGTH + SF_GP_MAX_CHUNK];
     uint8_t packet[SF_GP_MAX_MESSAGE];
 };
 
-void slots_init(struct slots *slots, const struct identity *identity);
+void slots_init(struct slots *slots, const struct identity *identity, const struct network *network);
 /* May one more program connect? */
 bool slots_room(const struct slots *slots);
 /* Takes the connection over; refuses it politely when its user has too many. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * How a VM becomes a clone: new random numbers, the right time, its own name, the hooks, the file that says so.
+ * How a VM becomes a clone: new random numbers, the right time, its own name and addresses, the hooks, the file that
+ * says so.
  *
  * This stands between the first instruction of a clone and the return of sf_clone(), so it does nothing but the system
  * calls that are the job: no name service, no library that might ask one, files opened at start where possible.
@@ -216,6 +217,7 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
          (skip & AGENT_SKIP_CLOCK || step_clock(value->realtime, error)) &&
          (skip & AGENT_SKIP_HOSTNAME || sethostname(value->hostname, strlen(value->hostname)) == 0 ||
           fail(error, "setting the hostname")) &&
+         (!identity->network || network_become(identity->network, error)) &&
          (skip & AGENT_SKIP_HOOKS || hooks_begin(identity, error));
     explicit_bzero(value->seed, sizeof(value->seed));
     identity->value = *value;

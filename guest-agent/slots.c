@@ -24,10 +24,11 @@
 #include <syslog.h>
 #include <unistd.h>
 
-void slots_init(struct slots *slots, const struct identity *identity)
+void slots_init(struct slots *slots, const struct identity *identity, const struct network *network)
 {
     memset(slots, 0, sizeof(*slots));
     slots->identity = identity;
+    slots->network = network;
     /* The host knows a request by its id: an agent that is started anew must not begin with the ids of the last one. */
     if (getrandom(&slots->last_request, sizeof(slots->last_request), GRND_NONBLOCK) < 0) {
         slots->last_request = (uint32_t)agent_now_ms();
@@ -192,6 +193,17 @@ static void answer_self(struct slots *slots, struct slot *slot)
     slot_send(slots, slot, SF_GP_SELF | SF_GP_REPLY, payload, sf_gp_self_pack(payload, &self));
 }
 
+static void answer_addresses(struct slots *slots, struct slot *slot)
+{
+    uint8_t payload[SF_GP_NETWORK_LENGTH];
+
+    if (slots->network->value.prefix == 0) {
+        slot_error(slots, slot, ENOTCONN, "this VM is in no cluster network: it was not started with one");
+        return;
+    }
+    slot_send(slots, slot, SF_GP_ADDRESSES | SF_GP_REPLY, payload, sf_gp_network_pack(payload, &slots->network->value));
+}
+
 /* Takes SYNC's payload into the one buffer; false: somebody else's is there. */
 static bool take_sync(struct slots *slots, struct slot *slot, const uint8_t *payload, size_t length)
 {
@@ -212,6 +224,10 @@ static void take_request(struct slots *slots, struct slot *slot, uint8_t type, c
     slot->pending = true;
     if (type == SF_GP_SELF) {
         answer_self(slots, slot);
+        return;
+    }
+    if (type == SF_GP_ADDRESSES) {
+        answer_addresses(slots, slot);
         return;
     }
     if (!slots->have_port) {

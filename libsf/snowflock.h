@@ -139,6 +139,17 @@ int sf_id(void);
 /* How many clones were made with this one; 0 in a VM that is no clone; -1: sf-agent cannot be asked. */
 int sf_count(void);
 
+/*
+ * Addresses in the cluster's network: of clone id, of the parent (id 0), of this VM (SF_SELF). Ids are those of the newest
+ * fork that this VM was in, on either side. The text, like "10.77.0.3", is written to buffer (SF_ADDRESS_LENGTH bytes are
+ * enough). sf_parent_address() is sf_address() with id 0. Return 0, or -1 with ENOTCONN where there is no such network,
+ * EINVAL for an id that nobody has, ERANGE when size is too small, ENOSYS when sf-agent is too old to know.
+ */
+#define SF_SELF           (-1)
+#define SF_ADDRESS_LENGTH 64
+int sf_address(int id, char *buffer, size_t size);
+int sf_parent_address(char *buffer, size_t size);
+
 /* "running", "exited", ...; "?" for an unknown state. */
 const char *sf_state_name(int state);
 

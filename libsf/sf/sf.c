@@ -586,6 +586,22 @@ static int run_count(int argc, char **argv)
     return print_number(argc, sf_count());
 }
 
+static int run_address(int argc, char **argv)
+{
+    char address[SF_ADDRESS_LENGTH];
+    unsigned long long id = 0;
+    bool parent = argc == 2 && strcmp(argv[1], "parent") == 0;
+
+    if (argc > 2 || (argc == 2 && !parent && !parse_number(argv[1], 10, SF_MAX_CLONES, &id))) {
+        return bad_usage();
+    }
+    if (sf_address(argc < 2 ? SF_SELF : (int)id, address, sizeof(address)) < 0) {
+        return call_failed();
+    }
+    puts(address);
+    return 0;
+}
+
 static int run_status(int argc, char **argv)
 {
     static const struct option options[] = { { "json", no_argument, NULL, 'j' }, { NULL, 0, NULL, 0 } };
@@ -648,6 +664,7 @@ static const struct command commands[] = {
     { "release", "[TICKET]", "let the host forget the ticket and its results", run_release },
     { "id", "", "print this VM's id: 0 if it is no clone", run_id },
     { "count", "", "print how many clones were made with this one", run_count },
+    { "address", "[ID | parent]", "print this VM's address in its cluster, or that of another member", run_address },
     { "status", "[TICKET] [--json]", "say what this VM is and what its clones do", run_status },
     { "help", "", "print this", run_help },
 };

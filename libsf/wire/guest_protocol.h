@@ -30,6 +30,11 @@
  * What else than the replies to these two comes from a clone before IDENTITY is answered was written by its parent, or
  * is a request that IDENTITY ends: the host drops it. IDENTITY may be repeated; the agent acts on it once.
  *
+ * A VM with a cluster network gets NETWORK: whenever its agent has connected, a parent also before its CLONE is answered,
+ * a clone right before IDENTITY, which then makes the addresses the VM's own too. Programs of that clone are told only
+ * after LINK, which follows the answer to IDENTITY. Where IDENTITY is answered and NETWORK was not, the agent is an old
+ * one; its clone has no link.
+ *
  * A ticket is of use to the VM that it was granted to only. Errors that libsf's manual promises, errno in brackets:
  * unknown or released ticket, or that of another VM, a clone's parent for instance [ECHILD]; it was forked before
  * [EALREADY]; not forked yet, in JOIN and FETCH, or no such clone [EINVAL]; SYNC or EXIT by a VM that is no clone
@@ -68,6 +73,9 @@ struct sf_gp_header {
 #define SF_GP_HELLO          1   /* sf_gp_hello -> sf_gp_hello */
 #define SF_GP_IDENTITY       2   /* sf_gp_identity -> empty, or ERROR: the clone could not be made unique */
 
+#define SF_GP_NETWORK        3   /* sf_gp_network -> empty, or ERROR; an agent that does not know it does not answer */
+#define SF_GP_LINK           4   /* empty -> empty: the clone is on its network now */
+
 /* Guest -> host. */
 #define SF_GP_TICKET         16  /* sf_gp_ticket -> sf_gp_granted */
 #define SF_GP_CLONE          17  /* sf_gp_clone -> sf_gp_cloned (host: to the parent only; agent: to clones) */
@@ -84,6 +92,7 @@ struct sf_gp_header {
 
 /* Program -> agent only. */
 #define SF_GP_SELF           32  /* empty -> sf_gp_self */
+#define SF_GP_ADDRESSES      33  /* empty -> sf_gp_network: the last one that the host sent */
 
 #define SF_GP_REPLY          0x80
 #define SF_GP_ERROR          0xff
@@ -109,6 +118,23 @@ struct sf_gp_identity {
     uint8_t seed[SF_GP_SEED_LEN];     /* for the kernel's RNG; different for every clone */
     char hostname[SF_GP_NAME_LEN];
     char parent[SF_GP_NAME_LEN];      /* the parent's hostname-safe VM name */
+};
+
+/*
+ * IPv4 addresses as numbers, 10.77.0.1 is 0x0a4d0001. The MAC of a member of a cluster is 02:5f and the four bytes of its
+ * address, so it stands in no message (sf_gp_mac_of_address()).
+ */
+struct sf_gp_network {
+    uint64_t ticket;                  /* of the newest fork that this VM was in; 0: of none */
+    uint32_t id;                      /* of this VM in it; 0: its parent */
+    uint32_t count;                   /* clones of it */
+    uint32_t address;                 /* of this VM */
+    uint32_t parent;                  /* of the parent; a clone's NIC has that address until IDENTITY */
+    uint32_t first;                   /* of clone 1; clone i has first + i - 1. 0 without clones */
+    uint32_t gateway;                 /* 0: nothing outside can be reached */
+    uint32_t prefix;                  /* of the subnet, 1..30 */
+    uint32_t zero;
+    char name[SF_GP_NAME_LEN];        /* of the parent's VM; clones are called NAME-i */
 };
 
 struct sf_gp_ticket {

@@ -292,6 +292,62 @@ bool sf_gp_identity_parse(struct sf_gp_identity *value, const uint8_t *payload, 
            is_hostname(value->parent);
 }
 
+size_t sf_gp_network_pack(uint8_t *buf, const struct sf_gp_network *value)
+{
+    uint8_t *at = buf;
+
+    put64(&at, value->ticket);
+    put32(&at, value->id);
+    put32(&at, value->count);
+    put32(&at, value->address);
+    put32(&at, value->parent);
+    put32(&at, value->first);
+    put32(&at, value->gateway);
+    put32(&at, value->prefix);
+    put32(&at, 0);
+    put_text(&at, value->name, SF_GP_NAME_LEN);
+    return (size_t)(at - buf);
+}
+
+#define PREFIX_MAX 30 /* a subnet with two members */
+
+static bool network_is_sound(const struct sf_gp_network *value)
+{
+    bool forked = value->count > 0;
+
+    return value->prefix >= 1 && value->prefix <= PREFIX_MAX && value->address != 0 && value->parent != 0 &&
+           value->id <= value->count && value->count <= SF_GP_MAX_CLONES && forked == (value->ticket != 0) &&
+           forked == (value->first != 0) &&
+           value->address == (value->id > 0 ? value->first + value->id - 1 : value->parent) && is_hostname(value->name);
+}
+
+bool sf_gp_network_parse(struct sf_gp_network *value, const uint8_t *payload, size_t length)
+{
+    struct reader r = reader_of(payload, length, SF_GP_NETWORK_LENGTH);
+
+    value->ticket = get64(&r);
+    value->id = get32(&r);
+    value->count = get32(&r);
+    value->address = get32(&r);
+    value->parent = get32(&r);
+    value->first = get32(&r);
+    value->gateway = get32(&r);
+    value->prefix = get32(&r);
+    get_zero32(&r);
+    value->zero = 0;
+    get_text(&r, value->name, SF_GP_NAME_LEN);
+    return r.ok && network_is_sound(value);
+}
+
+void sf_gp_mac_of_address(uint8_t mac[SF_GP_MAC_LENGTH], uint32_t address)
+{
+    mac[0] = 0x02; /* locally administered */
+    mac[1] = 0x5f; /* "sf", as far as hexadecimal digits go */
+    for (int i = 0; i < 4; i++) {
+        mac[2 + i] = (uint8_t)(address >> (24 - 8 * i));
+    }
+}
+
 size_t sf_gp_ticket_pack(uint8_t *buf, const struct sf_gp_ticket *value)
 {
     uint8_t *at = buf;
@@ -598,6 +654,7 @@ bool sf_gp_request_valid(uint8_t type, const uint8_t *payload, size_t length)
     case SF_GP_CREATE:
         return sf_gp_create_parse(&value.create, payload, length);
     case SF_GP_SELF:
+    case SF_GP_ADDRESSES:
         return length == 0;
     default:
         return false;
@@ -638,6 +695,12 @@ const char *sf_gp_type_name(uint8_t type)
         return "FORGET";
     case SF_GP_SELF:
         return "SELF";
+    case SF_GP_NETWORK:
+        return "NETWORK";
+    case SF_GP_LINK:
+        return "LINK";
+    case SF_GP_ADDRESSES:
+        return "ADDRESSES";
     default:
         return "?";
     }

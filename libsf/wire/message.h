@@ -26,6 +26,7 @@
 #define SF_GP_ERROR_LENGTH       (4 + SF_GP_TEXT_LEN)
 #define SF_GP_HELLO_LENGTH       16
 #define SF_GP_IDENTITY_LENGTH    (32 + SF_GP_SEED_LEN + 2 * SF_GP_NAME_LEN)
+#define SF_GP_NETWORK_LENGTH     (40 + SF_GP_NAME_LEN)
 #define SF_GP_TICKET_LENGTH      8
 #define SF_GP_GRANTED_LENGTH     16
 #define SF_GP_CLONE_LENGTH       8
@@ -57,6 +58,12 @@ bool sf_gp_hello_parse(struct sf_gp_hello *value, const uint8_t *payload, size_t
 /* hostname: letters, digits, '-' and '.', not empty; id 1..count, count <= SF_GP_MAX_CLONES; realtime not 0. */
 size_t sf_gp_identity_pack(uint8_t *buf, const struct sf_gp_identity *value);
 bool sf_gp_identity_parse(struct sf_gp_identity *value, const uint8_t *payload, size_t length);
+/*
+ * name: as IDENTITY's hostname; prefix 1..30; with clones ticket and first are not 0, id <= count, and a clone's address
+ * is first + id - 1; without, all four are 0.
+ */
+size_t sf_gp_network_pack(uint8_t *buf, const struct sf_gp_network *value);
+bool sf_gp_network_parse(struct sf_gp_network *value, const uint8_t *payload, size_t length);
 /* Only the form is checked, not the range of count: an absurd count gets a clear refusal from the host. */
 size_t sf_gp_ticket_pack(uint8_t *buf, const struct sf_gp_ticket *value);
 bool sf_gp_ticket_parse(struct sf_gp_ticket *value, const uint8_t *payload, size_t length);
@@ -105,6 +112,11 @@ const char *sf_gp_type_name(uint8_t type);
 
 /* "running", "exited", ...; "?" for an unknown state. */
 const char *sf_gp_state_name(uint32_t state);
+
+#define SF_GP_MAC_LENGTH 6
+
+/* The MAC of the member of a cluster that has this address. */
+void sf_gp_mac_of_address(uint8_t mac[SF_GP_MAC_LENGTH], uint32_t address);
 
 /* Formats into a NUL-padded text field of size bytes, cleaned as described on top. */
 void sf_gp_text_set(char *text, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));

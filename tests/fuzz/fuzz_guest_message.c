@@ -41,6 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     TRY(error, ERROR);
     TRY(hello, HELLO);
     TRY(identity, IDENTITY);
+    TRY(network, NETWORK);
     TRY(ticket, TICKET);
     TRY(granted, GRANTED);
     TRY(clone, CLONE);

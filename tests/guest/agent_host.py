@@ -18,7 +18,7 @@ import zlib
 
 BOUND = 60  # seconds that anything may take before a test gives up
 
-HELLO, IDENTITY = 1, 2
+HELLO, IDENTITY, NETWORK, LINK = 1, 2, 3, 4
 TICKET, CLONE, SYNC, EXIT, JOIN, FETCH, KILL, RELEASE, SELF = 16, 17, 18, 19, 20, 21, 22, 23, 32
 CHECKPOINT, CREATE, FORGET = 24, 25, 26
 REPLY, ERROR = 0x80, 0xff
@@ -84,6 +84,15 @@ def identity(ticket, ident, count, clone_request=0, request=2, realtime=None, ho
         '<QIIIIQ', ticket, ident, count, clone_request, 0, time.time_ns() if realtime is None else realtime)
         + os.urandom(SEED) + (hostname or 'vm1-%d' % ident).encode().ljust(NAME, b'\0')
         + parent.encode().ljust(NAME, b'\0'))
+
+
+def network(address, ident=0, count=0, ticket=0, parent='10.77.0.1', first='10.77.0.2', gateway='0.0.0.0', prefix=16,
+            request=2, name='vm1'):
+    """NETWORK; addresses are texts."""
+    numbers = [struct.unpack('>I', socket.inet_aton(text))[0]
+               for text in (address, parent, first if count else '0.0.0.0', gateway)]
+    return frame(NETWORK, request, struct.pack('<QIIIIIIII', ticket, ident, count, *numbers, prefix, 0)
+                 + name.encode().ljust(NAME, b'\0'))
 
 
 def member(ident, count, state=EXITED, status=0, length=0, text=''):
@@ -220,6 +229,7 @@ class Guest:
         self.directory = tempfile.mkdtemp(prefix='sf-guest-')
         self.socket = os.path.join(self.directory, 'agent.sock')
         self.hooks = os.path.join(self.directory, 'hooks')
+        self.names = os.path.join(self.directory, 'names')
         self.log = os.path.join(self.directory, 'log')
         self.host = Host(self.directory)
         if pty:
@@ -229,7 +239,8 @@ class Guest:
         self.sockets = []
         self.command = [*prefix, os.path.join(os.environ['SF_BUILD'], 'guest-agent', 'sf-agent'), '--verbose',
                         '--port', port, '--socket', self.socket, '--run-dir', self.directory,
-                        '--hooks', self.hooks, '--mode', '0600', '--group', 'root', *options]
+                        '--hooks', self.hooks, '--names', self.names, '--mode', '0600', '--group', 'root',
+                        *options]
         if skip:
             self.command += ['--skip', skip]
         self.agent = None
@@ -287,10 +298,10 @@ class Guest:
         out, err = program.communicate(data, timeout=BOUND)
         return program.returncode, out, err
 
-    def become_clone(self, ident=3, count=8, ticket=0x99, clone_request=0, **more):
+    def become_clone(self, ident=3, count=8, ticket=0x99, clone_request=0, before=b'', **more):
         """What a clone's port sees: its parent's bytes broken off, then its own host."""
         self.host.nonce += 1
-        self.host.send(b'\x07half a fr' + b'\0' + hello(self.host.nonce)
+        self.host.send(b'\x07half a fr' + b'\0' + hello(self.host.nonce) + before
                        + identity(ticket, ident, count, clone_request, **more))
 
 

@@ -66,6 +66,9 @@ static void test_messages(void)
     ROUND_TRIP(hello, HELLO, .version = 1, .nonce = 0x1122334455667788);
     ROUND_TRIP(identity, IDENTITY, .ticket = 7, .id = 3, .count = 8, .clone_request = 9, .realtime = 1,
                .seed = { 1, 2, 3 }, .hostname = "vm1-3", .parent = "vm1");
+    ROUND_TRIP(network, NETWORK, .ticket = 7, .id = 3, .count = 8, .address = 0x0a4d0004, .parent = 0x0a4d0001,
+               .first = 0x0a4d0002, .gateway = 0x0a4dfffe, .prefix = 16, .name = "vm1");
+    ROUND_TRIP(network, NETWORK, .address = 0x0a4d0001, .parent = 0x0a4d0001, .prefix = 30, .name = "vm1");
     ROUND_TRIP(ticket, TICKET, .count = 8);
     ROUND_TRIP(granted, GRANTED, .ticket = UINT64_MAX, .granted = SF_GP_MAX_CLONES);
     ROUND_TRIP(clone, CLONE, .ticket = 0x8877665544332211);
@@ -106,6 +109,34 @@ static void test_strictness(void)
     CHECK(!sf_gp_identity_parse(&identity, buf, sizeof(buf)));
     memset(buf + hostname, 'x', SF_GP_NAME_LEN); /* without NUL */
     CHECK(!sf_gp_identity_parse(&identity, buf, sizeof(buf)));
+}
+
+/* Addresses that contradict each other. */
+static void test_network(void)
+{
+    const struct sf_gp_network good = { .ticket = 7, .id = 3, .count = 8, .address = 0x0a4d0004, .parent = 0x0a4d0001,
+                                        .first = 0x0a4d0002, .prefix = 16, .name = "vm1" };
+    struct sf_gp_network bad[8], out;
+    uint8_t buf[SF_GP_NETWORK_LENGTH], mac[SF_GP_MAC_LENGTH];
+    size_t n = 0;
+
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        bad[i] = good;
+    }
+    bad[n++].id = 9;
+    bad[n++].id = 2;
+    bad[n++].id = 0; /* then its address is the parent's */
+    bad[n++].count = SF_GP_MAX_CLONES + 1;
+    bad[n++].prefix = 31;
+    bad[n++].prefix = 0;
+    bad[n++].ticket = 0;
+    bad[n++].name[0] = '-';
+    for (size_t i = 0; i < n; i++) {
+        sf_gp_network_pack(buf, &bad[i]);
+        CHECK(!sf_gp_network_parse(&out, buf, sizeof(buf)));
+    }
+    sf_gp_mac_of_address(mac, 0x0a4d0102);
+    CHECK(memcmp(mac, "\x02\x5f\x0a\x4d\x01\x02", sizeof(mac)) == 0);
 }
 
 static void test_sync(void)
@@ -306,6 +337,7 @@ int main(void)
 {
     test_messages();
     test_strictness();
+    test_network();
     test_sync();
     test_texts();
     test_split();

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A VM's place in its cluster's network: in a clone its own MAC and addresses instead of its parent's, in a parent its
+ * address if nothing else in the guest gives it one, in both the names of all in /etc/hosts.
+ */
+#ifndef SF_AGENT_NETWORK_H
+#define SF_AGENT_NETWORK_H
+
+#include <stdbool.h>
+
+#include "libsf/wire/message.h"
+
+struct network {
+    struct sf_gp_network value; /* what the host said last; prefix 0: it said nothing */
+    bool fresh;                 /* came since the last IDENTITY */
+    bool link_due;              /* a clone's programs wait for LINK */
+    unsigned setup_tries;       /* left, to set the parent's NIC up */
+    const char *hosts;          /* path of the file of names */
+};
+
+void network_init(struct network *network, const char *hosts);
+
+/* NETWORK has come. In a parent names are written, and the NIC is set up soon (network_retry()). */
+void network_told(struct network *network, const struct sf_gp_network *value);
+
+/* TRUE: call network_retry() within a second; the NIC may not be there yet. */
+bool network_wants_retry(const struct network *network);
+void network_retry(struct network *network);
+
+/*
+ * In a clone, while it has no link: ends TCP connections of its parent, sets MAC and addresses, keeps routes, writes
+ * names. False with *error: then this VM must not get a link.
+ */
+bool network_become(struct network *network, struct sf_gp_error *error);
+
+/* The link is there: tells all others which MAC has this VM's addresses now. */
+void network_announce(const struct network *network);
+
+#endif
