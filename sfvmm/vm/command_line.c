@@ -25,7 +25,7 @@
  */
 #include "sfvmm/vm/command_line.h"
 
-#include "libsf/wire/guest_protocol.h"
+#include "libsf/wire/message.h"
 
 /* PCI slots, from 1 on; 0 is the host bridge, 31 the ISA bridge. */
 #define SLOT_SERIAL     2u
@@ -83,15 +83,28 @@ static void add_channels(GPtrArray *argv, const SfCommandLineFds *fds)
     add(argv, "-device", "virtserialport,id=" SF_AGENT_PORT_ID ",chardev=agent,name=" SF_GP_PORT ",nr=1");
 }
 
-static void add_devices(GPtrArray *argv, const SfVmConfig *config)
+static void add_nic(GPtrArray *argv, const SfVmConfig *config, const SfCommandLineFds *fds)
+{
+    if (sf_vm_config_has_cluster(config)) {
+        guint8 mac[SF_GP_MAC_LENGTH];
+        sf_gp_mac_of_address(mac, config->address);
+        addf(argv, "-netdev", "tap,id=" SF_NETDEV_ID ",fd=%d,vhost=off", fds->tap);
+        addf(argv, "-device",
+             "virtio-net-pci,id=sf-nic,netdev=" SF_NETDEV_ID ",romfile=,addr=0x%x,host_mtu=%u,"
+             "mac=%02x:%02x:%02x:%02x:%02x:%02x",
+             SLOT_NETWORK, SF_VM_CLUSTER_MTU, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+    } else if (g_strcmp0(config->network, "user") == 0) {
+        add(argv, "-netdev", "user,id=" SF_NETDEV_ID ",restrict=on");
+        addf(argv, "-device", "virtio-net-pci,id=sf-nic,netdev=" SF_NETDEV_ID ",romfile=,addr=0x%x", SLOT_NETWORK);
+    }
+}
+
+static void add_devices(GPtrArray *argv, const SfVmConfig *config, const SfCommandLineFds *fds)
 {
     addf(argv, "-device", "virtio-balloon-pci,id=sf-balloon,free-page-reporting=on,addr=0x%x", SLOT_BALLOON);
     add(argv, "-object", "rng-builtin,id=sf-entropy");
     addf(argv, "-device", "virtio-rng-pci,id=sf-rng,rng=sf-entropy,addr=0x%x", SLOT_RNG);
-    if (g_strcmp0(config->network, "user") == 0) {
-        add(argv, "-netdev", "user,id=sf-net,restrict=on");
-        addf(argv, "-device", "virtio-net-pci,id=sf-nic,netdev=sf-net,romfile=,addr=0x%x", SLOT_NETWORK);
-    }
+    add_nic(argv, config, fds);
 }
 
 static void add_disks(GPtrArray *argv, const SfVmConfig *config, const GPtrArray *blockdevs, const GPtrArray *top_nodes,
@@ -152,7 +165,7 @@ GPtrArray *sf_command_line_new(const SfLauncherOptions *options, const char *nam
     }
     add_machine(argv, config, fds);
     add_channels(argv, fds);
-    add_devices(argv, config);
+    add_devices(argv, config, fds);
     add_disks(argv, config, blockdevs, top_nodes, disk_fds);
     add_boot(argv, role, config, fds);
     g_ptr_array_add(argv, NULL);

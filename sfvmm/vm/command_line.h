@@ -13,9 +13,11 @@ typedef struct {
     int console_log;         /* opened for appending */
     int kvm;
     int kernel, initrd;
+    int tap; /* of a NIC in a cluster */
 } SfCommandLineFds;
 
 #define SF_AGENT_PORT_ID     "sf-agent"
+#define SF_NETDEV_ID         "sf-net"
 #define SF_FDSET_KVM         1u
 #define SF_FDSET_CONSOLE_LOG 2u
 #define SF_FDSET_DISK_FIRST  16u /* of disk layers at the start */

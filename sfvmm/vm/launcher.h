@@ -22,9 +22,19 @@ typedef struct {
     GHashTable *disk_servers; /* id -> SfDiskServer, without a reference: those that run */
 } SfLauncherOptions;
 
+/*
+ * Who gives VMs of a cluster their NICs' taps; floor 4 does. vm: its name, that of its family or of one of its shells. The
+ * descriptor is the launcher's to close; *device: the tap's name, to be freed.
+ */
+typedef struct {
+    gpointer owner;
+    int (*open_tap)(gpointer owner, const char *vm, char **device, GError **error);
+} SfTapProvider;
+
 typedef struct SfLauncher SfLauncher;
 
 SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options);
+void sf_launcher_set_taps(SfLauncher *launcher, const SfTapProvider *provider); /* copied; before VMs of clusters */
 void sf_launcher_free(SfLauncher *launcher);
 const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher);
 

@@ -46,6 +46,7 @@
 
 struct SfLauncher {
     SfLauncherOptions options;
+    SfTapProvider taps;
     char *accel; /* the best one; NULL: not looked for yet */
     char *accel_reason;
 };
@@ -69,6 +70,11 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
     launcher->options.late_commits = sf_late_commits_new(late, launcher->options.qemu_img);
     launcher->options.disk_servers = g_hash_table_new(g_str_hash, g_str_equal);
     return launcher;
+}
+
+void sf_launcher_set_taps(SfLauncher *launcher, const SfTapProvider *provider)
+{
+    launcher->taps = *provider;
 }
 
 void sf_launcher_free(SfLauncher *launcher)
@@ -314,12 +320,30 @@ static gboolean disk_nodes(StartOp *op, GPtrArray *blockdevs, GPtrArray *top_nod
     return TRUE;
 }
 
+/* The tap is in QEMU alone when this start has ended: it goes with QEMU. */
+static gboolean open_tap(StartOp *op, int *number, GError **error)
+{
+    const SfTapProvider *taps = &op->launcher->taps;
+    int tap;
+
+    if (!taps->open_tap) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "nobody here makes cluster networks");
+        return FALSE;
+    }
+    tap = taps->open_tap(taps->owner, op->name, &op->vm->tap, error);
+    if (tap < 0) {
+        return FALSE;
+    }
+    *number = op->vm->tap_number = give_fd(op, tap);
+    return TRUE;
+}
+
 static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, GError **error)
 {
     const SfVmConfig *config = op->config;
     int log;
 
-    *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1 };
+    *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1, -1 };
     if (!listen_at(op, directory, SF_VM_FILE_QMP, &fds->qmp, error) ||
         !listen_at(op, directory, SF_VM_FILE_AGENT, &fds->agent, error) ||
         !listen_at(op, directory, SF_VM_FILE_CONSOLE, &fds->console, error) ||
@@ -328,6 +352,9 @@ static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, G
     }
     fds->console_log = give_fd(op, log);
     if (strcmp(config->accel, "kvm") == 0 && !open_kvm(op, &fds->kvm, error)) {
+        return FALSE;
+    }
+    if (sf_vm_config_has_cluster(config) && !open_tap(op, &fds->tap, error)) {
         return FALSE;
     }
     if (op->role != SF_VM_PARENT || !config->kernel) {

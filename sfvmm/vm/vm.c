@@ -221,6 +221,7 @@ static JsonObject *vm_to_json(SfVm *vm)
         json_object_set_string_member(object, "snapshot", vm->snapshot_id);
     }
     sf_vm_lazy_to_json(vm, object);
+    sf_vm_nic_to_json(vm, object);
     for (guint i = 0; i < vm->disks->len; i++) {
         json_array_add_object_element(disks, sf_vm_disk_to_json(g_ptr_array_index(vm->disks, i)));
     }
@@ -286,6 +287,7 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
     vm->pid = json_object_get_int_member_with_default(object, "pid", 0);
     vm->start_time = json_object_get_int_member_with_default(object, "start_time", 0);
     vm->agent_seen = json_object_get_boolean_member_with_default(object, "agent", FALSE);
+    sf_vm_nic_from_json(vm, object);
     return restore_disks(vm, object, error) && sf_vm_lazy_from_json(vm, object, error) ? g_steal_pointer(&vm) : NULL;
 }
 
@@ -1440,6 +1442,7 @@ void sf_vm_load_async(SfVm *vm, SfSnapshot *snapshot, GPtrArray *frozen_disks, g
     sf_vm_gate_enter();
     mark_loading(vm, TRUE);
     batch = sf_qmp_batch_new(vm->qmp);
+    sf_vm_nic_load(vm, batch);
     for (guint i = 0; i < vm->disks->len && !error; i++) {
         load_disk(vm, g_ptr_array_index(frozen_disks, i), batch, &error);
     }
@@ -1536,6 +1539,7 @@ static void sf_vm_finalize(GObject *object)
     g_ptr_array_unref(vm->disks);
     g_array_unref(vm->vcpu_threads);
     g_clear_pointer(&vm->config, sf_vm_config_unref);
+    g_free(vm->tap);
     g_free(vm->snapshot_id);
     g_free(vm->shutdown_reason);
     g_free(vm->template_directory);

@@ -110,6 +110,15 @@ gboolean sf_vm_is_lazy(SfVm *vm); /* it was loaded by MAP, with a userfaultfd */
 void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
+/*
+ * The NIC in a cluster. A clone begins its life without link, and without its guest seeing that: what it sends is
+ * dropped, nothing comes in. That ends with sf_vm_link_async().
+ */
+const char *sf_vm_tap(SfVm *vm); /* name of its device, in the cluster's namespace; NULL: the VM is in no cluster */
+int sf_vm_borrow_tap(SfVm *vm, GError **error); /* after adoption: a descriptor of it, for the caller to close; -1 + error */
+void sf_vm_link_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
+gboolean sf_vm_link_finish(SfVm *vm, GAsyncResult *result, GError **error);
+
 /* Obstacles to a fork, one line each; empty string: none. */
 void sf_vm_check_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 char *sf_vm_check_finish(SfVm *vm, GAsyncResult *result, GError **error);

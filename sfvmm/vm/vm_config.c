@@ -10,6 +10,7 @@
  */
 #include "sfvmm/vm/vm_config.h"
 
+#include <arpa/inet.h>
 #include <gio/gio.h>
 #include <string.h>
 #include "sfvmm/disk/disk.h"
@@ -18,6 +19,11 @@
 #define MEMORY_DEFAULT      (256ull << 20) /* bytes; boots a small Debian */
 #define APPEND_LENGTH_MAX   2047u          /* the kernel's COMMAND_LINE_SIZE on x86, less its NUL */
 #define CPU_LENGTH_MAX      1024u
+#define CLUSTER_ADDRESS     "10.77.0.1/16" /* when none is given: clusters may all have the same */
+#define PREFIX_MIN          8u             /* of a cluster's subnet */
+#define PREFIX_MAX          30u
+#define OUTSIDE_MAX         64u  /* rules, and characters of one; sfvmm/net/policy.h has the same */
+#define OUTSIDE_LENGTH_MAX  255u
 #define CONFIG_HASH_VERSION "snowflock-config-1" /* change it when the command line changes what the guest sees */
 
 static void disk_config_free(gpointer data)
@@ -28,6 +34,11 @@ static void disk_config_free(gpointer data)
     g_free(disk->path);
     g_free(disk->format);
     g_free(disk);
+}
+
+gboolean sf_vm_config_has_cluster(const SfVmConfig *config)
+{
+    return strcmp(config->network, "cluster") == 0;
 }
 
 SfVmConfig *sf_vm_config_ref(SfVmConfig *config)
@@ -47,6 +58,7 @@ void sf_vm_config_unref(SfVmConfig *config)
     g_free(config->initrd);
     g_free(config->append);
     g_free(config->network);
+    g_strfreev(config->outside);
     g_ptr_array_unref(config->disks);
     g_free(config);
 }
@@ -211,10 +223,72 @@ static gboolean take_disks(SfVmConfig *config, JsonNode *node, GError **error)
     return TRUE;
 }
 
+/* "10.77.0.1/16": neither the subnet's first address nor its last two, which are the gateway's and for all. */
+static gboolean parse_address(SfVmConfig *config, const char *text, GError **error)
+{
+    g_auto(GStrv) parts = g_strsplit(text, "/", 2);
+    struct in_addr address;
+    guint64 prefix;
+    guint32 host, hosts;
+
+    if (!parts[0] || !parts[1] || inet_pton(AF_INET, parts[0], &address) != 1 ||
+        !g_ascii_string_to_unsigned(parts[1], 10, PREFIX_MIN, PREFIX_MAX, &prefix, NULL)) {
+        return fail(error, "\"address\" is \"%s\", must be an IPv4 address and a prefix from /%u to /%u", text, PREFIX_MIN,
+                    PREFIX_MAX);
+    }
+    hosts = G_MAXUINT32 >> prefix;
+    host = ntohl(address.s_addr) & hosts;
+    if (host == 0 || host >= hosts - 1) {
+        return fail(error, "\"address\" is \"%s\": the first and the last two addresses of a subnet can't be a VM's", text);
+    }
+    config->address = ntohl(address.s_addr);
+    config->prefix = (guint)prefix;
+    return TRUE;
+}
+
+static gboolean take_address(SfVmConfig *config, JsonNode *node, GError **error)
+{
+    g_autofree char *text = NULL;
+
+    return take_text(node, "address", INET_ADDRSTRLEN + 3, &text, error) && parse_address(config, text, error);
+}
+
+static gboolean take_outside(SfVmConfig *config, JsonNode *node, GError **error)
+{
+    g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
+    JsonArray *array = JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+
+    if (!array || json_array_get_length(array) > OUTSIDE_MAX) {
+        return fail(error, "\"outside\" must be an array of at most %u rules", OUTSIDE_MAX);
+    }
+    for (guint i = 0; i < json_array_get_length(array); i++) {
+        g_autofree char *rule = NULL;
+        if (!take_text(json_array_get_element(array, i), "outside", OUTSIDE_LENGTH_MAX, &rule, error)) {
+            return FALSE;
+        }
+        g_strv_builder_add(builder, rule);
+    }
+    g_strfreev(config->outside);
+    config->outside = g_strv_builder_end(builder);
+    return TRUE;
+}
+
+/* What the members about networks ask of each other. */
+static gboolean complete_network(SfVmConfig *config, GError **error)
+{
+    if (sf_vm_config_has_cluster(config)) {
+        return config->address || parse_address(config, CLUSTER_ADDRESS, error);
+    }
+    if (config->address || config->outside) {
+        return fail(error, "\"%s\" needs \"network\" to be \"cluster\"", config->address ? "address" : "outside");
+    }
+    return TRUE;
+}
+
 static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *node, GError **error)
 {
     static const char *const accels[] = { "auto", "kvm", "tcg", NULL };
-    static const char *const networks[] = { "none", "user", NULL };
+    static const char *const networks[] = { "none", "user", "cluster", NULL };
 
     if (strcmp(member, "memory") == 0) {
         return take_integer(node, member, SF_VM_MEMORY_MIN, SF_VM_MEMORY_MAX, &config->memory, error) &&
@@ -247,6 +321,12 @@ static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *no
     if (strcmp(member, "network") == 0) {
         return take_choice(node, member, networks, &config->network, error);
     }
+    if (strcmp(member, "address") == 0) {
+        return take_address(config, node, error);
+    }
+    if (strcmp(member, "outside") == 0) {
+        return take_outside(config, node, error);
+    }
     if (strcmp(member, "disks") == 0) {
         return take_disks(config, node, error);
     }
@@ -277,6 +357,9 @@ SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
         fail(error, "nothing to boot: give a \"kernel\" or a bootable one of \"disks\"");
         return NULL;
     }
+    if (!complete_network(config, error)) {
+        return NULL;
+    }
     return g_steal_pointer(&config);
 }
 
@@ -284,6 +367,25 @@ static void add_text(JsonObject *object, const char *member, const char *text)
 {
     if (text) {
         json_object_set_string_member(object, member, text);
+    }
+}
+
+static void add_network(JsonObject *object, const SfVmConfig *config)
+{
+    JsonArray *outside;
+
+    if (config->address) {
+        g_autofree char *address =
+            g_strdup_printf("%u.%u.%u.%u/%u", config->address >> 24, config->address >> 16 & 0xff,
+                            config->address >> 8 & 0xff, config->address & 0xff, config->prefix);
+        json_object_set_string_member(object, "address", address);
+    }
+    if (config->outside) {
+        outside = json_array_new();
+        for (char **rule = config->outside; *rule; rule++) {
+            json_array_add_string_element(outside, *rule);
+        }
+        json_object_set_array_member(object, "outside", outside);
     }
 }
 
@@ -300,6 +402,7 @@ JsonObject *sf_vm_config_to_json(const SfVmConfig *config)
     add_text(object, "initrd", config->initrd);
     add_text(object, "append", config->append);
     add_text(object, "network", config->network);
+    add_network(object, config);
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         JsonObject *entry = json_object_new();

@@ -14,6 +14,8 @@
 #define SF_VM_VCPUS_MAX  64u
 #define SF_VM_DISKS_MAX  8u
 
+#define SF_VM_CLUSTER_MTU 1450u /* of a NIC in a cluster: the same on every host, VXLAN or not */
+
 typedef struct {
     char *id;     /* "disk0": device id, and stem of the node names */
     char *path;   /* absolute */
@@ -32,9 +34,15 @@ typedef struct {
     char *kernel; /* NULL: boot from disk or tiny image */
     char *initrd;
     char *append;
-    char *network;    /* "none" or "user" (slirp, restricted) */
+    char *network;    /* "none", "user" (slirp, restricted) or "cluster" */
+    guint32 address;  /* of a cluster's first VM, IPv4 in host byte order, in a subnet of `prefix`; 0 without cluster */
+    guint prefix;
+    char **outside;   /* what members of the cluster may reach (sfvmm/net/policy.h), not checked here; NULL: nothing */
     GPtrArray *disks; /* of SfDiskConfig */
 } SfVmConfig;
+
+/* The VM is a member of a cluster network. */
+gboolean sf_vm_config_has_cluster(const SfVmConfig *config);
 
 SfVmConfig *sf_vm_config_ref(SfVmConfig *config);
 void sf_vm_config_unref(SfVmConfig *config);

@@ -75,6 +75,9 @@ struct _SfVm {
     guint n_mapped;
     SfMappedBlock mapped[SF_QC_MAX_BLOCKS];
 
+    char *tap;      /* name of the device of its NIC in a cluster, or NULL */
+    int tap_number; /* of its descriptor in QEMU */
+
     GArray *vcpu_threads; /* of pid_t, as QEMU says */
     gboolean passed_gate; /* a loaded clone has executed its first instruction */
     guint doubts; /* overlays that QEMU is being asked about */
@@ -124,6 +127,11 @@ gboolean sf_vm_lazy_map(SfVm *vm, SfSnapshot *snapshot, void (*mapped)(SfVm *vm,
 void sf_vm_lazy_end(SfVm *vm); /* the VM has ended: detach */
 void sf_vm_lazy_to_json(SfVm *vm, JsonObject *object);
 gboolean sf_vm_lazy_from_json(SfVm *vm, JsonObject *object, GError **error);
+
+/* vm_nic.c: the NIC in a cluster. */
+void sf_vm_nic_load(SfVm *vm, SfQmpBatch *batch); /* before a snapshot is loaded: no link from its first instruction on */
+void sf_vm_nic_to_json(SfVm *vm, JsonObject *object);
+void sf_vm_nic_from_json(SfVm *vm, JsonObject *object);
 
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);

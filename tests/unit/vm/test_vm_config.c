@@ -47,6 +47,28 @@ static void test_whole(void)
     g_assert_cmpuint(disk->size, ==, 4096);
 }
 
+static void test_cluster(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(SfVmConfig) plain = parse("{\"kernel\":\"/k\",\"network\":\"cluster\"}", &error);
+    g_autoptr(SfVmConfig) config = parse("{\"kernel\":\"/k\",\"network\":\"cluster\",\"address\":\"192.168.7.9/24\","
+                                         "\"outside\":[\"192.0.2.1 tcp 80\",\"192.0.2.2\"]}", &error);
+    g_autoptr(JsonObject) object = NULL;
+    g_autoptr(SfVmConfig) again = NULL;
+
+    g_assert_no_error(error);
+    g_assert_true(sf_vm_config_has_cluster(plain));
+    g_assert_cmphex(plain->address, ==, 0x0a4d0001);
+    g_assert_null(plain->outside);
+    object = sf_vm_config_to_json(config);
+    again = sf_vm_config_from_json(object, &error);
+    g_assert_no_error(error);
+    g_assert_cmphex(again->address, ==, 0xc0a80709);
+    g_assert_cmpuint(again->prefix, ==, 24);
+    g_assert_cmpuint(g_strv_length(again->outside), ==, 2);
+    g_assert_cmpstr(again->outside[0], ==, "192.0.2.1 tcp 80");
+}
+
 static void test_defaults(void)
 {
     g_autoptr(GError) error = NULL;
@@ -75,7 +97,12 @@ static void test_refused(void)
         { "{\"kernel\":\"/k\",\"vcpus\":65}", "\"vcpus\" is 65" },
         { "{\"kernel\":\"/k\",\"vcpus\":1.5}", "\"vcpus\" must be an integer" },
         { "{\"kernel\":\"/k\",\"accel\":\"xen\"}", "must be one of: auto, kvm, tcg" },
-        { "{\"kernel\":\"/k\",\"network\":\"bridge\"}", "must be one of: none, user" },
+        { "{\"kernel\":\"/k\",\"network\":\"bridge\"}", "must be one of: none, user, cluster" },
+        { "{\"kernel\":\"/k\",\"network\":\"user\",\"address\":\"10.0.0.1/24\"}", "\"address\" needs" },
+        { "{\"kernel\":\"/k\",\"outside\":[]}", "\"outside\" needs" },
+        { "{\"kernel\":\"/k\",\"network\":\"cluster\",\"address\":\"10.0.0.1/31\"}", "from /8 to /30" },
+        { "{\"kernel\":\"/k\",\"network\":\"cluster\",\"address\":\"10.0.0.254/24\"}", "can't be a VM's" },
+        { "{\"kernel\":\"/k\",\"network\":\"cluster\",\"outside\":[\"a\\nb\"]}", "control character" },
         { "{\"kernel\":\"/k\",\"cpu\":\"\"}", "\"cpu\"" },
         { "{\"kernel\":\"/k\",\"cpu\":\"-S\"}", "\"cpu\"" },
         { "{\"kernel\":\"k\"}", "\"kernel\" must be an absolute path" },
@@ -154,6 +181,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/vm_config/whole", test_whole);
+    g_test_add_func("/vm_config/cluster", test_cluster);
     g_test_add_func("/vm_config/defaults", test_defaults);
     g_test_add_func("/vm_config/refused", test_refused);
     g_test_add_func("/vm_config/hash", test_hash);
