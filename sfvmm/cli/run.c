@@ -35,7 +35,11 @@ const GOptionEntry sf_ctl_run_options[] = {
     { "append", 'a', 0, G_OPTION_ARG_STRING, &options.append, "The kernel's command line", "TEXT" },
     { "accel", 0, 0, G_OPTION_ARG_STRING, &options.accel, "auto (default), kvm or tcg", "ACCEL" },
     { "cpu", 0, 0, G_OPTION_ARG_STRING, &options.cpu, "CPU model, as QEMU names it", "MODEL" },
-    { "network", 0, 0, G_OPTION_ARG_STRING, &options.network, "none (default) or user", "NET" },
+    { "network", 0, 0, G_OPTION_ARG_STRING, &options.network, "none (default), user or cluster", "NET" },
+    { "address", 0, 0, G_OPTION_ARG_STRING, &options.address, "Of the VM in its cluster (default: 10.77.0.1/16)",
+      "ADDRESS" },
+    { "outside", 0, 0, G_OPTION_ARG_STRING_ARRAY, &options.outside,
+      "What its cluster may reach: ADDRESS[/PREFIX] [tcp|udp [PORTS] | icmp]", "RULE" },
     { "pool", 'p', 0, G_OPTION_ARG_STRING, &options.pool, "Shells to keep ready for clones", "N" },
     { "wait-agent", 'w', 0, G_OPTION_ARG_NONE, &options.wait_agent, "Wait until the agent in the guest has answered",
       NULL },
@@ -121,6 +125,18 @@ static void set_string(JsonObject *params, const char *member, const char *value
 {
     if (value) {
         json_object_set_string_member(params, member, value);
+    }
+}
+
+static void set_strings(JsonObject *params, const char *member, char **values)
+{
+    JsonArray *array = values ? json_array_new() : NULL;
+
+    for (guint i = 0; values && values[i]; i++) {
+        json_array_add_string_element(array, values[i]);
+    }
+    if (array) {
+        json_object_set_array_member(params, member, array);
     }
 }
 
@@ -234,6 +250,8 @@ JsonObject *sf_ctl_run_params(const SfRunOptions *run, const char *image, GError
     set_path(params, "initrd", run->initrd);
     set_string(params, "append", run->append);
     set_string(params, "network", run->network);
+    set_string(params, "address", run->address);
+    set_strings(params, "outside", run->outside);
     if (!set_count(params, "vcpus", "--vcpus", run->vcpus, 1, VCPUS_MAX, error) ||
         !set_count(params, "pool", "--pool", run->pool, 0, POOL_MAX, error) ||
         !set_disks(params, run, image, error)) {

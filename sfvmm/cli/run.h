@@ -7,8 +7,8 @@
 #include <json-glib/json-glib.h>
 
 typedef struct {
-    char *name, *memory, *vcpus, *kernel, *initrd, *append, *accel, *cpu, *network, *pool, *timeout;
-    char **disks;
+    char *name, *memory, *vcpus, *kernel, *initrd, *append, *accel, *cpu, *network, *address, *pool, *timeout;
+    char **disks, **outside;
     gboolean ephemeral, wait_agent, console, quiet;
 } SfRunOptions;
 

@@ -8,6 +8,7 @@
 
 #include "libsf/wire/guest_protocol.h"
 #include "sfvmm/cluster/peer.h"
+#include "sfvmm/net/policy.h"
 
 #define GROUP        "sfvmmd"
 #define CLUSTER      "cluster"
@@ -21,6 +22,12 @@
     120u /* 32 clones at once under TCG on 2 cores answer within 2 s; a loaded host is slower */
 #define DEFAULT_TICKET_SECONDS 600u
 #define DEFAULT_SETTLE_MS      1000u
+#define DEFAULT_CLUSTERS         64u
+#define MAX_CLUSTERS             4096u
+#define DEFAULT_LINKS            0xc6120000u /* 198.18.0.0, kept for benchmarks of network devices (RFC 2544) */
+#define DEFAULT_LINKS_PREFIX     16u
+#define LINKS_PREFIX_MIN         8u
+#define LINKS_PREFIX_MAX         30u
 #define DEFAULT_AWAY_SECONDS   60u
 #define MULTICAST_HOPS_MAX     255u
 #define MULTICAST_MBIT_MAX     400000u
@@ -49,6 +56,7 @@ static const struct {
     { GROUP, "memory" },
     { GROUP, "user" },
     { GROUP, "pager-user" },
+    { GROUP, "cluster-links" },
     { CLUSTER, "resource-manager" },
     { CLUSTER, "policy" },
     { CLUSTER, "page-ports" },
@@ -214,6 +222,9 @@ static SfDaemonConfig *config_defaults(void)
     config->cluster.pages = SF_PAGER_X509;
     config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
     sf_multicast_config_init(&config->cluster.multicast);
+    config->network.clusters = DEFAULT_CLUSTERS;
+    config->network.links = DEFAULT_LINKS;
+    config->network.links_prefix = DEFAULT_LINKS_PREFIX;
     return config;
 }
 
@@ -328,6 +339,20 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     return read_multicast(&config->cluster.multicast, file, path, error);
 }
 
+/* "198.18.0.0/16": a network with room for two addresses for each cluster. */
+static gboolean read_links(SfDaemonConfig *config, const char *text)
+{
+    SfNetRule rule;
+
+    if (!strchr(text, '/') || !sf_net_rule_parse(&rule, text, NULL) || rule.protocol != SF_NET_ANY ||
+        rule.prefix < LINKS_PREFIX_MIN || rule.prefix > LINKS_PREFIX_MAX) {
+        return FALSE;
+    }
+    config->network.links = rule.address;
+    config->network.links_prefix = rule.prefix;
+    return TRUE;
+}
+
 static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
 {
     const TextKey texts[] = {
@@ -354,6 +379,8 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "identify-seconds", &config->identify_seconds, 1, MAX_SECONDS },
         { GROUP, "ticket-seconds", &config->ticket_seconds, 1, MAX_SECONDS },
         { GROUP, "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
+        { GROUP, "clusters", &config->network.clusters, 0, MAX_CLUSTERS },
+        { GROUP, "member-rate", &config->network.rate, 0, G_MAXINT32 },
         { CLUSTER, "away-seconds", &config->cluster.away_seconds, 1, MAX_SECONDS },
         { CLUSTER, "multicast-port", &config->cluster.multicast.port, 1, G_MAXUINT16 },
         { CLUSTER, "multicast-hops", &config->cluster.multicast.hops, 1, MULTICAST_HOPS_MAX },
@@ -361,6 +388,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { CLUSTER, "multicast-max-rate", &config->cluster.multicast.max_mbit, 1, MULTICAST_MBIT_MAX },
     };
     g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
+    g_autofree char *links = g_key_file_get_string(file, GROUP, "cluster-links", NULL);
 
     if (!check_keys(file, path, texts, G_N_ELEMENTS(texts), uints, G_N_ELEMENTS(uints), error)) {
         return FALSE;
@@ -385,6 +413,9 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     }
     if (memory) {
         config->limits.memory <<= 20;
+    }
+    if (links && !read_links(config, links)) {
+        return set_value_error(path, "cluster-links", links, "an IPv4 network like 198.18.0.0/16", error);
     }
     return read_cluster(config, file, path, error);
 }

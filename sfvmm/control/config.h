@@ -26,6 +26,12 @@ typedef struct {
     uid_t pager_uid;        /* that sf-pager runs as; own uid when not root */
     gid_t pager_gid;
     struct {
+        guint clusters;     /* networks at a time, at most */
+        guint rate;         /* of each member in each direction, KiB/s; 0: no limit */
+        guint32 links;      /* for the cables between clusters and this host: IPv4, host byte order */
+        guint links_prefix;
+    } network;
+    struct {
         char *name;          /* of this host among others */
         char *listen;        /* for other hosts, or NULL: none can connect */
         char *pki_directory; /* of this host, with host/ and pages/ in it; NULL: there are no other hosts */

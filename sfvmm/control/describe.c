@@ -6,8 +6,10 @@
 
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/networks.h"
 #include "sfvmm/control/qemu_version.h"
 #include "sfvmm/descriptor/descriptor.h"
+#include "sfvmm/net/policy.h"
 
 #define NS_PER_US      1000
 #define PAGER_COUNTERS "sf-describe-counters"
@@ -83,6 +85,10 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
     json_object_set_boolean_member(object, "agent", sf_vm_has_agent(vm));
     json_object_set_string_member(object, "family", hvm->family->name);
     json_object_set_string_member(object, "host", sf_host_config(hvm->host)->cluster.name);
+    if (sf_networks_address(hvm)) {
+        g_autofree char *address = sf_net_address_to_text(sf_networks_address(hvm));
+        json_object_set_string_member(object, "address", address);
+    }
     if (hvm->ticket) {
         g_autofree char *ticket = sf_ticket_id_to_text(hvm->ticket);
         json_object_set_string_member(object, "parent", hvm->parent);

@@ -452,6 +452,25 @@ static void handle_identified(const Request *request)
     }
 }
 
+/* Answers of a clone's agent to what connect.c (fork/) sends it. */
+static void handle_network_told(const Request *request)
+{
+    SfClone *clone = sf_host_clone_of(request->api->host, request->hvm);
+
+    if (clone && request->header->request == clone->id) {
+        sf_fork_clone_network_told(clone);
+    }
+}
+
+static void handle_linked(const Request *request)
+{
+    SfClone *clone = sf_host_clone_of(request->api->host, request->hvm);
+
+    if (clone && request->header->request == clone->id) {
+        sf_fork_clone_linked(clone);
+    }
+}
+
 typedef struct {
     guint8 type;
     void (*handle)(const Request *request);
@@ -469,7 +488,9 @@ static const Handler handlers[] = {
     { SF_GP_CHECKPOINT, sf_guest_checkpoint },
     { SF_GP_CREATE, sf_guest_create },
     { SF_GP_FORGET, sf_guest_forget },
+    { SF_GP_NETWORK | SF_GP_REPLY, handle_network_told },
     { SF_GP_IDENTITY | SF_GP_REPLY, handle_identified },
+    { SF_GP_LINK | SF_GP_REPLY, handle_linked },
     { SF_GP_ERROR, handle_identified },
 };
 

@@ -10,6 +10,7 @@
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/networks.h"
 #include "sfvmm/control/pager_record.h"
 #include "sfvmm/control/working_sets.h"
 #include "sfvmm/wire/state_file.h"
@@ -23,6 +24,7 @@ struct _SfHost {
     SfLauncher *launcher;
     SfResourceManager *manager;
     SfPeers *peers;       /* not owned */
+    SfNetworks *networks;
     SfForkRemote remote;  /* the way to clones on other hosts */
     gint64 started;       /* CLOCK_MONOTONIC, us */
     GHashTable *vms;      /* name -> SfHostVm */
@@ -66,6 +68,11 @@ const SfDaemonConfig *sf_host_config(SfHost *host)
 SfLauncher *sf_host_launcher(SfHost *host)
 {
     return host->launcher;
+}
+
+SfNetworks *sf_host_networks(SfHost *host)
+{
+    return host->networks;
 }
 
 gint64 sf_host_uptime_ms(SfHost *host)
@@ -151,8 +158,10 @@ void sf_host_family_leave(SfHost *host, SfFamily *family)
     g_assert(family->members > 0);
     if (--family->members == 0) {
         g_autofree char *path = family_path(host, family->name);
+        g_autofree char *name = g_strdup(family->name);
         g_unlink(path);
-        g_hash_table_remove(host->families, family->name);
+        g_hash_table_remove(host->families, name);
+        sf_networks_close(host->networks, name); /* behind its shells */
     }
 }
 
@@ -280,6 +289,7 @@ static void on_vm_exited(SfVm *vm, const char *reason, SfHostVm *hvm)
     JsonObject *data = json_object_new();
 
     g_signal_emit(host, signals[SIGNAL_VM_EXITED], 0, hvm);
+    sf_networks_dismiss(host->networks, hvm);
     json_object_set_string_member(data, "vm", name);
     json_object_set_string_member(data, "reason", reason);
     if (family->root == vm) {
@@ -299,8 +309,14 @@ static void on_guest_message(SfVm *vm, const struct sf_gp_header *header, GBytes
     g_signal_emit(hvm->host, signals[SIGNAL_GUEST_MESSAGE], 0, hvm, header, payload);
 }
 
+/* A clone that is not identified yet is told its addresses with its identity. */
 static void on_guest_connected(SfVm *vm, SfHostVm *hvm)
 {
+    const SfClone *clone = sf_host_clone_of(hvm->host, hvm);
+
+    if (!clone || clone->state == SF_GP_STATE_RUNNING) {
+        sf_networks_tell(hvm->host->networks, hvm);
+    }
     sf_host_event(hvm->host, "vm.agent", sf_describe_vm(hvm));
 }
 
@@ -405,6 +421,7 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
 
     g_hash_table_remove(host->starting, call->name);
     if (!vm) {
+        sf_networks_close(host->networks, call->name);
         g_task_return_error(task, g_steal_pointer(&error));
         return;
     }
@@ -412,6 +429,11 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
     family->root = vm;
     sf_shell_pool_set_target(family->pool, call->pool_target);
     hvm = sf_host_add_vm(host, vm, family);
+    if (!sf_networks_admit(host->networks, hvm, &error)) {
+        sf_vm_kill(vm);
+        g_task_return_error(task, g_steal_pointer(&error));
+        return;
+    }
     sf_host_event(host, "vm.started", sf_describe_vm(hvm));
     g_task_return_pointer(task, hvm, NULL);
 }
@@ -421,6 +443,7 @@ void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint
 {
     GTask *task = g_task_new(host, NULL, callback, data);
     RunCall *call = g_new0(RunCall, 1);
+    GError *error = NULL;
 
     call->name = name ? g_strdup(name) : next_free_name(host);
     call->config = sf_vm_config_ref(config);
@@ -436,6 +459,8 @@ void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint
                host->config->vms + host->config->limits.clones) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_QUOTA,
                                 "VM \"%s\": this host runs as many VMs as it may (vms in sfvmmd.conf)", call->name);
+    } else if (!sf_networks_open(host->networks, call->name, config, &error)) {
+        g_task_return_error(task, error);
     } else {
         g_hash_table_add(host->starting, g_strdup(call->name));
         sf_launcher_start_async(host->launcher, call->name, SF_VM_PARENT, config, on_started, task);
@@ -484,6 +509,7 @@ void sf_host_ticket_save(SfHostTicket *ticket)
     if (ticket->pager) {
         json_object_set_string_member(object, "pager", sf_pager_snapshot_id(ticket->pager));
     }
+    json_object_set_int_member(object, "first_address", ticket->first_address);
     sf_borrow_save(ticket, object);
     if (!sf_state_write(path, object, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id,
@@ -542,12 +568,13 @@ static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
 }
 
+/* A VM whose network is on this host has its forks here. */
 static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     guint64 memory = hvm->family->config->memory;
 
-    if (!host->peers) {
+    if (!host->peers || sf_vm_config_has_cluster(hvm->family->config)) {
         return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
     }
     return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);
@@ -798,8 +825,19 @@ static void on_fork_done(SfFork *fork, SfHostTicket *ticket)
     }
 }
 
+/* Before its sf_clone() returns, which waits for the same signal. */
+static void on_fork_placed(SfFork *fork, SfHostTicket *ticket)
+{
+    SfHostVm *parent = ticket->grant->origin ? NULL : sf_host_vm(ticket->host, ticket->grant->vm, NULL);
+
+    if (parent && ticket->first_address) {
+        sf_networks_tell(ticket->host->networks, parent);
+    }
+}
+
 void sf_host_connect_fork(SfHostTicket *ticket)
 {
+    g_signal_connect(ticket->fork, "placed", G_CALLBACK(on_fork_placed), ticket);
     g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_fork_changed), ticket);
     g_signal_connect(ticket->fork, "done", G_CALLBACK(on_fork_done), ticket);
 }
@@ -816,6 +854,7 @@ SfForkOptions sf_host_fork_options(SfHost *host, SfHostTicket *ticket)
         .with_agent = parent && sf_vm_expects_agent(parent->vm),
         .directory = ticket->directory,
         .identify_seconds = host->config->identify_seconds,
+        .network = sf_networks_of_fork(host->networks, ticket),
         .remote = &host->remote,
         .pager = ticket->pager,
         .server = sf_borrow_server(ticket),
@@ -836,8 +875,12 @@ void sf_host_take_pager(SfHost *host, SfHostTicket *ticket)
 SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, GError **error)
 {
     g_autoptr(GArray) places = sf_borrow_fork_places(ticket);
+    SfHostVm *parent = sf_host_vm(host, ticket->grant->vm, NULL);
     SfForkOptions options;
 
+    if (parent && !ticket->fork && !sf_networks_reserve(host->networks, ticket, parent, error)) {
+        return NULL;
+    }
     sf_host_take_pager(host, ticket);
     options = sf_host_fork_options(host, ticket);
     options.places = (const SfForkPlace *)places->data;
@@ -886,6 +929,7 @@ static void sf_host_finalize(GObject *object)
     g_hash_table_unref(host->families);
     g_hash_table_unref(host->starting);
     sf_resource_manager_free(host->manager);
+    sf_networks_free(host->networks);
     sf_launcher_free(host->launcher);
     G_OBJECT_CLASS(sf_host_parent_class)->finalize(object);
 }
@@ -912,5 +956,6 @@ SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResour
     host->manager = manager;
     host->started = g_get_monotonic_time();
     host->remote = sf_borrow_remote(host);
+    host->networks = sf_networks_new(host, launcher);
     return host;
 }

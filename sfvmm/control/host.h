@@ -65,6 +65,7 @@ typedef struct {
     char *parent;   /* name of the VM that a clone was forked from, or NULL */
 } SfHostVm;
 
+typedef struct SfNetworks SfNetworks;
 typedef struct SfBorrow SfBorrow;
 typedef struct SfLend SfLend;
 
@@ -81,6 +82,7 @@ typedef struct {
     SfBorrow *borrow; /* its clones on other hosts; NULL: it has none */
     SfLend *lend;     /* lent to another host's VM; NULL: the VM is ours */
     char *saved;      /* name of the saved snapshot that its clones are made from (snapshots.h), or NULL */
+    guint32 first_address; /* of clone 1 in its cluster, IPv4; 0: none, or not forked yet */
     gint64 away;      /* lent: since when its origin has not been there, us; 0: it is */
 } SfHostTicket;
 
@@ -92,6 +94,7 @@ SfPeers *sf_host_peers(SfHost *host); /* NULL: none */
 SfResourceManager *sf_host_manager(SfHost *host);
 const SfDaemonConfig *sf_host_config(SfHost *host);
 SfLauncher *sf_host_launcher(SfHost *host);
+SfNetworks *sf_host_networks(SfHost *host);
 gint64 sf_host_uptime_ms(SfHost *host);
 
 /* Take over what an earlier sfvmmd left in RUNDIR. Call before anything else is asked of it. */

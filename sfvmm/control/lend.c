@@ -204,6 +204,9 @@ static gboolean can_run(SfHost *host, const ReserveParams *params, GError **erro
     if (!sf_facts_has(own_facts(host), "machine_types", params->machine)) {
         return refuse(error, "QEMU here has no machine type %.64s", params->machine);
     }
+    if (sf_vm_config_has_cluster(params->config)) {
+        return refuse(error, "cluster networks don't span hosts yet");
+    }
     if (strcmp(params->config->accel, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) < 0) {
         return refuse(error, "/dev/kvm can't be used here: %s", g_strerror(errno));
     }

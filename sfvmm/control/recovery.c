@@ -16,6 +16,7 @@
 #include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/networks.h"
 #include "sfvmm/control/page_uri.h"
 #include "sfvmm/control/pager_record.h"
 #include "sfvmm/control/snapshots.h"
@@ -83,6 +84,33 @@ static SfFamily *family_of_name(SfHost *host, const char *vm)
         }
         *dash = '\0';
     }
+}
+
+/* A family's network is found again by any of its VMs. */
+static void adopt_network(SfHost *host, SfVm *vm)
+{
+    SfFamily *family = family_of_name(host, sf_vm_name(vm));
+
+    if (family) {
+        sf_networks_adopt(sf_host_networks(host), family->name, family->config, vm);
+    }
+}
+
+/* Those who talked before; a clone that is not identified is admitted when it is. */
+static void admit_members(SfHost *host)
+{
+    g_autoptr(GList) vms = sf_host_vms(host);
+
+    for (GList *item = vms; item; item = item->next) {
+        SfHostVm *hvm = item->data;
+        const SfClone *clone = sf_host_clone_of(host, hvm);
+        g_autoptr(GError) error = NULL;
+        if ((!clone || (clone->state == SF_GP_STATE_RUNNING && clone->network_told)) &&
+            !sf_networks_admit(sf_host_networks(host), hvm, &error)) {
+            g_warning("VM \"%s\": %s", sf_vm_name(hvm->vm), error->message);
+        }
+    }
+    sf_networks_settle(sf_host_networks(host));
 }
 
 static void sort_vm(SfHost *host, SfVm *vm)
@@ -210,6 +238,7 @@ static void recover_ticket(SfHost *host, const char *folder)
         if (pager && sf_page_uri_snapshot_is_valid(pager)) {
             ticket->pager = recover_pager(host, pager);
         }
+        ticket->first_address = (guint32)json_object_get_int_member_with_default(object, "first_address", 0);
         if (ticket->grant->origin) {
             sf_lend_recover(ticket);
         } else {
@@ -280,9 +309,13 @@ static void recovery_step_done(GTask *task)
         return;
     }
     for (guint i = 0; i < recovery->vms->len; i++) {
+        adopt_network(host, g_ptr_array_index(recovery->vms, i));
+    }
+    for (guint i = 0; i < recovery->vms->len; i++) {
         sort_vm(host, g_ptr_array_index(recovery->vms, i));
     }
     recover_tickets(host, recovery->vms);
+    admit_members(host);
     sweep_clones(host, recovery->vms);
     sf_pager_records_end(host);
     sf_launcher_sweep(sf_host_launcher(host));

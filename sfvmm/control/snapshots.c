@@ -346,7 +346,11 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
     call->vm = ticket ? NULL : g_object_ref(hvm->vm);
     call->ticket = ticket ? ticket->grant->id : 0;
     call->pager = pager ? g_object_ref(pager) : NULL;
-    if (pager) {
+    if (sf_vm_config_has_cluster(call->family->config)) {
+        save_call_end(task, g_error_new(SF_VM_ERROR, SF_VM_ERROR_REFUSED,
+                                        "VM \"%s\" is in a cluster network; such VMs can't be saved yet",
+                                        ticket ? ticket->grant->vm : sf_vm_name(hvm->vm)));
+    } else if (pager) {
         sf_pager_stats_async(pager, on_pager_stats, task);
     } else {
         save_begin(task);

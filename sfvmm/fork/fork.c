@@ -31,6 +31,7 @@ struct _SfFork {
     gboolean elsewhere;   /* its snapshot was taken on another host; only the clones here are in it */
     guint total;          /* clones of all hosts */
     const SfForkRemote *remote;
+    const SfForkNetwork *network; /* NULL: none */
     SfPager *pager;  /* fills the memory of clones here */
     SfPager *server; /* gives the snapshot's memory to other hosts */
     gulong lost_handler, failed_handler;
@@ -193,7 +194,7 @@ static void clone_identify(SfClone *clone)
 {
     g_autoptr(GError) error = NULL;
 
-    if (!send_identity(clone, &error)) {
+    if (!sf_clone_tell_network(clone, &error) || !send_identity(clone, &error)) {
         clone_end(clone, SF_GP_STATE_FAILED, error->message);
         return;
     }
@@ -531,16 +532,26 @@ void sf_fork_clone_identified(SfClone *clone, const char *error_text)
     if (clone->state != SF_GP_STATE_STARTING || clone->loaded == 0) {
         return;
     }
-    g_clear_handle_id(&clone->identify_timeout, g_source_remove);
     if (error_text) {
         g_autofree char *reason = g_strdup_printf("it could not be made unique: %s", error_text);
         clone_end(clone, SF_GP_STATE_FAILED, reason);
-        return;
+    } else {
+        sf_clone_connect(clone);
     }
+}
+
+void sf_clone_runs(SfClone *clone)
+{
+    g_clear_handle_id(&clone->identify_timeout, g_source_remove);
     clone->state = SF_GP_STATE_RUNNING;
     clone->answered = now_ns();
     sf_fork_changed(clone->fork, clone);
     sf_fork_review(clone->fork);
+}
+
+void sf_clone_fail(SfClone *clone, const char *reason)
+{
+    clone_end(clone, SF_GP_STATE_FAILED, reason);
 }
 
 gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
@@ -654,6 +665,11 @@ gboolean sf_fork_with_agent(SfFork *fork)
 guint32 sf_fork_clone_request(SfFork *fork)
 {
     return fork->clone_request;
+}
+
+const SfForkNetwork *sf_fork_network(SfFork *fork)
+{
+    return fork->network;
 }
 
 const SfForkTiming *sf_fork_timing(SfFork *fork)
@@ -813,6 +829,7 @@ static SfFork *fork_new(const SfForkOptions *options, const char *parent_name)
     fork->identify_seconds = options->identify_seconds;
     fork->total = options->count;
     fork->remote = options->remote;
+    fork->network = options->network;
     if (options->pager) {
         fork->pager = g_object_ref(options->pager);
         fork->lost_handler = g_signal_connect(fork->pager, "lost", G_CALLBACK(on_pager_lost), fork);

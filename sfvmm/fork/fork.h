@@ -59,6 +59,7 @@ typedef struct {
     guint64 result_length; /* bytes of the last whole result */
     guint64 received;      /* bytes of the result that is coming in */
     guint attempts;        /* shells tried */
+    gboolean network_told; /* its agent knows what NETWORK is */
     gint64 placed;         /* on another host: when that one was ordered to place it; its times are of this clock */
     gint64 loaded, running, answered, synced, exited;
     gulong exited_handler, running_handler;
@@ -77,6 +78,15 @@ typedef struct {
     void (*kill)(gpointer owner, SfClone *clone, const char *reason);
 } SfForkRemote;
 
+/* The clones' network, which floor 4 gives. Clones with an agent are put on it once they have their own MAC and address. */
+typedef struct {
+    gpointer owner;
+    /* Fills in what the agent of a clone is told. */
+    void (*describe)(gpointer owner, const SfClone *clone, struct sf_gp_network *network);
+    /* The clone's tap may be on the bridge from now on. */
+    gboolean (*admit)(gpointer owner, const SfClone *clone, GError **error);
+} SfForkNetwork;
+
 /* `count` clones for a host; NULL: this one. */
 typedef struct {
     const char *host;
@@ -90,6 +100,7 @@ typedef struct {
     SfShellPool *pool;
     const SfForkPlace *places; /* of the clones, in the order of their ids; they add up to count. NULL: all here */
     guint n_places;
+    const SfForkNetwork *network; /* NULL: clones are in none */
     const SfForkRemote *remote; /* needed with places elsewhere, or after a restart */
     SfPager *pager;             /* that fills the memory which clones here map; NULL: it is all there */
     SfPager *server;            /* that gives the snapshot's memory to other hosts; NULL: no place is elsewhere */
@@ -138,7 +149,9 @@ SfClone *sf_fork_clone(SfFork *fork, guint id); /* NULL: no such id here */
 SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm);
 
 /* What the agent of a clone sent. Replies and effects are complete when these return; on error nothing has changed. */
+void sf_fork_clone_network_told(SfClone *clone); /* NETWORK is answered */
 void sf_fork_clone_identified(SfClone *clone, const char *error_text_or_null);
+void sf_fork_clone_linked(SfClone *clone); /* LINK is answered */
 gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
                             GError **error);
 void sf_fork_clone_exit(SfClone *clone, gint32 status);

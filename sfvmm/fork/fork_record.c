@@ -106,6 +106,7 @@ JsonObject *sf_fork_describe_clone(const SfClone *clone)
     json_object_set_int_member(object, "loaded", clone->loaded);
     json_object_set_int_member(object, "running", clone->running);
     json_object_set_int_member(object, "answered", clone->answered);
+    json_object_set_boolean_member(object, "network", clone->network_told);
     json_object_set_int_member(object, "synced", clone->synced);
     json_object_set_int_member(object, "exited", clone->exited);
     return object;
@@ -200,6 +201,7 @@ void sf_fork_record_clone(const SfForkRecord *record, guint index, SfClone *clon
     clone->loaded = json_object_get_int_member_with_default(object, "loaded", 0);
     clone->running = json_object_get_int_member_with_default(object, "running", 0);
     clone->answered = json_object_get_int_member_with_default(object, "answered", 0);
+    clone->network_told = json_object_get_boolean_member_with_default(object, "network", FALSE);
     clone->synced = json_object_get_int_member_with_default(object, "synced", 0);
     clone->exited = json_object_get_int_member_with_default(object, "exited", 0);
 }

@@ -34,6 +34,7 @@ static void check_refused(const SfRunOptions *run, const char *image, const char
 static void test_good(void)
 {
     char *disks[] = {(char *)"/b,,c.raw,ro,format=raw", (char *)"/d/../e", NULL};
+    char *outside[] = {(char *)"192.0.2.1 tcp 80", NULL};
 
     check(&(SfRunOptions){0}, "/a.qcow2", "{\"disks\":[{\"path\":\"/a.qcow2\"}]}");
     check(&(SfRunOptions){.ephemeral = TRUE}, "/a.qcow2,format=qcow2",
@@ -44,10 +45,13 @@ static void test_good(void)
                            .pool = (char *)"8",
                            .accel = (char *)"tcg",
                            .cpu = (char *)"max",
-                           .network = (char *)"none",
+                           .network = (char *)"cluster",
+                           .address = (char *)"10.0.0.1/24",
+                           .outside = outside,
                            .disks = disks },
           "/a",
-          "{\"name\":\"web\",\"memory\":1073741824,\"accel\":\"tcg\",\"cpu\":\"max\",\"network\":\"none\",\"vcpus\":2,"
+          "{\"name\":\"web\",\"memory\":1073741824,\"accel\":\"tcg\",\"cpu\":\"max\",\"network\":\"cluster\","
+          "\"address\":\"10.0.0.1/24\",\"outside\":[\"192.0.2.1 tcp 80\"],\"vcpus\":2,"
           "\"pool\":8,\"disks\":[{\"path\":\"/a\"},{\"path\":\"/b,c.raw\",\"readonly\":true,\"format\":\"raw\"},"
           "{\"path\":\"/e\"}]}");
     check(
