@@ -83,20 +83,15 @@ def daemon():
 @contextlib.contextmanager
 def linux(server, **params):
     vm = harness.linux(server, tools=False, **params)
-    vm.layers = layers(vm)
     try:
         yield vm
     finally:
         vm.stop()
 
 
-def layers(vm):
-    return [disk["layers"] for disk in vm.status()["disks"]]
-
-
 def ready(vm):
     """Wait until the VM is as if it had never been forked, and its pool is full."""
-    harness.wait(lambda: layers(vm) == vm.layers, harness.LONG, "memory and disks of %s made one again" % vm.name)
+    harness.wait(vm.disks_at_first, harness.LONG, "memory and disks of %s made one again" % vm.name)
     harness.wait(vm.daemon.pools_full, harness.LONG, "full pool")
 
 
@@ -263,7 +258,6 @@ def measure_kvm(figures, quick):
         raise harness.unittest.SkipTest("/dev/kvm is missing or closed to this user")
     with daemon() as server:
         vm = tiny.start(server, accel="kvm", pool=KVM_CLONES)
-        vm.layers = layers(vm)
 
         def idle():
             with forked(vm, KVM_CLONES) as ticket:

@@ -272,19 +272,14 @@ def at(made, *chosen):
 def settled(made, vm):
     """Nothing is left of the last fork, and the parent's memory and disks are one again."""
     def done():
-        return not made[0].call("ticket.list")["tickets"] and layers(vm) == vm.layers and \
+        return not made[0].call("ticket.list")["tickets"] and vm.disks_at_first() and \
             all(host.pools_full() for host in made)
     harness.wait(done, harness.LONG, "the end of the last fork")
-
-
-def layers(vm):
-    return [disk["layers"] for disk in vm.status()["disks"]]
 
 
 @contextlib.contextmanager
 def linux(host, **params):
     vm = harness.linux(host, tools=False, **params)
-    vm.layers = layers(vm)
     try:
         yield vm
     finally:
@@ -387,7 +382,6 @@ def measure_job(figures, quick):
     """bowtie2's example, all of it in one clone; timed from outside, by the command in the parent's console."""
     with cluster(2) as made:
         vm = harness.linux(made[0], memory=GIB_MIB * MIB, pool=1)
-        vm.layers = layers(vm)
 
         def one(host):
             settled(made, vm)

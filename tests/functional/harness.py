@@ -593,6 +593,12 @@ class Vm:
         with open(self.info["console_log"], "rb") as file:
             return b"detected stalls on CPUs" in file.read()
 
+    def disks_at_first(self):
+        """Each of its disks has the layers it began with: nothing is left of a fork, but for what clones still use."""
+        def layers(info):
+            return [disk["layers"] for disk in info["disks"]]
+        return layers(self.status()) == layers(self.info)
+
     def stop(self):
         self.console.close()
         self.daemon.call("vm.stop", vm=self.name, force=True)

@@ -67,11 +67,8 @@ class Cycles(harness.Case):
     def settle(self, vm):
         """Until the parent's memory is one again, no memfd but its own, and each of its disks has the layers it began
         with."""
-        def layers(info):
-            return [disk["layers"] for disk in info["disks"]]
-
         def settled():
-            return self.daemon.memory() <= vm.info["memory"] + GROWTH and layers(vm.status()) == layers(vm.info) and \
+            return self.daemon.memory() <= vm.info["memory"] + GROWTH and vm.disks_at_first() and \
                 not self.daemon.call("ticket.list")["tickets"] and \
                 not any(".qcow" in name and "(deleted)" in name for name in self.daemon.descriptors(vm.pid))
         harness.wait(settled, harness.SHORT, "one memory and one disk again")

@@ -127,7 +127,7 @@ class Bed:
 
     def settle(self):
         harness.wait(lambda: not self.origin.call("ticket.list")["tickets"] and
-                     all(disk["layers"] == 1 for disk in self.vm.status()["disks"] if not disk.get("readonly")),
+                     self.vm.disks_at_first(),
                      harness.LONG, "the end of the last fork")
 
 
