@@ -295,6 +295,7 @@ static void wake_families(SfHost *host)
         if (family->root || strchr(family->name, ':')) {
             sf_shell_pool_set_target(family->pool, family->pool_target);
         }
+        sf_host_family_settle_later(host, family); /* its last clone may have gone just before we did */
         sf_host_family_join(family);
         sf_host_family_leave(host, family); /* a family without members goes */
     }

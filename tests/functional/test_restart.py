@@ -101,6 +101,14 @@ class Restart(harness.Case):
         self.probe("verify m 3")
         self.probe("close m")
 
+    def test_layers_of_the_last_fork_go(self):
+        """sfvmmd was killed when the last clone had gone, and memory and disks had not been made one again yet."""
+        harness.wait(self.parent.disks_at_first, harness.LONG, "no other fork")
+        for made in (self.parent.clone(1) for _ in range(2)):
+            self.daemon.end_ticket(made["ticket"])
+            self.daemon.restart(signal.SIGKILL)
+            harness.wait(self.parent.disks_at_first, harness.LONG, "disks as they were at first")
+
     def test_killed_at_random_points_of_a_guests_fork(self):
         """The program in the guest sees nothing of it: its call returns in the parent and in every clone made."""
         seed = int(os.environ.get("SF_TEST_SEED") or time.time_ns() % 1000000)
