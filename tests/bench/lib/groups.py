@@ -92,7 +92,8 @@ class Bed:
             rules = "table netdev bad\ndelete table netdev bad\n"
             if percent:
                 rules += """table netdev bad { chain in { type filter hook ingress device "eth0" priority 0;
-                            udp dport %d numgen random mod 10000 < %d drop; } }""" % (PORT, percent * 100)
+                            udp dport %d numgen random mod 10000 < %d drop; }
+                         }""" % (PORT, percent * 100)
             at_host(self.net, number, "sh", "-c", "echo '%s' | nft -f -" % rules)
 
     def sent(self):
