@@ -33,26 +33,33 @@ extern "C" {
 /* The right to fork this VM once into some number of clones. */
 typedef struct sf_ticket sf_ticket;
 
+/*
+ * Flag of a ticket: a VM with k CPUs counts as k clones. sf_clone() forks the VM first, then its caller in each clone
+ * into k processes, the workers, which have ids, results and statuses of their own: 1..granted over all clones. For a
+ * worker, sf_id(), sf_count(), sf_sync() and sf_exit() are its own; the VM ends with the last of its workers.
+ */
+#define SF_HIERARCHICAL 1u
+
 /* What became of a clone. */
 #define SF_STARTING 0
 #define SF_RUNNING  1
 #define SF_EXITED   2 /* by sf_exit(): status is valid */
 #define SF_FAILED   3 /* never ran, or could not be made unique; text says why */
-#define SF_LOST     4 /* died without sf_exit(); text says why */
+#define SF_LOST     4 /* died without sf_exit(); text says why, signal by which signal */
 #define SF_KILLED   5 /* by sf_kill() or an operator */
 
 struct sf_result {
     unsigned id;                   /* 1..granted */
     int state;
     int status;                    /* of sf_exit() */
-    int reserved;                  /* 0 */
+    int signal;                    /* that ended a worker of a hierarchical ticket; else 0 */
     uint64_t result_length;        /* bytes that the clone handed back last */
     char text[SF_TEXT_LENGTH];     /* why, for people; may be empty */
 };
 
 /*
- * Asks for count clones (1..SF_MAX_CLONES). flags: 0. Fewer may be granted, at least one. Nothing is paused or copied
- * yet. Returns a ticket to be freed with sf_ticket_free(), or NULL.
+ * Asks for count clones (1..SF_MAX_CLONES). flags: 0 or SF_HIERARCHICAL. Fewer may be granted, at least one. Nothing is
+ * paused or copied yet. Returns a ticket to be freed with sf_ticket_free(), or NULL.
  */
 sf_ticket *sf_request_ticket(unsigned count, unsigned flags);
 
@@ -71,6 +78,7 @@ void sf_ticket_free(sf_ticket *ticket);
 /*
  * Forks the VM. Returns 0 in the parent and 1..granted in the clones, -1 if there was no fork. All programs of the VM
  * exist in each clone; requests of others that wait there end with ECHILD, as does every use of a parent's ticket.
+ * With SF_HIERARCHICAL it returns in worker processes; of the caller's threads only this one exists there.
  */
 int sf_clone(sf_ticket *ticket);
 

@@ -685,7 +685,7 @@ def tools_image(folder):
     """A raw disk with the guest programs as a tar archive: any guest can unpack it, no image needs to have them."""
     path = os.path.join(folder, "tools.img")
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in ("sf-probe", "sf-garbage", "sf-forkbench"):
+        for name in ("sf-probe", "sf-garbage", "sf-forkbench", "sf-tree"):
             archive.add(program("tests/guest/" + name), arcname=name)
     os.truncate(path, (os.path.getsize(path) + MIB - 1) // MIB * MIB)
     os.chmod(path, 0o644)

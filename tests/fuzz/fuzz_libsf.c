@@ -11,26 +11,42 @@ static int fuzz_connect(int fd, const struct sockaddr *address, socklen_t length
 
 #define connect fuzz_connect
 #define SF_VERSION "fuzz"
-#include "libsf/libsf.c"
+#include "libsf/call.c"
 #undef connect
+#include "libsf/address.c"
+#include "libsf/checkpoint.c"
+#include "libsf/join.c"
+#include "libsf/libsf.c"
+#include "libsf/members.c"
+#include "libsf/tree.c"
+#include "libsf/vm.c"
+#include "libsf/worker_table.c"
+#include "libsf/workers.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define CLONES 200
+#define PER_VM 2
 
 static const uint8_t *packets;
 static size_t packets_left;
 
-/* Each packet: two bytes of length; type and request of the first 12 bytes are made to fit when its top bit is set. */
+/*
+ * The packets of one connection. Each: two bytes of length; type and request of the first 12 bytes are made to fit when
+ * its top bit is set, and the next packet is that of another connection when the bit below is.
+ */
 static void write_packets(int fd)
 {
-    for (uint32_t request = 1; packets_left > 2; request++) {
-        size_t length = packets[0] | (size_t)(packets[1] & 0x7f) << 8;
+    bool last = false;
+
+    for (uint32_t request = 1; packets_left > 2 && !last; request++) {
+        size_t length = packets[0] | (size_t)(packets[1] & 0x3f) << 8;
         bool fit = packets[1] & 0x80;
         uint8_t packet[0x8000 + SF_GP_HEADER_LENGTH];
         struct sf_gp_header header = { .version = SF_GP_VERSION, .type = packets[2] | SF_GP_REPLY,
                                        .request = request };
 
+        last = packets[1] & 0x40;
         packets += 2;
         packets_left -= 2;
         length = length < packets_left ? length : packets_left;
@@ -66,13 +82,13 @@ static int fuzz_connect(int fd, const struct sockaddr *address, socklen_t length
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct sf_result results[CLONES];
-    sf_ticket *ticket = sf_ticket_open(1), *granted;
+    sf_ticket *ticket = sf_ticket_open(1), *tree = sf_ticket_new(1, 2 * PER_VM - 1, PER_VM), *granted;
     char buffer[100];
     int count;
 
     packets = data + 1;
     packets_left = size > 0 ? size - 1 : 0;
-    switch (size > 0 ? data[0] % 8 : 0) {
+    switch (size > 0 ? data[0] % 10 : 0) {
     case 0:
         granted = sf_request_ticket(9, 0);
         if (granted && (sf_ticket_granted(granted) > 9 || sf_ticket_id(granted) == 0)) {
@@ -105,11 +121,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case 6:
         sf_kill(ticket);
         break;
+    case 8:
+        count = sf_join_timed(tree, results, CLONES, 0);
+        for (int i = 0; i < count && i < CLONES; i++) {
+            if (results[i].id != (unsigned)i + 1 || strnlen(results[i].text, SF_TEXT_LENGTH) == SF_TEXT_LENGTH) {
+                abort();
+            }
+        }
+        break;
+    case 9:
+        if (sf_result_read(tree, 3, buffer, sizeof(buffer), 0) > (ssize_t)sizeof(buffer)) {
+            abort();
+        }
+        break;
     default:
         if (sf_id() > (int)SF_MAX_CLONES) {
             abort();
         }
     }
+    sf_ticket_free(tree);
     sf_ticket_free(ticket);
     return 0;
 }

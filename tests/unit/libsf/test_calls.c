@@ -205,7 +205,7 @@ static void test_arguments(void)
 
     CHECK(!sf_request_ticket(0, 0) && errno == EINVAL);
     CHECK(!sf_request_ticket(SF_MAX_CLONES + 1, 0) && errno == EINVAL);
-    CHECK(!sf_request_ticket(1, 1) && errno == EINVAL);
+    CHECK(!sf_request_ticket(1, 2) && errno == EINVAL);
     CHECK(!sf_ticket_open(0) && errno == EINVAL);
     CHECK(sf_clone(NULL) == -1 && errno == EINVAL);
     CHECK(sf_join(ticket, NULL, 1) == -1 && errno == EINVAL);
