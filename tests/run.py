@@ -12,8 +12,9 @@
                          Report: a line for each test, a log for each job, the summary, the exit status
 
 A job has a bound for each of its tests and is killed with all it started when one takes longer; tests that it then
-never ran count as failed. Jobs of a group run side by side as the group allows. The whole run has a bound too, so that
-a CI run always ends with a report. Exit status: 0 only if something passed and nothing failed.
+never ran count as failed. Jobs of a group run side by side as the group allows, and groups that mostly wait beside the
+one before them. The whole run has a bound too, so that a CI run always ends with a report. Exit status: 0 only if
+something passed and nothing failed.
 """
 import argparse
 import concurrent.futures
@@ -322,14 +323,16 @@ SANITIZERS = {
 
 
 class Group:
-    """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take."""
+    """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take. One that
+    mostly waits runs beside the group above it."""
 
-    def __init__(self, name, make, needs=(), fast=False, jobs=1, bound=300, env=None):
+    def __init__(self, name, make, needs=(), fast=False, jobs=1, beside=False, bound=300, env=None):
         self.name = name
         self.make = make
         self.needs = needs
         self.fast = fast
         self.jobs = jobs
+        self.beside = beside
         self.bound = bound * SCALE
         self.env = env or {}
 
@@ -356,8 +359,8 @@ def fuzz_targets(group):
 GROUPS = [
     Group("house", python_modules, fast=True),
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
-    Group("guest", python_modules, needs=("build",), fast=True),
-    Group("pager", python_modules, needs=("asan",), fast=True, env=SANITIZERS),
+    Group("guest", python_modules, needs=("build",), fast=True, beside=True),
+    Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu")),
     Group("functional", python_modules, needs=("build", "qemu", "image"), bound=600),
@@ -403,6 +406,14 @@ def run_group(group, report, patterns, deadline):
         list(pool.map(run_job, group.all_jobs()))
 
 
+def run_groups(groups, report, patterns, deadline):
+    while groups:
+        n = next((i for i, group in enumerate(groups) if i > 0 and not group.beside), len(groups))
+        together, groups = groups[:n], groups[n:]
+        with concurrent.futures.ThreadPoolExecutor(n) as pool:
+            list(pool.map(lambda group: run_group(group, report, patterns, deadline), together))
+
+
 def log_folder():
     """An empty folder for the logs: SF_TEST_LOGS, or one beside it while another run writes there. Returns it and what
     keeps it ours."""
@@ -441,8 +452,7 @@ def main():
     logs, lock = log_folder()
     report = Report(logs)
     deadline = time.monotonic() + RUN_BOUND
-    for group in groups:
-        run_group(group, report, options.patterns, deadline)
+    run_groups(groups, report, options.patterns, deadline)
     lock.close()
     return report.summary()
 
