@@ -362,8 +362,8 @@ GROUPS = [
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
-    Group("qemu", python_modules, needs=("build", "qemu")),
-    Group("functional", python_modules, needs=("build", "qemu", "image"), bound=600),
+    Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
+    Group("functional", python_modules, needs=("build", "qemu", "image"), jobs=2, bound=600),
 ]
 
 
@@ -402,8 +402,10 @@ def run_group(group, report, patterns, deadline):
         except Exception:
             report.add(job.name, "fail", traceback.format_exc())
 
+    # Those with most tests first, so that none of them runs alone at the end.
+    jobs = sorted(group.all_jobs(), key=lambda job: -len(job.list()))
     with concurrent.futures.ThreadPoolExecutor(group.jobs) as pool:
-        list(pool.map(run_job, group.all_jobs()))
+        list(pool.map(run_job, jobs))
 
 
 def run_groups(groups, report, patterns, deadline):
