@@ -6,13 +6,14 @@
 
 packages_build=(gcc libc6-dev make ninja-build meson ccache pkg-config git patch xz-utils libglib2.0-dev
     libjson-glib-dev libfdt-dev libgnutls28-dev libnbd-dev liblz4-dev libzstd-dev zlib1g-dev libnl-route-3-dev
-    libnftables-dev)
+    libnftables-dev libvirt-dev libxml2-dev)
 packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev libslirp-dev
     liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev libgnutls28-dev)
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring iproute2 util-linux)
 packages_image=(mmdebstrap e2fsprogs uidmap zstd)
 packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
-    bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark)
+    bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark
+    libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
 packages_plot=(python3-matplotlib)
 
 packages_backports=(meson python3-pycotap)

@@ -148,6 +148,7 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
 static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
 {
     clone->running = (gint64)at;
+    sf_vm_label(vm, clone->fork->parent_name, clone->fork->ticket, clone->id);
     sf_fork_changed(clone->fork, clone);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfLauncher: how QEMU processes come to be. One interface, two kinds: `exec` (a child process, here) and `libvirt`.
+ * SfLauncher: how QEMU processes come to be. One interface, two kinds: `exec` (a child process) and `libvirt` (a
+ * domain). The configuration says which: that of a domain has its XML.
  */
 #ifndef SF_LAUNCHER_H
 #define SF_LAUNCHER_H
@@ -17,6 +18,7 @@ typedef struct {
     char *overlay_directory; /* for overlays, which grow with what guests write: no tmpfs. NULL: RUNDIR/disk */
     uid_t uid;               /* that QEMU runs as; own uid when not root */
     gid_t gid;
+    char *libvirt_uri; /* where domains are looked for, when nobody says; NULL: none */
     /* The launcher's own, it makes them; not to be given: */
     SfLateCommits *late_commits;
     GHashTable *disk_servers; /* id -> SfDiskServer, without a reference: those that run */
@@ -43,6 +45,21 @@ const SfLauncherOptions *sf_launcher_options(SfLauncher *launcher);
 void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole role, SfVmConfig *config,
                              GAsyncReadyCallback callback, gpointer data);
 SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
+
+/*
+ * Take a running domain of libvirt as a VM of role PARENT, that clones can be made of. Nothing of it is changed. uri:
+ * NULL: the default. Finishes by sf_launcher_start_finish(). SF_VM_ERROR_REFUSED: it can't be forked.
+ */
+void sf_launcher_adopt_domain_async(SfLauncher *launcher, const char *name, const char *uri, const char *domain,
+                                    GAsyncReadyCallback callback, gpointer data);
+
+/*
+ * What a domain lacks to be forkable; with `fix` its definition is mended where it can be.
+ * {"domain", "running", "forkable", "lacks": [{"what", "xml"}], "fixed"}; caller owns.
+ */
+void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix,
+                                    GAsyncReadyCallback callback, gpointer data);
+JsonObject *sf_launcher_check_domain_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
 /*
  * After a restart of sfvmmd: the VM of RUNDIR/vm/NAME, whose process lives. Nothing is asked of it yet. NULL + error if

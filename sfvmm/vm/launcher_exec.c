@@ -29,7 +29,7 @@
 #include <unistd.h>
 #include "sfvmm/vm/command_line.h"
 #include "sfvmm/process/process.h"
-#include "sfvmm/vm/vm_private.h"
+#include "sfvmm/vm/launcher_private.h"
 #include "sfvmm/wire/state_file.h"
 
 #define LISTEN_BACKLOG 4 /* a connection that is lost and the one made anew */
@@ -44,13 +44,6 @@
 #define CPU_KVM               "host"
 #define CPU_KVM_SOFTWARE      "qemu64"
 
-struct SfLauncher {
-    SfLauncherOptions options;
-    SfTapProvider taps;
-    char *accel; /* the best one; NULL: not looked for yet */
-    char *accel_reason;
-};
-
 /* ---- the launcher ---- */
 
 SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
@@ -63,6 +56,7 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
     launcher->options.qemu_img = g_strdup(options->qemu_img);
     launcher->options.firmware = g_strdup(options->firmware);
     launcher->options.run_directory = g_strdup(options->run_directory);
+    launcher->options.libvirt_uri = g_strdup(options->libvirt_uri);
     launcher->options.overlay_directory = options->overlay_directory
                                               ? g_strdup(options->overlay_directory)
                                               : g_build_filename(options->run_directory, "disk", NULL);
@@ -86,6 +80,7 @@ void sf_launcher_free(SfLauncher *launcher)
         g_free(launcher->options.qemu_img);
         g_free(launcher->options.firmware);
         g_free(launcher->options.run_directory);
+        g_free(launcher->options.libvirt_uri);
         g_free(launcher->options.overlay_directory);
         g_free(launcher->accel);
         g_free(launcher->accel_reason);
@@ -146,6 +141,7 @@ void sf_launcher_sweep(SfLauncher *launcher)
             sf_disk_layer_unref(sf_disk_layer_new(path, "qcow2", TRUE));
         }
     }
+    sf_launcher_libvirt_sweep(launcher);
 }
 
 /* ---- start ---- */
@@ -553,7 +549,7 @@ static SfVmConfig *resolve_config(SfLauncher *launcher, const SfVmConfig *config
     return copy;
 }
 
-static gboolean make_directories(SfLauncher *launcher, GError **error)
+gboolean sf_launcher_make_directories(SfLauncher *launcher, GError **error)
 {
     g_autofree char *vms = g_build_filename(launcher->options.run_directory, "vm", NULL);
     g_autofree char *templates = g_build_filename(launcher->options.run_directory, "template", NULL);
@@ -568,7 +564,7 @@ static gboolean make_directories(SfLauncher *launcher, GError **error)
 }
 
 /* An image that still lacks writes of a VM that has ended would be read as it was before its first fork. */
-static gboolean images_are_whole(SfLauncher *launcher, const SfVmConfig *config, GError **error)
+gboolean sf_launcher_images_are_whole(SfLauncher *launcher, const SfVmConfig *config, GError **error)
 {
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
@@ -593,6 +589,11 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
     GError *error = NULL;
     g_autoptr(GTask) work = NULL;
 
+    if (config->domain_xml) {
+        g_free(op);
+        sf_launcher_libvirt_shell(launcher, name, config, task);
+        return;
+    }
     op->launcher = launcher;
     op->name = g_strdup(name);
     op->role = role;
@@ -601,8 +602,8 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
     op->disk_paths = g_ptr_array_new_with_free_func(g_free);
     g_task_set_task_data(task, op, start_op_free);
     op->config = role == SF_VM_SHELL ? sf_vm_config_ref(config) : resolve_config(launcher, config, &error);
-    if (!op->config || !make_directories(launcher, &error) ||
-        (role == SF_VM_PARENT && !images_are_whole(launcher, op->config, &error))) {
+    if (!op->config || !sf_launcher_make_directories(launcher, &error) ||
+        (role == SF_VM_PARENT && !sf_launcher_images_are_whole(launcher, op->config, &error))) {
         g_prefix_error(&error, "VM %s: ", name);
         g_task_return_error(task, error);
         g_object_unref(task);
@@ -622,6 +623,67 @@ void sf_launcher_start_async(SfLauncher *launcher, const char *name, SfVmRole ro
 }
 
 SfVm *sf_launcher_start_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)
+{
+    return g_task_propagate_pointer(G_TASK(result), error);
+}
+
+/* ---- domains: launcher_libvirt.c ---- */
+
+/* Of this host; others could name a program to be run (qemu+ssh with "command"). */
+static gboolean uri_is_local(const char *uri)
+{
+    return g_regex_match_simple("^qemu(\\+unix)?:///(system|session)(\\?socket=[^&]*)?$", uri, G_REGEX_DOLLAR_ENDONLY,
+                                0);
+}
+
+/* Where a domain is looked for; NULL: the task (taken) has its error. */
+static const char *libvirt_uri(SfLauncher *launcher, const char *uri, const char *domain, GTask *task)
+{
+    const char *known = launcher->options.libvirt_uri;
+    const char *where = uri ? uri : known;
+
+    if (where && (g_strcmp0(where, known) == 0 || uri_is_local(where))) {
+        return where;
+    }
+    if (where) {
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                "domain %s: %s is not this host's libvirt: qemu:///system and qemu:///session are",
+                                domain, where);
+    } else {
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                "domain %s: no libvirt is known: libvirt-uri in sfvmmd.conf", domain);
+    }
+    g_object_unref(task);
+    return NULL;
+}
+
+void sf_launcher_adopt_domain_async(SfLauncher *launcher, const char *name, const char *uri, const char *domain,
+                                    GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    const char *where = libvirt_uri(launcher, uri, domain, task);
+    GError *error = NULL;
+
+    if (where && sf_launcher_make_directories(launcher, &error)) {
+        sf_launcher_libvirt_parent(launcher, name, where, domain, task);
+    } else if (where) {
+        g_task_return_error(task, error);
+        g_object_unref(task);
+    }
+}
+
+void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix,
+                                    GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+    const char *where = libvirt_uri(launcher, uri, domain, task);
+
+    if (where) {
+        sf_launcher_libvirt_check(launcher, where, domain, fix, task);
+    }
+}
+
+JsonObject *sf_launcher_check_domain_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)
 {
     return g_task_propagate_pointer(G_TASK(result), error);
 }
@@ -654,7 +716,8 @@ SfVm *sf_launcher_find(SfLauncher *launcher, const char *name, GError **error)
     g_autofree char *loading = vm ? sf_vm_path(vm, SF_VM_FILE_LOADING) : NULL;
     int pidfd = vm ? sf_process_open(vm->pid, vm->start_time) : -1;
 
-    if (pidfd >= 0 && !strstr(name, SF_VM_DYING) && !g_file_test(loading, G_FILE_TEST_EXISTS)) {
+    if (pidfd >= 0 && !strstr(name, SF_VM_DYING) && !g_file_test(loading, G_FILE_TEST_EXISTS) &&
+        (!vm->keeper_json || sf_launcher_libvirt_restore(launcher, vm, error))) {
         sf_vm_set_process(vm, vm->pid, vm->start_time, pidfd);
         return g_steal_pointer(&vm);
     }

@@ -37,6 +37,8 @@ struct SfQemuChannel {
     guint32 last_serial;
     GQueue requests; /* of Request, in order; the unsent ones at its end */
     guint in_source, out_source, timer;
+    gboolean peer_asked;
+    pid_t peer; /* of the first message */
     const SfQemuChannelHandlers *handlers; /* NULL after free */
     gpointer owner;
 };
@@ -131,12 +133,46 @@ static void handle_reply(SfQemuChannel *channel, SfQcMessage *message)
     sf_qc_message_free(message);
 }
 
+/*
+ * The sender's credentials lie in front of a message's descriptors: a look with room for them alone takes no
+ * descriptor. From then on they are not wanted any more.
+ */
+static void look_at_peer(SfQemuChannel *channel)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(struct ucred))];
+        struct cmsghdr align;
+    } control;
+    char byte;
+    struct iovec iov = { &byte, 1 };
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof(control.room)
+    };
+    const int off = 0;
+
+    if (recvmsg(channel->fd, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) <= 0) {
+        return;
+    }
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS) {
+            struct ucred sender;
+            memcpy(&sender, CMSG_DATA(c), sizeof(sender));
+            channel->peer = sender.pid;
+        }
+    }
+    channel->peer_asked = FALSE;
+    setsockopt(channel->fd, SOL_SOCKET, SO_PASSCRED, &off, sizeof(off));
+}
+
 static gboolean on_readable(int fd, GIOCondition condition, gpointer data)
 {
     SfQemuChannel *channel = data;
     gboolean open;
 
     channel->refs++;
+    if (channel->peer_asked) {
+        look_at_peer(channel);
+    }
     for (guint i = 0; i < MESSAGES_PER_TURN && channel->fd >= 0; i++) {
         g_autoptr(GError) error = NULL;
         SfQcMessage *message = sf_qc_receive(channel->fd, &error);
@@ -189,6 +225,18 @@ static gboolean on_writable(int fd, GIOCondition condition, gpointer data)
     }
     channel->out_source = 0;
     return G_SOURCE_REMOVE;
+}
+
+void sf_qemu_channel_ask_peer(SfQemuChannel *channel)
+{
+    const int on = 1;
+
+    channel->peer_asked = setsockopt(channel->fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) == 0;
+}
+
+pid_t sf_qemu_channel_peer(const SfQemuChannel *channel)
+{
+    return channel->peer;
 }
 
 guint32 sf_qemu_channel_serial(SfQemuChannel *channel)

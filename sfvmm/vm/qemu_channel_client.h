@@ -24,6 +24,13 @@ SfQemuChannel *sf_qemu_channel_new(int fd, const SfQemuChannelHandlers *handlers
 /* No handler is called any more, but requests that wait are failed with SF_VM_ERROR_GONE. */
 void sf_qemu_channel_free(SfQemuChannel *channel);
 
+/*
+ * Before the first request: the kernel shall say whose process the first answer comes from. peer(): its pid, in our
+ * pid namespace; 0 before the first answer, or when nobody asked.
+ */
+void sf_qemu_channel_ask_peer(SfQemuChannel *channel);
+pid_t sf_qemu_channel_peer(const SfQemuChannel *channel);
+
 /* For the next request: build its packet with this serial. */
 guint32 sf_qemu_channel_serial(SfQemuChannel *channel);
 

@@ -46,6 +46,7 @@
 #define CLEAN_MS        2000u     /* after a load: descriptors that it has left in QEMU go */
 #define LOG_BYTES_MAX   (8 << 20) /* a log that is longer begins anew */
 #define LOG_SECONDS     5         /* between two looks at the logs */
+#define KEEPER_END_MS   2000u     /* after its process, until libvirt has put away what it had of a domain */
 #define LOG_TAIL_BYTES  2048      /* of qemu.log, to find its last message */
 #define NS_PER_S        1000000000
 
@@ -75,6 +76,22 @@ void sf_vm_set_role(SfVm *vm, SfVmRole role)
 {
     vm->role = role;
     sf_vm_save(vm, NULL);
+}
+
+const char *sf_vm_domain(SfVm *vm)
+{
+    return vm->keeper ? vm->keeper->name(vm->keeper_data) : NULL;
+}
+
+void sf_vm_label(SfVm *vm, const char *parent, guint64 ticket, guint id)
+{
+    g_autofree char *text = g_strdup_printf("%016" G_GINT64_MODIFIER "x", ticket);
+    const SfDomainLineage lineage = { .role = role_names[vm->role], .owner = vm->owner, .vm = vm->name,
+                                      .parent = parent, .ticket = text, .snapshot = vm->snapshot_id, .id = id };
+
+    if (vm->keeper) {
+        vm->keeper->label(vm->keeper_data, &lineage);
+    }
 }
 
 pid_t sf_vm_pid(SfVm *vm)
@@ -217,6 +234,11 @@ static JsonObject *vm_to_json(SfVm *vm)
     json_object_set_int_member(object, "start_time", vm->start_time);
     json_object_set_boolean_member(object, "agent", vm->agent_seen);
     json_object_set_object_member(object, "config", sf_vm_config_to_json(vm->config));
+    if (vm->keeper) {
+        json_object_set_object_member(object, "keeper", vm->keeper->to_json(vm->keeper_data));
+        json_object_set_string_member(object, "agent_socket", vm->agent_socket ? vm->agent_socket : "");
+        json_object_set_string_member(object, "agent_port", vm->agent_port ? vm->agent_port : "");
+    }
     if (vm->snapshot_id) {
         json_object_set_string_member(object, "snapshot", vm->snapshot_id);
     }
@@ -278,7 +300,7 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "no \"role\" or \"config\"");
         return NULL;
     }
-    config = sf_vm_config_from_json(json_node_get_object(config_node), error);
+    config = sf_vm_config_restore(json_node_get_object(config_node), error);
     if (!config) {
         return NULL;
     }
@@ -288,6 +310,12 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
     vm->start_time = json_object_get_int_member_with_default(object, "start_time", 0);
     vm->agent_seen = json_object_get_boolean_member_with_default(object, "agent", FALSE);
     sf_vm_nic_from_json(vm, object);
+    if (json_object_has_member(object, "keeper") &&
+        JSON_NODE_HOLDS_OBJECT(json_object_get_member(object, "keeper"))) {
+        vm->keeper_json = json_object_ref(json_object_get_object_member(object, "keeper"));
+        vm->agent_socket = g_strdup(json_object_get_string_member_with_default(object, "agent_socket", ""));
+        vm->agent_port = g_strdup(json_object_get_string_member_with_default(object, "agent_port", ""));
+    }
     return restore_disks(vm, object, error) && sf_vm_lazy_from_json(vm, object, error) ? g_steal_pointer(&vm) : NULL;
 }
 
@@ -470,13 +498,38 @@ static void vm_ended(SfVm *vm)
     g_object_unref(vm);
 }
 
+static gboolean on_keeper_is_late(gpointer data)
+{
+    SfVm *vm = data;
+
+    vm->end_timer = 0;
+    vm_ended(vm);
+    return G_SOURCE_REMOVE;
+}
+
 static gboolean on_process_ended(int fd, GIOCondition condition, gpointer data)
 {
     SfVm *vm = data;
 
     vm->exit_source = 0;
-    vm_ended(vm);
+    if (vm->keeper && !vm->keeper_ended) {
+        vm->end_timer = g_timeout_add(KEEPER_END_MS, on_keeper_is_late, vm);
+    } else {
+        vm_ended(vm);
+    }
     return G_SOURCE_REMOVE;
+}
+
+void sf_vm_keeper_ended(SfVm *vm, const char *reason)
+{
+    vm->keeper_ended = TRUE;
+    if (!vm->shutdown_reason) {
+        vm->shutdown_reason = g_strdup(reason);
+    }
+    if (vm->end_timer) {
+        g_clear_handle_id(&vm->end_timer, g_source_remove);
+        vm_ended(vm);
+    }
 }
 
 void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd)
@@ -501,6 +554,13 @@ static void free_name(SfVm *vm)
 
 void sf_vm_kill(SfVm *vm)
 {
+    if (vm->keeper && vm->pidfd < 0 && !vm->gone) { /* it has not told us its process yet */
+        vm->keeper->kill(vm->keeper_data, -1);
+        vm->gone = TRUE;
+        vm_disconnect(vm);
+        sf_state_remove_folder(vm->directory);
+        return;
+    }
     if (vm->gone || vm->pidfd < 0) {
         return;
     }
@@ -512,7 +572,11 @@ void sf_vm_kill(SfVm *vm)
         g_object_ref(vm); /* until the process is reaped and its directory removed */
         free_name(vm);
     }
-    syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+    if (vm->keeper) {
+        vm->keeper->kill(vm->keeper_data, vm->pidfd);
+    } else {
+        syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+    }
 }
 
 void sf_vm_powerdown(SfVm *vm)
@@ -557,7 +621,7 @@ static void port_event(SfVm *vm, JsonObject *data)
     JsonNode *open = data ? json_object_get_member(data, "open") : NULL;
 
     if (vm->guest && !vm->guest_hello_held && open && json_node_get_value_type(open) == G_TYPE_BOOLEAN &&
-        strcmp(text_of(data, "id"), SF_AGENT_PORT_ID) == 0) {
+        strcmp(text_of(data, "id"), vm->agent_port ? vm->agent_port : SF_AGENT_PORT_ID) == 0) {
         sf_guest_channel_port_changed(vm->guest, json_node_get_boolean(open));
     }
 }
@@ -570,7 +634,8 @@ static void on_qmp_event(const char *name, JsonObject *data, gpointer owner)
         vm->running = FALSE;
     } else if (strcmp(name, "RESUME") == 0) {
         vm->running = TRUE;
-    } else if (strcmp(name, "SHUTDOWN") == 0 && !vm->shutdown_reason) {
+    } else if (strcmp(name, "SHUTDOWN") == 0 && !vm->shutdown_reason &&
+               !(vm->keeper && strcmp(text_of(data, "reason"), "host-signal") == 0)) { /* its keeper knows why */
         vm->shutdown_reason = g_strdup(shutdown_text(text_of(data, "reason")));
     } else if (strcmp(name, "VSERPORT_CHANGE") == 0) {
         port_event(vm, data);
@@ -763,6 +828,22 @@ static void connect_failed(SfVm *vm, const GError *error, gboolean answered)
     retry_later(vm);
 }
 
+/* Whose process it is the kernel says, as it has sent the answer: so a QEMU that lies cannot point at another. */
+static gboolean take_process(SfVm *vm, GError **error)
+{
+    pid_t pid = sf_qemu_channel_peer(vm->channel);
+    guint64 start_time = sf_process_start_time(pid);
+    int pidfd = sf_process_open(pid, start_time);
+
+    if (pidfd < 0) {
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "its process %d can't be watched: %s", pid,
+                    g_strerror(errno));
+        return FALSE;
+    }
+    sf_vm_set_process(vm, pid, start_time, pidfd);
+    return sf_vm_save(vm, error);
+}
+
 static void on_hello(SfQcMessage *message, const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
@@ -771,6 +852,9 @@ static void on_hello(SfQcMessage *message, const GError *error, gpointer data)
 
     if (!error) {
         sf_qc_parse_hello(message->payload, message->n_fds, &vm->hello, blocks, &failure);
+    }
+    if (!error && !failure && vm->keeper && vm->pidfd < 0) {
+        take_process(vm, &failure);
     }
     if (error || failure) {
         if (!vm->gone) {
@@ -805,15 +889,15 @@ static void on_attached(const GError *error, gpointer data)
 }
 
 /* By a short way, as a run directory may have a longer path than a socket address can hold. */
-static int connect_socket(SfVm *vm, const char *file, GError **error)
+static int connect_socket(const char *folder, const char *file, GError **error)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
-    int directory = open(vm->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int directory = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd = directory < 0 ? -1 : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s/%s: %s", vm->directory, file, g_strerror(errno));
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s/%s: %s", folder, file, g_strerror(errno));
         if (fd >= 0) {
             close(fd);
         }
@@ -839,6 +923,9 @@ static void attach_channel(SfVm *vm, int pair[2])
     sf_vm_gate_learn(vm);
 
     vm->channel = sf_qemu_channel_new(pair[0], &channel_handlers, vm);
+    if (vm->keeper) {
+        sf_qemu_channel_ask_peer(vm->channel);
+    }
     sf_qemu_channel_request(vm->channel, SF_QC_HELLO, sf_qc_request_hello(sf_qemu_channel_serial(vm->channel)), NULL, 0,
                             on_hello, g_object_ref(vm));
 }
@@ -852,7 +939,8 @@ static void vm_connect(SfVm *vm)
     if (vm->gone || vm->channel) {
         return;
     }
-    fd = connect_socket(vm, SF_VM_FILE_QMP, &error);
+    fd = vm->keeper ? vm->keeper->open_monitor(vm->keeper_data, &error)
+                    : connect_socket(vm->directory, SF_VM_FILE_QMP, &error);
     if (fd >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
         g_set_error(&error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "no socket pair: %s", g_strerror(errno));
         close(fd);
@@ -920,7 +1008,9 @@ static const SfGuestChannelHandlers guest_handlers = { on_guest_connected, on_gu
 static void connect_guest(SfVm *vm)
 {
     g_autoptr(GError) error = NULL;
-    int fd = connect_socket(vm, SF_VM_FILE_AGENT, &error);
+    g_autofree char *folder = vm->agent_socket ? g_path_get_dirname(vm->agent_socket) : g_strdup(vm->directory);
+    g_autofree char *file = g_path_get_basename(vm->agent_socket ? vm->agent_socket : SF_VM_FILE_AGENT);
+    int fd = connect_socket(folder, file, &error);
 
     if (fd < 0) {
         g_debug("VM %s: the port of its agent: %s", vm->name, error->message); /* it has most likely just ended */
@@ -1340,7 +1430,7 @@ static void on_load_reply(SfQcMessage *message, const GError *error, gpointer da
 static void load_state(SfVm *vm, guint32 flags)
 {
     LoadOp *op = g_task_get_task_data(vm->load_task);
-    gboolean at_once = op->resume && sf_vm_gate_is_alone();
+    gboolean at_once = op->resume && sf_vm_gate_is_alone() && !vm->keeper; /* a keeper resumes it itself */
     int fds[SF_QC_MAX_FDS];
     guint n = 0;
     g_autoptr(GBytes) payload = NULL;
@@ -1509,6 +1599,7 @@ SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole rol
     vm->overlay_directory = options->overlay_directory ? g_strdup(options->overlay_directory)
                                                        : g_build_filename(options->run_directory, "disk", NULL);
     vm->template_directory = g_build_filename(options->run_directory, "template", NULL);
+    vm->owner = g_strdup(options->run_directory);
     vm->late_commits = options->late_commits;
     vm->uid = options->uid;
     vm->gid = options->gid;
@@ -1527,7 +1618,12 @@ static void sf_vm_finalize(GObject *object)
         sf_vm_disk_leave(g_ptr_array_index(vm->disks, i));
     }
     g_clear_handle_id(&vm->exit_source, g_source_remove);
+    g_clear_handle_id(&vm->end_timer, g_source_remove);
     vm_disconnect(vm);
+    if (vm->keeper) {
+        vm->keeper->free(vm->keeper_data);
+    }
+    g_clear_pointer(&vm->keeper_json, json_object_unref);
     g_clear_object((GObject **)&vm->handler.owner);
     g_free(vm->handler_id);
     if (vm->pidfd >= 0) {
@@ -1540,9 +1636,12 @@ static void sf_vm_finalize(GObject *object)
     g_array_unref(vm->vcpu_threads);
     g_clear_pointer(&vm->config, sf_vm_config_unref);
     g_free(vm->tap);
+    g_free(vm->agent_socket);
+    g_free(vm->agent_port);
     g_free(vm->snapshot_id);
     g_free(vm->shutdown_reason);
     g_free(vm->template_directory);
+    g_free(vm->owner);
     g_free(vm->overlay_directory);
     g_free(vm->directory);
     g_free(vm->name);

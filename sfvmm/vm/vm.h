@@ -46,6 +46,9 @@ SfVmRole sf_vm_role(SfVm *vm);
 void sf_vm_set_role(SfVm *vm, SfVmRole role);
 /* A shell that becomes a clone gets the clone's name: the run directory moves with it (its sockets stay connected). */
 gboolean sf_vm_rename(SfVm *vm, const char *name, GError **error);
+/* Tells who keeps the VM (libvirt) what it has become: a clone of that VM and ticket. */
+void sf_vm_label(SfVm *vm, const char *parent, guint64 ticket, guint id);
+const char *sf_vm_domain(SfVm *vm); /* name of its libvirt domain, or NULL */
 pid_t sf_vm_pid(SfVm *vm);
 gint64 sf_vm_started(SfVm *vm);                    /* ns since boot, to a clock tick */
 SfVmConfig *sf_vm_config(SfVm *vm);

@@ -6,7 +6,7 @@
  * reference. Main thread makes it, any thread may read it and drop references.
  *
  * The JSON form is that of `vm.run` without the members that name things of one VM. It is also what vm.json holds,
- * where disks have their `id` and `size` too.
+ * where disks have their `id` and `size` too, and a libvirt domain its `domain`, which `vm.run` does not take.
  */
 #include "sfvmm/vm/vm_config.h"
 
@@ -14,6 +14,7 @@
 #include <gio/gio.h>
 #include <string.h>
 #include "sfvmm/disk/disk.h"
+#include "sfvmm/vm/domain_xml.h"
 
 #define PAGE_BYTES          4096u
 #define MEMORY_DEFAULT      (256ull << 20) /* bytes; boots a small Debian */
@@ -59,6 +60,8 @@ void sf_vm_config_unref(SfVmConfig *config)
     g_free(config->append);
     g_free(config->network);
     g_strfreev(config->outside);
+    g_free(config->uri);
+    g_free(config->domain_xml);
     g_ptr_array_unref(config->disks);
     g_free(config);
 }
@@ -174,6 +177,15 @@ static gboolean take_disk_member(SfDiskConfig *disk, const char *member, JsonNod
     return fail(error, "unknown member \"disks.%s\"", member);
 }
 
+SfDiskConfig *sf_vm_config_add_disk(SfVmConfig *config)
+{
+    SfDiskConfig *disk = g_new0(SfDiskConfig, 1);
+
+    disk->id = g_strdup_printf("disk%u", config->disks->len);
+    g_ptr_array_add(config->disks, disk);
+    return disk;
+}
+
 static gboolean take_disk(SfVmConfig *config, JsonNode *node, GError **error)
 {
     SfDiskConfig *disk;
@@ -184,9 +196,7 @@ static gboolean take_disk(SfVmConfig *config, JsonNode *node, GError **error)
         return fail(error, "each of \"disks\" must be an object");
     }
     object = json_node_get_object(node);
-    disk = g_new0(SfDiskConfig, 1);
-    disk->id = g_strdup_printf("disk%u", config->disks->len);
-    g_ptr_array_add(config->disks, disk);
+    disk = sf_vm_config_add_disk(config);
     members = json_object_get_members(object);
     for (GList *m = members; m; m = m->next) {
         if (!take_disk_member(disk, m->data, json_object_get_member(object, m->data), error)) {
@@ -285,6 +295,21 @@ static gboolean complete_network(SfVmConfig *config, GError **error)
     return TRUE;
 }
 
+/* {"uri", "xml"}: libvirt reads the XML, we only bound it. */
+static gboolean take_domain(SfVmConfig *config, JsonNode *node, GError **error)
+{
+    JsonObject *object = JSON_NODE_HOLDS_OBJECT(node) ? json_node_get_object(node) : NULL;
+    const char *xml = object ? json_object_get_string_member_with_default(object, "xml", NULL) : NULL;
+    JsonNode *uri = object ? json_object_get_member(object, "uri") : NULL;
+
+    if (!xml || strlen(xml) > SF_DOMAIN_XML_MAX || !uri) {
+        return fail(error, "\"domain\" must have a \"uri\", and an \"xml\" of at most %u bytes", SF_DOMAIN_XML_MAX);
+    }
+    g_free(config->domain_xml);
+    config->domain_xml = g_strdup(xml);
+    return take_text(uri, "domain.uri", PATH_MAX - 1, &config->uri, error);
+}
+
 static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *node, GError **error)
 {
     static const char *const accels[] = { "auto", "kvm", "tcg", NULL };
@@ -333,10 +358,9 @@ static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *no
     return fail(error, "unknown member \"%s\"", member);
 }
 
-SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
+SfVmConfig *sf_vm_config_new(void)
 {
-    g_autoptr(SfVmConfig) config = g_new0(SfVmConfig, 1);
-    g_autoptr(GList) members = json_object_get_members(object);
+    SfVmConfig *config = g_new0(SfVmConfig, 1);
 
     g_atomic_ref_count_init(&config->refs);
     config->memory = MEMORY_DEFAULT;
@@ -344,8 +368,18 @@ SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
     config->accel = g_strdup("auto");
     config->network = g_strdup("none");
     config->disks = g_ptr_array_new_with_free_func(disk_config_free);
+    return config;
+}
+
+static SfVmConfig *config_from_json(JsonObject *object, gboolean may_be_domain, GError **error)
+{
+    g_autoptr(SfVmConfig) config = sf_vm_config_new();
+    g_autoptr(GList) members = json_object_get_members(object);
+
     for (GList *m = members; m; m = m->next) {
-        if (!take_member(config, m->data, json_object_get_member(object, m->data), error)) {
+        JsonNode *node = json_object_get_member(object, m->data);
+        if (may_be_domain && strcmp(m->data, "domain") == 0 ? !take_domain(config, node, error)
+                                                           : !take_member(config, m->data, node, error)) {
             return NULL;
         }
     }
@@ -353,7 +387,7 @@ SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
         fail(error, "\"%s\" needs a \"kernel\"", config->initrd ? "initrd" : "append");
         return NULL;
     }
-    if (!config->kernel && config->disks->len == 0) {
+    if (!config->kernel && config->disks->len == 0 && !config->domain_xml) {
         fail(error, "nothing to boot: give a \"kernel\" or a bootable one of \"disks\"");
         return NULL;
     }
@@ -361,6 +395,16 @@ SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
         return NULL;
     }
     return g_steal_pointer(&config);
+}
+
+SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error)
+{
+    return config_from_json(object, FALSE, error);
+}
+
+SfVmConfig *sf_vm_config_restore(JsonObject *object, GError **error)
+{
+    return config_from_json(object, TRUE, error);
 }
 
 static void add_text(JsonObject *object, const char *member, const char *text)
@@ -403,6 +447,12 @@ JsonObject *sf_vm_config_to_json(const SfVmConfig *config)
     add_text(object, "append", config->append);
     add_text(object, "network", config->network);
     add_network(object, config);
+    if (config->domain_xml) {
+        JsonObject *domain = json_object_new();
+        add_text(domain, "uri", config->uri);
+        add_text(domain, "xml", config->domain_xml);
+        json_object_set_object_member(object, "domain", domain);
+    }
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         JsonObject *entry = json_object_new();
@@ -434,6 +484,10 @@ char *sf_vm_config_hash(const SfVmConfig *config, const char *qemu_version)
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         g_string_append_printf(text, "disk %s %" G_GUINT64_FORMAT " %s\n", disk->id, disk->size,
                                disk->readonly ? "readonly" : "writable");
+    }
+    if (config->domain_xml) {
+        g_autofree char *domain = g_compute_checksum_for_string(G_CHECKSUM_SHA256, config->domain_xml, -1);
+        g_string_append_printf(text, "domain %s\n", domain);
     }
     g_checksum_update(sum, (const guchar *)text->str, text->len);
     return g_strdup(g_checksum_get_string(sum));

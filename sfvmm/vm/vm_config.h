@@ -39,11 +39,16 @@ typedef struct {
     guint prefix;
     char **outside;   /* what members of the cluster may reach (sfvmm/net/policy.h), not checked here; NULL: nothing */
     GPtrArray *disks; /* of SfDiskConfig */
+    char *uri;        /* of the libvirtd that keeps the VM as a domain, or NULL: no libvirt */
+    char *domain_xml; /* of that domain: template of its shells */
 } SfVmConfig;
 
 /* The VM is a member of a cluster network. */
 gboolean sf_vm_config_has_cluster(const SfVmConfig *config);
 
+/* A configuration without anything in it; for a domain, which has more to it than members say. */
+SfVmConfig *sf_vm_config_new(void);
+SfDiskConfig *sf_vm_config_add_disk(SfVmConfig *config); /* with its id */
 SfVmConfig *sf_vm_config_ref(SfVmConfig *config);
 void sf_vm_config_unref(SfVmConfig *config);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfVmConfig, sf_vm_config_unref)
@@ -51,6 +56,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfVmConfig, sf_vm_config_unref)
 /* Strict: unknown members, wrong types and values out of bounds are errors that name the member. Caller owns the
  * result. */
 SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error);
+/* Of a state file that sfvmmd itself has written: may be a domain's, which nobody else may give. */
+SfVmConfig *sf_vm_config_restore(JsonObject *object, GError **error);
 JsonObject *sf_vm_config_to_json(const SfVmConfig *config);
 
 /* SHA-256 over everything that device state depends on, hex. Two VMs with equal hashes can load each other's snapshots.

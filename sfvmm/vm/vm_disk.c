@@ -61,6 +61,7 @@ void sf_vm_disk_free(SfVmDisk *disk)
         drop_overlay(disk);
         g_clear_pointer(&disk->chain, sf_disk_chain_free);
         g_ptr_array_unref(disk->nodes);
+        g_clear_pointer(&disk->domain_node, json_object_unref);
         g_free(disk);
     }
 }
@@ -91,6 +92,9 @@ JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
     json_object_set_int_member(object, "next_node", disk->next_node);
     if (disk->commit_to != G_MAXUINT) {
         json_object_set_int_member(object, "commit_to", disk->commit_to);
+    }
+    if (disk->domain_node) {
+        json_object_set_object_member(object, "domain_node", json_object_ref(disk->domain_node));
     }
     if (disk->overlay) {
         json_object_set_string_member(object, "overlay", disk->overlay->path);
@@ -125,6 +129,10 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
         disk->overlay =
             sf_disk_layer_new(json_object_get_string_member_with_default(object, "overlay", ""), "qcow2", TRUE);
         disk->overlay_node = g_strdup(json_object_get_string_member_with_default(object, "overlay_node", ""));
+    }
+    if (json_object_has_member(object, "domain_node") &&
+        JSON_NODE_HOLDS_OBJECT(json_object_get_member(object, "domain_node"))) {
+        disk->domain_node = json_object_ref(json_object_get_object_member(object, "domain_node"));
     }
     if (disk->nodes->len != (disk->chain ? disk->chain->layers->len : 0) || disk->writable > disk->nodes->len ||
         (disk->commit_to != G_MAXUINT && disk->commit_to >= disk->nodes->len)) {
@@ -174,6 +182,26 @@ static JsonObject *format_options(const char *node, const char *format, gboolean
     json_object_set_boolean_member(object, "read-only", !writable);
     json_object_set_string_member(object, "file", file);
     json_object_set_string_member(object, "discard", "unmap");
+    return object;
+}
+
+static gboolean is_domain_node(const SfVmDisk *disk, const char *node)
+{
+    return disk->domain_node &&
+           g_strcmp0(json_object_get_string_member_with_default(disk->domain_node, "node-name", NULL), node) == 0;
+}
+
+/* libvirt's node, with all that it was opened with: what is left out of a reopen would fall back to defaults. */
+static JsonObject *domain_node_options(const SfVmDisk *disk, gboolean writable)
+{
+    JsonObject *object = json_object_new();
+    g_autoptr(GList) members = json_object_get_members(disk->domain_node);
+
+    for (GList *item = members; item; item = item->next) {
+        json_object_set_member(object, item->data,
+                               json_node_copy(json_object_get_member(disk->domain_node, item->data)));
+    }
+    json_object_set_boolean_member(object, "read-only", !writable);
     return object;
 }
 
@@ -292,6 +320,24 @@ gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer 
     return TRUE;
 }
 
+/* ---- nodes that libvirt has made ---- */
+
+void sf_vm_disk_adopt_nodes(SfVmDisk *disk, const char *const *nodes, JsonObject *options)
+{
+    disk->domain_node = options;
+    disk->writable = disk->chain->readonly ? disk->chain->layers->len : disk->chain->layers->len - 1;
+    for (guint i = 0; i < disk->chain->layers->len; i++) {
+        g_ptr_array_add(disk->nodes, g_strdup(nodes[i]));
+    }
+}
+
+void sf_vm_disk_adopt_overlay(SfVmDisk *disk, SfDiskLayer *overlay, JsonObject *options)
+{
+    disk->domain_node = options;
+    disk->overlay = overlay;
+    disk->overlay_node = g_strdup(json_object_get_string_member_with_default(options, "node-name", ""));
+}
+
 const char *sf_vm_disk_top_node(const SfVmDisk *disk)
 {
     return disk->chain ? g_ptr_array_index(disk->nodes, disk->nodes->len - 1) : disk->overlay_node;
@@ -361,7 +407,9 @@ gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *t
 static void add_reopen(const SfVmDisk *disk, SfQmpBatch *batch, guint i, gboolean writable)
 {
     const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
-    JsonObject *options = format_options(g_ptr_array_index(disk->nodes, i), layer->format, writable);
+    const char *node = g_ptr_array_index(disk->nodes, i);
+    JsonObject *options = is_domain_node(disk, node) ? domain_node_options(disk, writable)
+                                                     : format_options(node, layer->format, writable);
     JsonArray *list = json_array_new();
     JsonObject *args = json_object_new();
 

@@ -19,6 +19,12 @@ typedef struct {
     /* An overlay that is in QEMU but in no chain yet: a shell's own, or a snapshot's on its way. NULL: none. */
     SfDiskLayer *overlay;
     char *overlay_node;
+
+    /*
+     * The node of this disk that libvirt has opened for writing: its options, with node-name, but without read-only and
+     * backing. NULL: we have made all of its nodes.
+     */
+    JsonObject *domain_node;
 } SfVmDisk;
 
 SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null); /* takes chain */
@@ -42,6 +48,13 @@ gboolean sf_vm_disk_blockdevs(SfVmDisk *disk, GPtrArray *json_texts, SfVmDiskOpe
 /* The node of a shell's overlay (taken), without what will be below it. */
 gboolean sf_vm_disk_shell_blockdevs(SfVmDisk *disk, const char *id, SfDiskLayer *overlay, GPtrArray *json_texts,
                                     SfVmDiskOpen open_layer, gpointer data, GError **error);
+
+/* ---- nodes that libvirt has made ---- */
+
+/* The nodes of the whole chain, lowest first; options (taken): see domain_node. */
+void sf_vm_disk_adopt_nodes(SfVmDisk *disk, const char *const *nodes, JsonObject *options);
+/* The node of a shell's overlay (taken). */
+void sf_vm_disk_adopt_overlay(SfVmDisk *disk, SfDiskLayer *overlay, JsonObject *options);
 
 /* ---- QMP: each adds commands to the batch ---- */
 

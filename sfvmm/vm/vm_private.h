@@ -6,6 +6,7 @@
 #define SF_VM_PRIVATE_H
 
 #include "sfvmm/memory/fault_handler.h"
+#include "sfvmm/vm/domain_xml.h"
 #include "sfvmm/vm/guest_channel.h"
 #include "sfvmm/vm/launcher.h"
 #include "sfvmm/vm/qemu_channel_client.h"
@@ -24,17 +25,40 @@
 
 #define SF_VM_DYING "~" /* NAME~PID: the directory of a VM that was killed */
 
+/*
+ * Who keeps a QEMU that is not a child of ours: libvirt (domain.c). Main thread; no call blocks. A VM without a keeper
+ * was started by the launcher `exec`.
+ */
+typedef struct {
+    const char *(*name)(gpointer keeper);
+    /* Our end of a socket that speaks QMP; -1 + error. */
+    int (*open_monitor)(gpointer keeper, GError **error);
+    void (*kill)(gpointer keeper, int pidfd_or_minus_one); /* its process ends soon */
+    void (*label)(gpointer keeper, const SfDomainLineage *lineage);
+    JsonObject *(*to_json)(gpointer keeper);
+    void (*free)(gpointer keeper);
+} SfVmKeeper;
+
 struct _SfVm {
     GObject parent_instance;
     char *name;
     char *directory;
     char *overlay_directory;
     char *template_directory;
+    char *owner; /* RUNDIR, by which we know what is ours in libvirt */
     SfLateCommits *late_commits; /* the launcher's */
     uid_t uid;                   /* that QEMU runs as */
     gid_t gid;
     SfVmRole role;
     SfVmConfig *config;
+
+    const SfVmKeeper *keeper; /* NULL: none */
+    gpointer keeper_data;
+    JsonObject *keeper_json; /* of vm.json, until the keeper has been found again */
+    char *agent_socket;      /* path of the agent's port; NULL: in the VM's directory */
+    char *agent_port;        /* device id of that port; NULL: SF_AGENT_PORT_ID */
+    gboolean keeper_ended;   /* the keeper has said that it has ended, and put its things away */
+    guint end_timer;         /* the process has ended, and its keeper will say so */
 
     pid_t pid;
     guint64 start_time; /* of the process, in clock ticks since boot: tells a reused pid */
@@ -92,6 +116,9 @@ SfVm *sf_vm_new(const SfLauncherOptions *options, const char *name, SfVmRole rol
 char *sf_vm_path(SfVm *vm, const char *file);
 char *sf_vm_overlay_path(SfVm *vm, const char *disk); /* of a new overlay */
 char *sf_vm_template_path(SfVm *vm, guint64 size);
+
+/* The keeper has put away what it had of the VM; the first reason that anybody gave counts. */
+void sf_vm_keeper_ended(SfVm *vm, const char *reason);
 
 /* Takes pidfd. From now on the process' end is told. */
 void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd);
