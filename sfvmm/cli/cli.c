@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the commands of sfctl share: errors, calls, output. */
 #include "sfvmm/cli/cli.h"
+#include "sfvmm/client/domain.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -101,18 +102,38 @@ static gboolean show_progress(guint waited_ms, gpointer data)
     return TRUE;
 }
 
+/* what: harmless, until progress_end(). */
+static void progress_begin(SfCtl *ctl, char *what)
+{
+    if (isatty(STDERR_FILENO) && g_strcmp0(g_getenv("TERM"), "dumb") != 0) {
+        sf_client_set_tick(ctl->client, show_progress, PROGRESS_INTERVAL_MS, what);
+    }
+}
+
+static void progress_end(SfCtl *ctl)
+{
+    sf_client_set_tick(ctl->client, NULL, 0, NULL);
+    sf_ctl_progress_clear();
+}
+
 JsonObject *sf_ctl_call_patiently(SfCtl *ctl, const char *what, const char *method, JsonObject *params, int timeout_ms,
                                   GError **error)
 {
     g_autofree char *clean = sf_text_harmless(what);
-    gboolean show = isatty(STDERR_FILENO) && g_strcmp0(g_getenv("TERM"), "dumb") != 0;
 
-    if (show) {
-        sf_client_set_tick(ctl->client, show_progress, PROGRESS_INTERVAL_MS, clean);
-    }
+    progress_begin(ctl, clean);
     JsonObject *result = sf_client_call(ctl->client, method, params, timeout_ms, error);
-    sf_client_set_tick(ctl->client, NULL, 0, NULL);
-    sf_ctl_progress_clear();
+    progress_end(ctl);
+    return result;
+}
+
+JsonObject *sf_ctl_clone_patiently(SfCtl *ctl, const char *what, JsonObject *params, GError **error)
+{
+    g_autofree char *clean = sf_text_harmless(what);
+
+    progress_begin(ctl, clean);
+    JsonObject *result = sf_client_clone(ctl->client, params, NULL, error);
+    progress_end(ctl);
     return result;
 }
 

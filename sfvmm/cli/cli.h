@@ -47,6 +47,7 @@ extern const SfCtlCommand sf_ctl_watch_commands[];
 extern const SfCtlCommand sf_ctl_descriptor_commands[];
 extern const SfCtlCommand sf_ctl_snapshot_commands[];
 extern const SfCtlCommand sf_ctl_cluster_commands[];
+extern const SfCtlCommand sf_ctl_domain_commands[];
 extern const SfCtlCommand sf_ctl_daemon_commands[];
 
 /* Commands with a file of their own. */
@@ -74,6 +75,9 @@ gboolean sf_ctl_error_is(const SfCtl *ctl, const char *code);
  */
 JsonObject *sf_ctl_call_patiently(SfCtl *ctl, const char *what, const char *method, JsonObject *params, int timeout_ms,
                                   GError **error);
+
+/* The same for `clone`, of a VM or of a libvirt domain that is none yet. */
+JsonObject *sf_ctl_clone_patiently(SfCtl *ctl, const char *what, JsonObject *params, GError **error);
 
 /* A line on stdout, with nothing in it that the terminal would obey. NULL prints "?". */
 void sf_ctl_print(const char *text);

@@ -122,8 +122,9 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     if (option_no_wait) {
         json_object_set_string_member(params, "wait", "resumed");
     }
-    g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, what, "clone", g_steal_pointer(&params), SF_CTL_NO_LIMIT,
-                                                         &error);
+    g_autoptr(JsonObject) result =
+        option_ticket ? sf_ctl_call_patiently(ctl, what, "clone", g_steal_pointer(&params), SF_CTL_NO_LIMIT, &error)
+                      : sf_ctl_clone_patiently(ctl, what, g_steal_pointer(&params), &error);
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
     }

@@ -153,6 +153,10 @@ int sf_ctl_console_attach(SfCtl *ctl, const char *name)
         return sf_ctl_fail_call(ctl, error);
     }
     JsonObject *vm = sf_ctl_object(result, "vm");
+    if (sf_ctl_string(vm, "domain")) {
+        g_autofree char *hint = g_strdup_printf("`virsh console %s` is its console", sf_ctl_string(vm, "domain"));
+        return sf_ctl_fail(ctl, hint, "VM \"%s\": it is a libvirt domain", name);
+    }
     int console = connect_console(sf_ctl_string(vm, "console"));
     if (console < 0) {
         return sf_ctl_fail(ctl, "another `sfctl console` may hold it", "VM \"%s\": its console does not answer: %s",

@@ -28,6 +28,7 @@ static const struct {
     {"Snapshots", sf_ctl_descriptor_commands},
     {"Saved snapshots", sf_ctl_snapshot_commands},
     {"Hosts", sf_ctl_cluster_commands},
+    {"libvirt", sf_ctl_domain_commands},
     {"The daemon", sf_ctl_daemon_commands},
 };
 

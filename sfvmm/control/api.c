@@ -999,7 +999,8 @@ static const SfApiMethod methods[] = {
 };
 /* clang-format on */
 
-static const SfApiMethod *const tables[] = { methods, sf_api_cluster_methods, sf_api_snapshot_methods };
+static const SfApiMethod *const tables[] = { methods, sf_api_cluster_methods, sf_api_snapshot_methods,
+                                             sf_api_domain_methods };
 
 static const SfApiMethod *find_method(const char *name)
 {

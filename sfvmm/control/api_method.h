@@ -24,5 +24,6 @@ typedef struct {
 /* Tables of the groups, each ends in a method without name. */
 extern const SfApiMethod sf_api_cluster_methods[];  /* host.* */
 extern const SfApiMethod sf_api_snapshot_methods[]; /* snapshot.* */
+extern const SfApiMethod sf_api_domain_methods[];   /* domain.* */
 
 #endif

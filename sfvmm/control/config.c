@@ -206,6 +206,7 @@ static SfDaemonConfig *config_defaults(void)
     config->launcher.qemu = g_strdup(SF_QEMU_DEFAULT);
     config->launcher.qemu_img = g_strdup(SF_QEMU_IMG_DEFAULT);
     config->launcher.firmware = g_strdup(SF_FIRMWARE_DEFAULT);
+    config->launcher.libvirt_uri = g_strdup(geteuid() == 0 ? "qemu:///system" : "qemu:///session");
     config->limits = (SfLimits){
         .clones_per_ticket = 256,
         .clones_per_vm = 256,
@@ -365,6 +366,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "firmware", &config->launcher.firmware },
         { GROUP, "state-directory", &config->state_directory },
         { GROUP, "pager", &config->pager },
+        { GROUP, "libvirt-uri", &config->launcher.libvirt_uri },
         { CLUSTER, "name", &config->cluster.name },
         { CLUSTER, "listen", &config->cluster.listen },
         { CLUSTER, "pki-directory", &config->cluster.pki_directory },
@@ -470,6 +472,7 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->launcher.firmware);
     g_free(config->launcher.run_directory);
     g_free(config->launcher.overlay_directory);
+    g_free(config->launcher.libvirt_uri);
     g_free(config->state_directory);
     g_free(config->cluster.name);
     g_free(config->cluster.listen);

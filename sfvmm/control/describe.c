@@ -96,8 +96,13 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
         json_object_set_int_member(object, "id", hvm->id);
     }
     json_object_set_string_member(object, "directory", sf_vm_directory(vm));
-    set_path(object, "console", vm, "console.sock");
-    set_path(object, "console_log", vm, "console.log");
+    if (sf_vm_domain(vm)) {
+        json_object_set_string_member(object, "domain", sf_vm_domain(vm));
+        json_object_set_string_member(object, "uri", config->uri);
+    } else {
+        set_path(object, "console", vm, "console.sock");
+        set_path(object, "console_log", vm, "console.log");
+    }
     json_object_set_object_member(object, "pool", describe_pool(hvm->family));
     json_object_set_array_member(object, "disks", describe_disks(vm));
     json_object_set_int_member(object, "started", sf_vm_started(vm));

@@ -380,7 +380,7 @@ static void run_call_free(gpointer data)
     RunCall *call = data;
 
     g_free(call->name);
-    sf_vm_config_unref(call->config);
+    sf_vm_config_unref(call->config); /* NULL: of a domain */
     g_free(call);
 }
 
@@ -438,17 +438,11 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, hvm, NULL);
 }
 
-void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
-                       GAsyncReadyCallback callback, gpointer data)
+/* FALSE: the task (not taken) has its error. */
+static gboolean run_is_allowed(SfHost *host, GTask *task, const RunCall *call)
 {
-    GTask *task = g_task_new(host, NULL, callback, data);
-    RunCall *call = g_new0(RunCall, 1);
     GError *error = NULL;
 
-    call->name = name ? g_strdup(name) : next_free_name(host);
-    call->config = sf_vm_config_ref(config);
-    call->pool_target = pool_target;
-    g_task_set_task_data(task, call, run_call_free);
     if (!name_is_valid(call->name)) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
                                 "VM name \"%s\": 1 to %u of a-z, 0-9, '.' and '-' are needed, a letter or digit first",
@@ -459,14 +453,83 @@ void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint
                host->config->vms + host->config->limits.clones) {
         g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_QUOTA,
                                 "VM \"%s\": this host runs as many VMs as it may (vms in sfvmmd.conf)", call->name);
-    } else if (!sf_networks_open(host->networks, call->name, config, &error)) {
+    } else if (call->config && !sf_networks_open(host->networks, call->name, call->config, &error)) {
         g_task_return_error(task, error);
     } else {
         g_hash_table_add(host->starting, g_strdup(call->name));
+        return TRUE;
+    }
+    return FALSE;
+}
+
+void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
+                       GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(host, NULL, callback, data);
+    RunCall *call = g_new0(RunCall, 1);
+
+    call->name = name ? g_strdup(name) : next_free_name(host);
+    call->config = sf_vm_config_ref(config);
+    call->pool_target = pool_target;
+    g_task_set_task_data(task, call, run_call_free);
+    if (run_is_allowed(host, task, call)) {
         sf_launcher_start_async(host->launcher, call->name, SF_VM_PARENT, config, on_started, task);
+    } else {
+        g_object_unref(task);
+    }
+}
+
+/* What a domain's name has that a VM's cannot have becomes '-'. */
+static char *name_of_domain(const char *domain)
+{
+    char *name = g_strndup(domain, SF_HOST_NAME_MAX);
+
+    for (char *p = name; *p; p++) {
+        *p = g_ascii_tolower(*p);
+        if (!g_ascii_isalnum(*p) && !(p > name && (*p == '.' || *p == '-'))) {
+            *p = p > name ? '-' : 'd';
+        }
+    }
+    return name;
+}
+
+/* The parent that this domain is already, or NULL. */
+static SfHostVm *vm_of_domain(SfHost *host, const char *uri, const char *domain)
+{
+    const char *where = uri ? uri : sf_launcher_options(host->launcher)->libvirt_uri;
+    GHashTableIter iter;
+    SfHostVm *hvm;
+
+    g_hash_table_iter_init(&iter, host->vms);
+    while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&hvm)) {
+        if (g_strcmp0(sf_vm_domain(hvm->vm), domain) == 0 && g_strcmp0(hvm->family->config->uri, where) == 0) {
+            return hvm;
+        }
+    }
+    return NULL;
+}
+
+void sf_host_adopt_async(SfHost *host, const char *name, const char *uri, const char *domain, guint pool_target,
+                         GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(host, NULL, callback, data);
+    SfHostVm *known = vm_of_domain(host, uri, domain);
+    RunCall *call;
+
+    if (known) {
+        g_task_return_pointer(task, known, NULL);
+        g_object_unref(task);
         return;
     }
-    g_object_unref(task);
+    call = g_new0(RunCall, 1);
+    call->name = name ? g_strdup(name) : name_of_domain(domain);
+    call->pool_target = pool_target;
+    g_task_set_task_data(task, call, run_call_free);
+    if (run_is_allowed(host, task, call)) {
+        sf_launcher_adopt_domain_async(host->launcher, call->name, uri, domain, on_started, task);
+    } else {
+        g_object_unref(task);
+    }
 }
 
 SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error)
@@ -568,13 +631,13 @@ static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
 }
 
-/* A VM whose network is on this host has its forks here. */
+/* A VM whose network is on this host has its forks here, and a domain of its libvirt. */
 static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     guint64 memory = hvm->family->config->memory;
 
-    if (!host->peers || sf_vm_config_has_cluster(hvm->family->config)) {
+    if (!host->peers || sf_vm_config_has_cluster(hvm->family->config) || hvm->family->config->domain_xml) {
         return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
     }
     return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);

@@ -104,6 +104,12 @@ void sf_host_recover_finish(SfHost *host, GAsyncResult *result);
 /* Start a VM. name NULL: the next free vmN. */
 void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
                        GAsyncReadyCallback callback, gpointer data);
+/*
+ * Take a running libvirt domain as a VM; one that is taken already is found. name NULL: made from the domain's. uri
+ * NULL: the default. Finishes by sf_host_run_finish().
+ */
+void sf_host_adopt_async(SfHost *host, const char *name, const char *uri, const char *domain, guint pool_target,
+                         GAsyncReadyCallback callback, gpointer data);
 SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error);
 
 SfHostVm *sf_host_vm(SfHost *host, const char *name, GError **error);

@@ -54,7 +54,7 @@ static void recover_family(SfHost *host, const char *file)
         return;
     }
     node = json_object_get_member(object, "config");
-    config = node && JSON_NODE_HOLDS_OBJECT(node) ? sf_vm_config_from_json(json_node_get_object(node), &error) : NULL;
+    config = node && JSON_NODE_HOLDS_OBJECT(node) ? sf_vm_config_restore(json_node_get_object(node), &error) : NULL;
     if (!config) {
         g_warning("family \"%s\": %s", file, error ? error->message : "no configuration");
         return;

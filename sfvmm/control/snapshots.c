@@ -332,9 +332,17 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
                              guint32 request, GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
-    SaveCall *call = g_new0(SaveCall, 1);
+    const SfFamily *family = ticket ? ticket->family : hvm->family;
     SfPager *pager = pager_of(snapshots->host, hvm, ticket);
+    SaveCall *call;
 
+    if (family->config->domain_xml) {
+        g_task_return_new_error(task, SF_HOST_ERROR, SF_HOST_ERROR_FAILED,
+                                "VM \"%s\": it is a libvirt domain, and those can't be saved yet", family->name);
+        g_object_unref(task);
+        return;
+    }
+    call = g_new0(SaveCall, 1);
     call->snapshots = snapshots;
     call->name = g_strdup(name);
     call->request = request;

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The methods domain.* of the control protocol: libvirt domains as VMs. */
+#include "sfvmm/control/api_method.h"
+#include "sfvmm/control/describe.h"
+
+static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    SfHostVm *hvm = sf_host_run_finish(SF_HOST(source), result, &error);
+    JsonObject *object;
+
+    if (!hvm) {
+        sf_call_fail(data, error);
+        return;
+    }
+    object = json_object_new();
+    json_object_set_object_member(object, "vm", sf_describe_vm(hvm));
+    sf_call_reply(data, object);
+}
+
+static void api_domain_adopt(SfHost *host, JsonObject *params, SfCall *call)
+{
+    const SfDaemonConfig *config = sf_host_config(host);
+    gint64 pool = json_object_get_int_member_with_default(params, "pool", config->pool);
+    g_autoptr(GError) error = NULL;
+
+    if (pool < 0 || pool > config->pool_max) {
+        error = g_error_new(SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
+                            "domain.adopt: \"pool\" must be from 0 to %u (pool-max in sfvmmd.conf)", config->pool_max);
+        sf_call_fail(call, error);
+        return;
+    }
+    sf_host_adopt_async(host, json_object_get_string_member_with_default(params, "name", NULL),
+                        json_object_get_string_member_with_default(params, "uri", NULL),
+                        json_object_get_string_member(params, "domain"), (guint)pool, on_adopted, call);
+}
+
+static void on_checked(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    JsonObject *object = sf_launcher_check_domain_finish(NULL, result, &error);
+
+    if (object) {
+        sf_call_reply(data, object);
+    } else {
+        sf_call_fail(data, error);
+    }
+}
+
+static void api_domain_check(SfHost *host, JsonObject *params, SfCall *call)
+{
+    sf_launcher_check_domain_async(sf_host_launcher(host),
+                                   json_object_get_string_member_with_default(params, "uri", NULL),
+                                   json_object_get_string_member(params, "domain"),
+                                   json_object_get_boolean_member_with_default(params, "fix", FALSE), on_checked, call);
+}
+
+/* clang-format off */
+const SfApiMethod sf_api_domain_methods[] = {
+    { "domain.adopt", api_domain_adopt, { { "domain", SF_API_TEXT, TRUE }, { "uri", SF_API_TEXT, FALSE },
+      { "name", SF_API_TEXT, FALSE }, { "pool", SF_API_INTEGER, FALSE } } },
+    { "domain.check", api_domain_check, { { "domain", SF_API_TEXT, TRUE }, { "uri", SF_API_TEXT, FALSE },
+      { "fix", SF_API_BOOLEAN, FALSE } } },
+    { 0 },
+};
+/* clang-format on */
