@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Domains of a real libvirtd as VMs: forked, ended by anybody, through restarts of everything; and nothing stays."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import unittest
+
+import harness
+import libvirtd
+import tiny
+
+NAMESPACE = "urn:snowflock:domain:1"
+TINY_MIB = 32
+CLONES = 2
+
+
+def setUpModule():
+    libvirtd.need()
+
+
+class Case(unittest.TestCase):
+    """A libvirtd and a sfvmmd for all tests of a class; each test has its own domain."""
+
+    config = {}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.libvirtd = libvirtd.Libvirtd()
+        cls.addClassCleanup(cls.libvirtd.close)
+        cls.libvirtd.start()
+        cls.daemon = libvirtd.Daemon(cls.libvirtd, config=dict({"pool": 0}, **cls.config))
+        cls.addClassCleanup(cls.daemon.close)
+        cls.prepare()
+        cls.daemon.start()
+
+    @classmethod
+    def prepare(cls):
+        """Before sfvmmd starts."""
+
+    def setUp(self):
+        self.addCleanup(self.nothing_left)
+
+    # -- domains
+
+    def write_xml(self, text):
+        path = os.path.join(self.libvirtd.top, self.id().rpartition(".")[2] + ".xml")
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def tiny_image(self, name):
+        path = shutil.copy(tiny.image(), os.path.join(self.libvirtd.top, name + ".img"))
+        os.chmod(path, 0o644)
+        return path
+
+    def tiny_domain(self, name="tiny", **kwargs):
+        """A running transient domain with the tiny guest, which counts."""
+        text = libvirtd.domain_xml(name, [(self.tiny_image(name), "raw", False)], mib=TINY_MIB, **kwargs)
+        self.libvirtd.virsh("create", self.write_xml(text))
+        self.counts_on(name)
+        return name
+
+    def counts_on(self, name):
+        """The guest of a domain runs: the number on its console grows."""
+        console = libvirtd.Console(self.libvirtd, name)
+        self.addCleanup(console.close)
+
+        def number():
+            found = re.findall(rb"cpu0 (\d+)\r?\n", console.whole())
+            return found and int(found[-1])
+        first = harness.wait(number, harness.LONG, "a number on the console of " + name)
+        harness.wait(lambda: number() > first, harness.LONG, "the next number on the console of " + name)
+        return first
+
+    def lineage(self, name):
+        text = self.libvirtd.virsh("metadata", name, NAMESPACE, check=False) or ""
+        return dict(re.findall(r"(\w+)=\"([^\"]*)\"", text))
+
+    # -- forks
+
+    def fork(self, name, count=CLONES):
+        return self.daemon.call("clone", vm=name, count=count, wait="resumed")["ticket"]
+
+    def domain_of(self, clone):
+        return self.daemon.call("vm.status", vm=clone["vm"])["vm"]["domain"]
+
+    def ticket(self, ticket):
+        return self.daemon.call("ticket.status", ticket=ticket["ticket"])["ticket"]
+
+    def state_of(self, ticket, number):
+        return next(clone for clone in self.ticket(ticket)["clones"] if clone["id"] == number)
+
+    def nothing_left(self):
+        """Every test ends all it has; then libvirt and sfvmmd have no trace of it."""
+        if not self.daemon.control:
+            self.daemon.start()
+        self.daemon.end_tickets()
+        for name in self.libvirtd.domains("--state-running") + self.libvirtd.domains("--state-paused"):
+            self.libvirtd.virsh("destroy", name, check=False)
+        for name in self.libvirtd.domains("--all", "--persistent"):
+            self.libvirtd.virsh("undefine", name)
+
+        def trace():
+            overlays = os.path.join(self.daemon.run, "disk")
+            return {"vms": self.daemon.call("vm.list")["vms"], "tickets": self.daemon.call("ticket.list")["tickets"],
+                    "domains": self.libvirtd.domains(), "processes": self.daemon.processes(),
+                    "folders": os.listdir(os.path.join(self.daemon.run, "vm")),
+                    "overlays": [f for f in os.listdir(overlays) if f.endswith(".qcow2")] if os.path.isdir(overlays)
+                    else []}
+        harness.wait(lambda: not any(trace().values()), harness.SHORT, "nothing left of it (%s)" % trace())
+
+
+class Tiny(Case):
+    def test_fork(self):
+        """Clones are domains with a title and a lineage; disks are apart; the end of the ticket is their end."""
+        parent = self.tiny_domain()
+        vm = self.daemon.call("domain.adopt", domain=parent, pool=1)["vm"]
+        self.assertEqual((vm["domain"], vm["uri"], vm["role"]), (parent, "qemu:///system", "parent"))
+        harness.wait(self.daemon.pools_full, what="the pool")
+        shells = [name for name in self.libvirtd.domains("--state-paused") if name.startswith("sf-tiny-")]
+        self.assertEqual(len(shells), 1)
+        self.assertEqual(self.lineage(shells[0])["role"], "shell")
+
+        ticket = self.fork(parent)
+        clones = {self.domain_of(clone): clone for clone in ticket["clones"]}
+        self.assertIn(shells[0], clones, "a clone was not made of the shell that was ready")
+        images = set()
+        for name, clone in clones.items():
+            self.counts_on(name)
+            harness.wait(lambda: self.lineage(name).get("role") == "clone", what="the lineage of " + name)
+            self.assertEqual(self.lineage(name), {
+                "role": "clone", "owner": self.daemon.run, "name": clone["vm"], "parent": parent,
+                "ticket": ticket["ticket"], "snapshot": "s-" + ticket["ticket"], "id": str(clone["id"])})
+            self.assertIn(clone["vm"], self.libvirtd.virsh("list", "--title"))
+            self.assertIn("running", self.libvirtd.virsh("domstate", name))
+            images.add(self.libvirtd.virsh("domblklist", name).split()[1])
+        self.assertEqual(len(images), CLONES)
+        self.counts_on(parent)
+        self.daemon.end_ticket(ticket["ticket"])
+        harness.wait(lambda: not set(clones) & set(self.libvirtd.domains()), what="the end of the clones' domains")
+        self.counts_on(parent)
+        self.assertEqual(len(self.fork(parent)["clones"]), CLONES, "it does not fork a second time")
+
+    def test_ended_by_hand(self):
+        """A clone that is destroyed, or whose QEMU is killed, has exited; the others do not notice."""
+        parent = self.tiny_domain()
+        ticket = self.fork(self.daemon.call("domain.adopt", domain=parent)["vm"]["name"], 3)
+        first, second, third = ticket["clones"]
+        self.libvirtd.virsh("destroy", self.domain_of(first))
+        state = harness.wait(lambda: self.state_of(ticket, first["id"])["state"] == "lost" and
+                             self.state_of(ticket, first["id"]), what="the end of a destroyed clone")
+        self.assertIn("destroyed", state["reason"])
+        os.kill(self.daemon.call("vm.status", vm=second["vm"])["vm"]["pid"], signal.SIGKILL)
+        harness.wait(lambda: self.state_of(ticket, second["id"])["state"] == "lost", what="the end of a killed clone")
+        self.counts_on(self.domain_of(third))
+        self.counts_on(parent)
+
+    def test_parent_destroyed(self):
+        """A parent that is destroyed leaves its snapshot to its clones."""
+        parent = self.tiny_domain()
+        ticket = self.fork(self.daemon.call("domain.adopt", domain=parent)["vm"]["name"])
+        names = [self.domain_of(clone) for clone in ticket["clones"]]
+        self.libvirtd.virsh("destroy", parent)
+        harness.wait(lambda: parent not in [vm["name"] for vm in self.daemon.call("vm.list")["vms"]],
+                     what="the end of the parent")
+        for name in names:
+            self.counts_on(name)
+
+    def test_sfvmmd_restarted(self):
+        """Clones and parent are found again; a domain that nobody has any more is swept."""
+        parent = self.tiny_domain()
+        self.daemon.call("domain.adopt", domain=parent, pool=1)
+        harness.wait(self.daemon.pools_full, what="the pool")
+        ticket = self.fork(parent)
+        names = [self.domain_of(clone) for clone in ticket["clones"]]
+        harness.wait(self.daemon.pools_full, what="the pool")
+        shell = next(name for name in self.libvirtd.domains() if self.lineage(name).get("role") == "shell")
+        vm = self.lineage(shell)["name"]
+        self.daemon.end(signal.SIGKILL)
+        shutil.rmtree(os.path.join(self.daemon.run, "vm", vm))          # as if it had been killed while making it
+        self.daemon.start()
+        harness.wait(lambda: shell not in self.libvirtd.domains(), what="the sweep of " + shell)
+        self.assertEqual([clone["state"] for clone in self.ticket(ticket)["clones"]], ["running"] * CLONES)
+        for name in names:
+            self.counts_on(name)
+        self.counts_on(parent)
+        self.fork(parent)
+
+    def test_libvirtd_killed(self):
+        """libvirtd killed in the middle of a fork: the parent goes on, the ticket tells the truth, the next fork works."""
+        parent = self.tiny_domain()
+        self.daemon.call("domain.adopt", domain=parent)
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+        number = client.send("clone", vm=parent, count=4, wait="resumed")
+        harness.wait(lambda: len(self.libvirtd.domains("--state-paused")) > 0, what="the first shell")
+        self.libvirtd.kill()
+        try:
+            ticket = client.answer(number)["ticket"]
+        except harness.ControlError as error:
+            self.assertTrue(error.message)
+            ticket = None
+        harness.wait(lambda: self.libvirtd.answers(), what="libvirtd again")
+        for clone in self.ticket(ticket)["clones"] if ticket else []:
+            if clone["state"] == "running":
+                self.counts_on(self.domain_of(clone))
+            else:
+                self.assertTrue(clone["reason"])
+        self.counts_on(parent)
+
+        def forks():
+            try:
+                return self.fork(parent)
+            except harness.ControlError as error:
+                self.assertRegex(error.message, "connected|libvirt|closed")
+                return None
+        self.assertEqual([clone["state"] for clone in harness.wait(forks, what="a fork")["clones"]],
+                         ["running"] * CLONES)
+
+    def test_sf_virsh(self):
+        """virsh with the commands sf-*: these do what they say, others are virsh's."""
+        parent = self.tiny_domain()
+        script = os.path.join(harness.ROOT, "sfvmm/virsh/sf-virsh")
+        path = os.path.dirname(harness.program("sfvmm/cli/sfctl")) + ":" + os.environ["PATH"]
+
+        def run(*words, status=0):
+            result = subprocess.run(self.libvirtd.inside([script, "-c", "qemu:///system"] + list(words)), text=True,
+                                    stdin=subprocess.DEVNULL, capture_output=True, timeout=harness.LONG,
+                                    env=dict(os.environ, PATH=path, SF_SOCKET=self.daemon.socket_path))
+            self.assertEqual(result.returncode, status, result.stderr)
+            return result.stdout
+        self.assertIn(parent, run("list"))
+        self.assertIn("sf-clone", run("help"))
+        run("sf-domcheck", parent)
+        ticket = run("sf-clone", parent, "--count", "2", "--quiet").strip()
+        clones = json.loads(run("sf-list", "--json"))["vms"]
+        self.assertEqual(sorted(vm["role"] for vm in clones), ["clone", "clone", "parent"])
+        for vm in clones:
+            self.assertIn("running", run("domstate", vm["domain"]))
+        run("sf-kill", ticket)
+        run("sf-join", ticket)
+        self.assertEqual([vm["name"] for vm in json.loads(run("sf-list", "--json"))["vms"]], [parent])
+        run("sf-clone", "nobody", status=1)
+
+    def test_refused(self):
+        """What can't be taken is refused with the reason, and what to do."""
+        def refusal(code, *words, **params):
+            with self.assertRaises(harness.ControlError) as caught:
+                self.daemon.call("domain.adopt", **params)
+            self.assertEqual(caught.exception.code, code, str(caught.exception))
+            for word in words:
+                self.assertIn(word, str(caught.exception))
+        refusal("gone", "nobody", domain="nobody")
+        refusal("failed", "is not this host's", domain="tiny", uri="qemu+ssh://host/system?command=/bin/true")
+        refusal("gone", "qemu+unix:///system", domain="tiny", uri="qemu+unix:///system?socket=/nowhere")
+        parent = self.tiny_domain(backing="", channel="")
+        refusal("refused", "memfd", "agent", "domain check", domain=parent)
+        self.counts_on(parent)
+        self.assertIn("can't be forked", self.daemon.sfctl("clone", parent, check=False).stderr)
+        self.assertIn("not known", self.daemon.sfctl("clone", "nobody", check=False).stderr)
+
+    def test_check(self):
+        """`sfctl domain check` says what is missing; --fix adds it; then it forks."""
+        stock = shutil.which("qemu-system-x86_64") or os.path.join(os.path.dirname(harness.qemu()), "..", "bin",
+                                                                   "qemu-system-x86_64")
+        text = libvirtd.domain_xml("plain", [(self.tiny_image("plain"), "raw", False)], mib=TINY_MIB, backing="",
+                                   channel="", emulator=stock)
+        self.libvirtd.virsh("define", self.write_xml(text))
+        result = self.daemon.sfctl("domain", "check", "plain", check=False)
+        self.assertEqual(result.returncode, 1)
+        for word in ("<emulator>", "memfd", "org.snowflock.agent.0"):
+            self.assertIn(word, result.stdout)
+        self.daemon.sfctl("domain", "check", "plain", "--fix")
+        self.assertTrue(json.loads(self.daemon.sfctl("--json", "domain", "check", "plain").stdout)["forkable"])
+        self.libvirtd.virsh("start", "plain")
+        self.counts_on("plain")
+        self.assertEqual(self.daemon.sfctl("domain", "adopt", "plain").stdout.strip(), "plain")
+        self.assertEqual(len(self.fork("plain")["clones"]), CLONES)
+
+
+class Broken(Case):
+    """An emulator that starts no shell while a file is there."""
+
+    @classmethod
+    def prepare(cls):
+        cls.flag = os.path.join(cls.libvirtd.top, "no-shells")
+        cls.emulator = os.path.join(cls.libvirtd.top, "emulator")
+        with open(cls.emulator, "w") as file:
+            file.write("#!/bin/sh\ncase \"$*\" in *guest=sf-*) [ ! -e %s ] || { echo no memory >&2; exit 1; };; esac\n"
+                       "exec %s \"$@\"\n" % (cls.flag, harness.qemu()))
+        os.chmod(cls.emulator, 0o755)
+        cls.daemon.qemu_path = cls.emulator
+
+    def test_no_shell(self):
+        """Shells can't be created: the fork fails with the reason, the parent goes on, and forks when they can again."""
+        parent = self.tiny_domain(emulator=self.emulator)
+        self.daemon.call("domain.adopt", domain=parent)
+        with open(self.flag, "w"):
+            pass
+        with self.assertRaises(harness.ControlError) as caught:
+            ticket = self.fork(parent)
+            raise harness.ControlError({"message": " ".join(clone["reason"] for clone in ticket["clones"])})
+        self.assertIn("no memory", caught.exception.message)
+        os.unlink(self.flag)
+        self.counts_on(parent)
+        self.assertEqual([clone["state"] for clone in self.fork(parent)["clones"]], ["running"] * CLONES)
+
+
+class Linux(Case):
+    def test_agents(self):
+        """`sfctl clone` of a domain: each clone's agent answers, in the guest it is a clone, and it is joined."""
+        base = shutil.copy(harness.image("rootfs.qcow2"), os.path.join(self.libvirtd.top, "base.qcow2"))
+        root = os.path.join(self.libvirtd.top, "root.qcow2")
+        subprocess.run([harness.qemu_img(), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, root], check=True)
+        with open(harness.image("cmdline")) as file:
+            append = file.read().strip()
+        boot = [shutil.copy(harness.image(name), self.libvirtd.top) for name in ("vmlinuz", "initrd.img")]
+        text = libvirtd.domain_xml("Web_1", [(root, "qcow2", False)], kernel=boot[0], initrd=boot[1], append=append,
+                                   more="<interface type='user'><model type='virtio'/></interface>")
+        self.libvirtd.virsh("create", self.write_xml(text))
+        self.assertEqual(self.daemon.sfctl("domain", "adopt", "Web_1").stdout.strip(), "web-1")
+        self.daemon.call("vm.wait", vm="web-1", agent=True, timeout_ms=int(harness.LONG * 1000))
+        result = json.loads(self.daemon.sfctl("--json", "clone", "Web_1", "--count", str(CLONES)).stdout)
+        clones = result["ticket"]["clones"]
+        self.assertEqual([bool(clone["answered"]) for clone in clones], [True] * CLONES, clones)
+        running = self.libvirtd.domains("--state-running")
+        self.assertEqual(sorted(["Web_1"] + [self.domain_of(clone) for clone in clones]), running)
+        for clone in clones:
+            self.libvirtd.virsh("destroy", self.domain_of(clone))
+        joined = json.loads(self.daemon.sfctl("--json", "join", result["ticket"]["ticket"]).stdout)
+        self.assertEqual(len(joined["ticket"]["clones"]), CLONES)
+        self.assertEqual(self.libvirtd.domains(), ["Web_1"])
+        self.assertIn(base, self.libvirtd.virsh("dumpxml", "Web_1"))
+
+
+if __name__ == "__main__":
+    unittest.main()
