@@ -242,7 +242,8 @@ class Tiny(Case):
             self.assertIn("running", run("domstate", vm["domain"]))
         run("sf-kill", ticket)
         run("sf-join", ticket)
-        self.assertEqual([vm["name"] for vm in json.loads(run("sf-list", "--json"))["vms"]], [parent])
+        harness.wait(lambda: [vm["name"] for vm in json.loads(run("sf-list", "--json"))["vms"]] == [parent],
+                     what="the end of the clones' domains")
         run("sf-clone", "nobody", status=1)
 
     def test_refused(self):
