@@ -391,6 +391,17 @@ static void monitor_serve(Monitor *monitor, virDomainPtr found)
     }
 }
 
+/* In the main thread, as it may have ended before anybody watched it. */
+static gboolean on_domain_missing(gpointer data)
+{
+    SfDomain *domain = data;
+
+    if (domain->vm) {
+        sf_vm_keeper_ended(domain->vm, "its domain has gone");
+    }
+    return G_SOURCE_REMOVE;
+}
+
 static gpointer monitor_thread(gpointer data)
 {
     Monitor *monitor = data;
@@ -401,6 +412,10 @@ static gpointer monitor_thread(gpointer data)
     if (found) {
         monitor_serve(monitor, found);
     } else {
+        if (connection && virGetLastErrorCode() == VIR_ERR_NO_DOMAIN) {
+            g_idle_add_full(G_PRIORITY_DEFAULT, on_domain_missing, sf_domain_ref(monitor->domain),
+                            (GDestroyNotify)sf_domain_unref);
+        }
         g_debug("%s", error->message);
     }
     shutdown(monitor->fd, SHUT_RDWR);

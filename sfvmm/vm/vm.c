@@ -529,6 +529,8 @@ void sf_vm_keeper_ended(SfVm *vm, const char *reason)
     if (vm->end_timer) {
         g_clear_handle_id(&vm->end_timer, g_source_remove);
         vm_ended(vm);
+    } else if (vm->pidfd < 0 && !vm->gone) { /* there is no process whose end would tell */
+        connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
     }
 }
 

@@ -158,6 +158,17 @@ class Tiny(Case):
         self.counts_on(self.domain_of(third))
         self.counts_on(parent)
 
+    def test_shell_destroyed_early(self):
+        """A shell that is destroyed before it has told us its process: another is made, nothing is left of it."""
+        parent = self.tiny_domain()
+        before = self.daemon.call("domain.adopt", domain=parent, pool=1)["vm"]["domain"]
+        for _ in range(3):
+            shell = harness.wait(lambda: [name for name in self.libvirtd.domains() if name != before],
+                                 what="a shell's domain")[0]
+            self.libvirtd.virsh("destroy", shell, check=False)
+        harness.wait(self.daemon.pools_full, what="the pool")
+        self.assertEqual([clone["state"] for clone in self.fork(parent)["clones"]], ["running"] * CLONES)
+
     def test_parent_destroyed(self):
         """A parent that is destroyed leaves its snapshot to its clones."""
         parent = self.tiny_domain()
