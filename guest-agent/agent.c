@@ -194,6 +194,7 @@ static void on_identity(const struct sf_gp_header *header, const uint8_t *payloa
     if (agent.identity.state != IDENTITY_NONE && agent.identity.value.ticket == value.ticket &&
         agent.identity.value.id == value.id) {
         explicit_bzero(value.seed, sizeof(value.seed)); /* said again after a reconnection */
+        slots_unsend(&agent.slots); /* a host that asks has dropped what this clone has sent since HELLO */
         return;
     }
     slots_fork(&agent.slots);

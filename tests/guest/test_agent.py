@@ -393,6 +393,20 @@ class Clones(Base):
         with open(os.path.join(self.guest.directory, 'count'), encoding='utf-8') as file:
             self.assertEqual(file.read(), 'x\n')
 
+    def test_host_restarts_before_it_has_noted_the_answer(self):
+        """It asks again, and takes what comes before the answer for the parent's: the clone's own requests come again."""
+        self.guest.become_clone(1, 1, 0x16)
+        self.host.expect_hello()
+        self.host.expect(IDENTITY | REPLY)
+        self.guest.sf('exit', '3')
+        request, _ = self.host.expect(EXIT)
+        self.host.accept()
+        self.host.greet()
+        self.assertEqual(self.host.expect(EXIT)[0], request)
+        self.host.send(identity(0x16, 1, 1))
+        self.host.expect(IDENTITY | REPLY)
+        self.assertEqual(self.host.expect(EXIT)[0], request)
+
     def test_host_restarts_while_a_hook_runs(self):
         fifo = os.path.join(self.guest.directory, 'fifo')
         os.mkfifo(fifo)
