@@ -1110,6 +1110,7 @@ void sf_fork_resume(SfFork *fork, SfRamBase *base)
         g_message("ticket %016" G_GINT64_MODIFIER "x: %s", fork->ticket, error->message);
     }
     fork->state = SF_FORK_PLACING; /* sf_fork_review() finds out */
+    fork->placed_told = FALSE;     /* to those who ask in this process */
     for (guint i = 0; i < fork->clones->len; i++) {
         resume_clone(g_ptr_array_index(fork->clones, i), why);
     }

@@ -703,7 +703,6 @@ static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE,
                                 "VM %s: sfvmmd ended while it was being loaded; killed", vm->name);
     } else {
-        sf_vm_settle_recover(vm);
         g_task_return_pointer(task, g_object_ref(vm), g_object_unref);
     }
 }

@@ -13,10 +13,13 @@
  */
 #include "sfvmm/vm/shell_pool.h"
 
+#include <string.h>
+
 #define REFILLS_AT_ONCE 2u /* the host's other work goes on beside it */
 #define STARTS_AT_ONCE  8u /* for takes: more at once only make each later */
 #define RETRY_MS_FIRST  1000u
 #define RETRY_MS_MAX    60000u
+#define SHELL_INFIX     "-shell-" /* PREFIX-shell-N */
 
 struct SfShellPool {
     int refs; /* one for each start under way, too, and one is while a take waits */
@@ -151,7 +154,7 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
 
 static void start_one(SfShellPool *pool)
 {
-    g_autofree char *name = g_strdup_printf("%s-shell-%u", pool->prefix, ++pool->last_number);
+    g_autofree char *name = g_strdup_printf("%s" SHELL_INFIX "%u", pool->prefix, ++pool->last_number);
 
     pool->starting++;
     pool->refs++;
@@ -232,14 +235,18 @@ guint sf_shell_pool_target(SfShellPool *pool)
     return pool->target;
 }
 
-/* The number behind the last '-' of its name must not be given again. */
 void sf_shell_pool_give(SfShellPool *pool, SfVm *shell)
 {
-    const char *number = strrchr(sf_vm_name(shell), '-');
+    g_autofree char *prefix = g_strdup_printf("%s" SHELL_INFIX, pool->prefix);
+    const char *name = sf_vm_name(shell);
 
-    if (number) {
-        pool->last_number = MAX(pool->last_number, (guint)g_ascii_strtoull(number + 1, NULL, 10));
+    if (!g_str_has_prefix(name, prefix)) { /* a clone's name, which will be given again */
+        g_message("VM %s: sfvmmd ended when it was about to be loaded; killed", name);
+        sf_vm_kill(shell);
+        return;
     }
+    /* The number must not be given again. */
+    pool->last_number = MAX(pool->last_number, (guint)g_ascii_strtoull(name + strlen(prefix), NULL, 10));
     put_ready(pool, shell);
     pool_review(pool);
 }

@@ -26,7 +26,7 @@ guint sf_shell_pool_target(SfShellPool *pool);
 /* Each ready shell, for `vm.usage`. */
 void sf_shell_pool_foreach(SfShellPool *pool, void (*visit)(SfVm *shell, gpointer data), gpointer data);
 
-/* A shell adopted after a restart goes back into its pool. */
+/* A shell adopted after a restart goes back into its pool. One that has got a clone's name already is killed. */
 void sf_shell_pool_give(SfShellPool *pool, SfVm *shell);
 
 /* Refilling competes with a fork for CPU: held while a fork runs. Nests. */

@@ -17,8 +17,7 @@
  *
  * vm.json holds what an adoption needs. It is written (tmp file, rename) whenever a step is complete: after start,
  * snapshot, load, commit. A process that sfvmmd left in the middle of a load is marked by the file "loading" and killed
- * at the adoption; after the middle of a snapshot QEMU is asked whether its overlays got into the graph; of the middle
- * of a commit see vm_settle.c.
+ * at the adoption; what became of a snapshot or a commit that was under way is asked of QEMU (vm_doubt.c).
  *
  * Main thread only.
  */
@@ -441,7 +440,7 @@ static void vm_disconnect(SfVm *vm)
     vm->greeted = vm->attached = FALSE;
 }
 
-static void connect_end(SfVm *vm, GError *error)
+void sf_vm_connect_end(SfVm *vm, GError *error)
 {
     GTask *task = g_steal_pointer(&vm->connect_task);
 
@@ -485,7 +484,7 @@ static void vm_ended(SfVm *vm)
     vm_disconnect(vm);
     sf_vm_lazy_end(vm);
     sf_vm_settle_lost(vm);
-    connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
+    sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
     g_message("VM %s: ended: %s", vm->name, reason);
     sf_vm_keep_writes(vm);
     g_signal_emit(vm, signals[SIGNAL_EXITED], 0, reason);
@@ -530,7 +529,7 @@ void sf_vm_keeper_ended(SfVm *vm, const char *reason)
         g_clear_handle_id(&vm->end_timer, g_source_remove);
         vm_ended(vm);
     } else if (vm->pidfd < 0 && !vm->gone) { /* there is no process whose end would tell */
-        connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
+        sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_GONE, "VM %s: %s", vm->name, reason));
     }
 }
 
@@ -734,84 +733,12 @@ static void on_channel_event(SfQcMessage *message, gpointer owner)
 
 static const SfQemuChannelHandlers channel_handlers = { on_channel_event, on_connection_closed };
 
-/* ---- overlays in doubt: sfvmmd ended, or the channel was lost, while QEMU made a snapshot ---- */
-
-typedef struct {
-    SfVm *vm;
-    guint disk;
-} Doubt;
-
-static void on_doubt_cleared(const GError *error, gpointer data)
-{
-    g_autofree Doubt *doubt = data;
-    g_autoptr(SfVm) vm = doubt->vm;
-
-    if (--vm->doubts == 0) {
-        connect_end(vm, NULL);
-    }
-}
-
-/* QEMU deletes no node that is in use: a refusal says that the snapshot was made, and the overlay is the top. */
-static void on_doubted_deleted(JsonNode *result, const GError *error, gpointer data)
-{
-    Doubt *doubt = data;
-    SfVm *vm = doubt->vm;
-    SfVmDisk *disk = doubt->disk < vm->disks->len ? g_ptr_array_index(vm->disks, doubt->disk) : NULL;
-    gboolean lost = error && !g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED);
-    SfQmpBatch *batch;
-
-    if (!disk || !vm->qmp || lost) {
-        on_doubt_cleared(error, doubt); /* asked again when it is connected again */
-        return;
-    }
-    batch = sf_qmp_batch_new(vm->qmp);
-    if (error && !strstr(error->message, "Failed to find node")) {
-        g_message("VM %s: a snapshot was made that nobody has; its overlay of %s stays", vm->name, disk->chain->id);
-        sf_vm_disk_overlay_done(disk, batch);
-    } else {
-        sf_vm_disk_overlay_undo(disk, batch); /* deletes the node again, which fails and does no harm */
-    }
-    sf_vm_save(vm, NULL);
-    sf_qmp_batch_run(batch, on_doubt_cleared, doubt);
-}
-
-static gboolean any_in_doubt(SfVm *vm)
-{
-    for (guint i = 0; i < vm->disks->len; i++) {
-        const SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
-        if (disk->chain && disk->overlay) {
-            return TRUE;
-        }
-    }
-    return FALSE;
-}
-
-/* TRUE if there are some; then connect_end() follows when they are sorted out. */
-static gboolean sort_out_overlays(SfVm *vm)
-{
-    gboolean ask = vm->doubts == 0 && !vm->snapshot_task;
-
-    for (guint i = 0; ask && i < vm->disks->len; i++) {
-        SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
-        if (disk->chain && disk->overlay) {
-            JsonObject *args = json_object_new();
-            Doubt *doubt = g_new0(Doubt, 1);
-            vm->doubts++;
-            doubt->vm = g_object_ref(vm);
-            doubt->disk = i;
-            json_object_set_string_member(args, "node-name", disk->overlay_node);
-            sf_qmp_execute(vm->qmp, "blockdev-del", args, -1, on_doubted_deleted, doubt);
-        }
-    }
-    return vm->doubts > 0;
-}
-
 static void connect_review(SfVm *vm)
 {
     if (vm->greeted && vm->attached) {
         vm->retry_ms = RETRY_MS_FIRST;
-        if (!sort_out_overlays(vm)) {
-            connect_end(vm, NULL);
+        if (!sf_vm_doubts_sort_out(vm)) {
+            sf_vm_connect_end(vm, NULL);
         }
     }
 }
@@ -823,7 +750,7 @@ static void connect_review(SfVm *vm)
 static void connect_failed(SfVm *vm, const GError *error, gboolean answered)
 {
     if (vm->connect_task && answered) {
-        connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: %s", vm->name, error->message));
+        sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: %s", vm->name, error->message));
         return;
     }
     g_debug("VM %s: can't connect to its QEMU: %s", vm->name, error->message);
@@ -1052,7 +979,7 @@ static gboolean on_connect_timeout(gpointer data)
     SfVm *vm = data;
 
     vm->connect_timer = 0;
-    connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %d s",
+    sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %d s",
                                 vm->name, CONNECT_SECONDS));
     return G_SOURCE_REMOVE;
 }
@@ -1250,11 +1177,11 @@ void sf_vm_snapshot_begin(SfVm *vm)
         snapshot_next(vm);
         return;
     }
-    if (any_in_doubt(vm)) { /* the reply to an earlier snapshot was lost; its overlays must not be undone here */
+    if (sf_vm_doubts_any(vm)) { /* of an earlier snapshot or commit; the disks must not be changed meanwhile */
         op->error = g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED,
-                                "VM %s: an earlier snapshot is being sorted out; try again", vm->name);
+                                "VM %s: what became of its disks is being sorted out; try again", vm->name);
         snapshot_end(vm);
-        sort_out_overlays(vm);
+        sf_vm_doubts_sort_out(vm);
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);

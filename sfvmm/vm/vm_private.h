@@ -104,7 +104,7 @@ struct _SfVm {
 
     GArray *vcpu_threads; /* of pid_t, as QEMU says */
     gboolean passed_gate; /* a loaded clone has executed its first instruction */
-    guint doubts; /* overlays that QEMU is being asked about */
+    guint doubts; /* disks that QEMU is being asked about */
     GTask *snapshot_task;
     GQueue snapshot_queue; /* of GTask: snapshots asked for while one is being made */
     GTask *load_task;
@@ -127,6 +127,7 @@ void sf_vm_add_disk(SfVm *vm, SfVmDisk *disk);
 /* Connects QMP, sf channel and agent port; finishes when the first two have answered. */
 void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
+void sf_vm_connect_end(SfVm *vm, GError *error_or_null); /* takes error; nothing if nobody waits for it */
 
 /* At its end: what it wrote to disks that are not ephemeral goes into their images, once no clone stands on them. */
 void sf_vm_keep_writes(SfVm *vm);
@@ -164,7 +165,11 @@ void sf_vm_nic_from_json(SfVm *vm, JsonObject *object);
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
 void sf_vm_settle_abort(SfVm *vm);   /* ends soon, then sf_vm_snapshot_begin() is called */
 void sf_vm_settle_lost(SfVm *vm);    /* no event of its job will come any more */
-void sf_vm_settle_recover(SfVm *vm); /* after an adoption: finds out about a commit that was under way */
+char *sf_vm_settle_job(const SfVmDisk *disk); /* what QEMU knows a commit by */
 void sf_vm_snapshot_begin(SfVm *vm);
+
+/* vm_doubt.c: what became of disks while nobody listened. */
+gboolean sf_vm_doubts_any(SfVm *vm);
+gboolean sf_vm_doubts_sort_out(SfVm *vm); /* TRUE if there are some: then sf_vm_connect_end() follows */
 
 #endif

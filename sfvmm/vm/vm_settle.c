@@ -12,9 +12,8 @@
  * block job is cancelled, which loses nothing (what was copied is below the overlay anyway), or, if QEMU says that it
  * has just completed, is taken as completed. Then the snapshot begins.
  *
- * A killed sfvmmd: FOLD and THAW need no memory of ours. Before a job is started `commit_to` is in vm.json. An adoption
- * that finds it cancels the job and tries to delete the top node: QEMU refuses while it is in use, so success says that
- * the commit had completed.
+ * A killed sfvmmd: FOLD and THAW need no memory of ours. Before a job is started `commit_to` is in vm.json: vm_doubt.c
+ * finds out what became of it.
  *
  * RAM of clones is never folded: its layers are their family's. Only their own overlays are committed.
  */
@@ -132,6 +131,11 @@ static void settle_fold(SfVm *vm)
 
 /* ---- disks ---- */
 
+char *sf_vm_settle_job(const SfVmDisk *disk)
+{
+    return g_strdup_printf("settle-%s", disk->chain->id);
+}
+
 static SfVmDisk *present_disk(SfVm *vm)
 {
     return g_ptr_array_index(vm->disks, vm->settle->disk);
@@ -213,7 +217,7 @@ static void settle_next_disk(SfVm *vm)
         }
         disk->commit_to = target;
         settle->completing = FALSE;
-        settle->job = g_strdup_printf("settle-%s", disk->chain->id);
+        settle->job = sf_vm_settle_job(disk);
         sf_vm_save(vm, NULL);
         sf_qmp_execute(vm->qmp, "block-commit", sf_vm_disk_commit_arguments(disk, settle->job), -1, on_job_started,
                        g_object_ref(vm));
@@ -270,11 +274,12 @@ void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data)
     if (sf_vm_refuse(vm, task)) {
         return;
     }
-    if (vm->settle || vm->snapshot_task || vm->load_task || vm->role == SF_VM_SHELL ||
+    if (vm->settle || vm->snapshot_task || vm->load_task || vm->doubts || vm->role == SF_VM_SHELL ||
         (vm->role == SF_VM_PARENT && sf_ram_base_in_use(sf_vm_ram_base(vm)))) {
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED, "VM %s: settle: %s", vm->name,
                                 vm->settle          ? "under way already"
                                 : vm->snapshot_task ? "a snapshot is being made"
+                                : vm->doubts        ? "what became of its disks is being sorted out"
                                                     : "a snapshot over it is still in use");
         g_object_unref(task);
         return;
@@ -291,61 +296,4 @@ void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data)
 gboolean sf_vm_settle_finish(SfVm *vm, GAsyncResult *result, GError **error)
 {
     return g_task_propagate_boolean(G_TASK(result), error);
-}
-
-/* ---- after a restart ---- */
-
-typedef struct {
-    SfVm *vm;
-    guint disk;
-} Recovery;
-
-static void on_recovered(const GError *error, gpointer data)
-{
-    g_autoptr(SfVm) vm = data;
-
-    if (error) {
-        g_debug("VM %s: %s", vm->name, error->message);
-    }
-    sf_vm_save(vm, NULL);
-}
-
-static void on_top_deleted(JsonNode *result, const GError *error, gpointer data)
-{
-    g_autofree Recovery *recovery = data;
-    SfVmDisk *disk = g_ptr_array_index(recovery->vm->disks, recovery->disk);
-
-    if (error || !recovery->vm->qmp) {
-        disk->commit_to = G_MAXUINT; /* the top is in use: the commit had not completed */
-        on_recovered(NULL, recovery->vm);
-    } else {
-        SfQmpBatch *batch = sf_qmp_batch_new(recovery->vm->qmp);
-        sf_vm_disk_commit_done(disk, batch); /* deletes the top again, which fails and does no harm */
-        sf_qmp_batch_run(batch, on_recovered, recovery->vm);
-    }
-}
-
-void sf_vm_settle_recover(SfVm *vm)
-{
-    for (guint i = 0; i < vm->disks->len; i++) {
-        SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
-        g_autofree char *job = NULL;
-        JsonObject *cancel, *del;
-        Recovery *recovery;
-
-        if (disk->commit_to == G_MAXUINT) {
-            continue;
-        }
-        job = g_strdup_printf("settle-%s", disk->chain->id);
-        cancel = json_object_new();
-        json_object_set_string_member(cancel, "device", job);
-        json_object_set_boolean_member(cancel, "force", TRUE);
-        sf_qmp_execute(vm->qmp, "block-job-cancel", cancel, -1, NULL, NULL);
-        del = json_object_new();
-        json_object_set_string_member(del, "node-name", g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
-        recovery = g_new0(Recovery, 1);
-        recovery->vm = g_object_ref(vm);
-        recovery->disk = i;
-        sf_qmp_execute(vm->qmp, "blockdev-del", del, -1, on_top_deleted, recovery);
-    }
 }

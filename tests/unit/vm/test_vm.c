@@ -10,9 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "sfvmm/vm/shell_pool.h"
+#include "sfvmm/vm/vm_disk.h"
+#include "sfvmm/wire/state_file.h"
 
 #define CLONES       4u
 #define WAIT_SECONDS 60          /* for anything that must happen; a busy machine is slow */
@@ -513,6 +516,7 @@ static void test_adopt(Fixture *f, gconstpointer data)
     /* All of it works as before. */
     pool = sf_shell_pool_new(f->launcher, "parent", sf_vm_config(f->parent), 0);
     sf_shell_pool_give(pool, shell);
+    g_assert_cmpuint(sf_shell_pool_ready(pool), ==, 1);
     g_clear_object(&shell);
     g_clear_pointer(&disks, g_ptr_array_unref);
     {
@@ -568,6 +572,118 @@ static void test_adopt_half_loaded(Fixture *f, gconstpointer data)
     sf_shell_pool_close(pool);
     sf_shell_pool_unref(pool);
     sf_launcher_sweep(f->launcher);
+}
+
+/* A shell that had got its clone's name, and no more: that name will be needed. */
+static void test_adopt_renamed(Fixture *f, gconstpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    SfShellPool *pool;
+    SfVm *shell;
+
+    if (!f->parent) {
+        return;
+    }
+    pool = sf_shell_pool_new(f->launcher, "parent", sf_vm_config(f->parent), 0);
+    shell = take_shell(pool, &error);
+    g_assert_no_error(error);
+    g_assert_true(sf_vm_rename(shell, "parent-1234-1", &error));
+    g_clear_object(&shell);
+    shell = adopt_vm(f, "parent-1234-1", &error);
+    g_assert_no_error(error);
+    sf_shell_pool_give(pool, shell);
+    g_assert_cmpuint(sf_shell_pool_ready(pool), ==, 0);
+    WAIT_UNTIL(sf_vm_is_gone(shell));
+    g_object_unref(shell);
+    sf_shell_pool_close(pool);
+    sf_shell_pool_unref(pool);
+}
+
+/* ---- a commit that nobody saw the end of ---- */
+
+static void on_qmp_event(const char *name, JsonObject *data, gpointer owner)
+{
+    if (strcmp(name, "BLOCK_JOB_READY") == 0 || strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
+        ++*(guint *)owner;
+    }
+}
+
+static void on_qmp_closed(const GError *reason, gpointer owner)
+{
+}
+
+static const SfQmpHandlers qmp_handlers = { on_qmp_event, on_qmp_closed };
+
+static SfQmp *connect_qmp(const char *directory, guint *events)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    g_snprintf(address.sun_path, sizeof(address.sun_path), "%s/qmp.sock", directory);
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&address, sizeof(address)), ==, 0);
+    return sf_qmp_new(fd, &qmp_handlers, events);
+}
+
+/* As sfvmmd leaves them when it ends in the middle of a commit: the file, and QEMU with the job, READY or completed. */
+static void leave_in_commit(const char *directory, gboolean completed)
+{
+    g_autofree char *path = g_build_filename(directory, "vm.json", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) state = sf_state_read(path, &error);
+    JsonObject *object = json_array_get_object_element(json_object_get_array_member(state, "disks"), 1);
+    SfVmDisk *disk = sf_vm_disk_from_json(object, &error);
+    guint events = 0;
+    SfQmp *qmp = connect_qmp(directory, &events);
+    JsonObject *complete = json_object_new();
+
+    g_assert_no_error(error);
+    disk->commit_to = 0;
+    sf_qmp_execute(qmp, "block-commit", sf_vm_disk_commit_arguments(disk, "settle-disk1"), -1, NULL, NULL);
+    WAIT_UNTIL(events == 1);
+    json_object_set_string_member(complete, "id", "settle-disk1");
+    if (completed) {
+        sf_qmp_execute(qmp, "job-complete", complete, -1, NULL, NULL);
+        WAIT_UNTIL(events == 2);
+    } else {
+        json_object_unref(complete);
+    }
+    sf_qmp_free(qmp);
+    json_object_set_int_member(object, "commit_to", 0);
+    g_assert_true(sf_state_write(path, state, &error));
+    sf_vm_disk_leave(disk);
+    sf_vm_disk_free(disk);
+}
+
+/* It is found out before anybody else may use the disk: a fork that waits for the adoption goes on from a whole VM. */
+static void test_adopt_in_commit(Fixture *f, gconstpointer data)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!f->parent) {
+        return;
+    }
+    for (guint completed = 0; completed < 2; completed++) {
+        g_autofree char *directory = g_strdup(sf_vm_directory(f->parent));
+        g_autoptr(GPtrArray) disks = NULL;
+        g_autoptr(SfSnapshot) snapshot = snapshot_of(f->parent, "s", &disks, &error);
+        g_assert_no_error(error);
+        g_clear_pointer(&disks, g_ptr_array_unref);
+        g_clear_pointer(&snapshot, sf_snapshot_unref);
+        g_clear_object(&f->parent);
+        leave_in_commit(directory, completed);
+        f->parent = adopt_vm(f, "parent", &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 1 : 2);
+        snapshot = snapshot_of(f->parent, "t", &disks, &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 2 : 3);
+        wait_beats(f->parent, 1);
+        g_clear_pointer(&disks, g_ptr_array_unref);
+        g_clear_pointer(&snapshot, sf_snapshot_unref);
+        g_assert_true(settle(f->parent, &error));
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
+    }
 }
 
 static gboolean is_forkable(SfVm *vm)
@@ -707,6 +823,8 @@ int main(int argc, char **argv)
     ADD("settle_interrupted", "tcg", test_settle_interrupted);
     ADD("adopt", "tcg", test_adopt);
     ADD("adopt_half_loaded", "tcg", test_adopt_half_loaded);
+    ADD("adopt_renamed", "tcg", test_adopt_renamed);
+    ADD("adopt_in_commit", "tcg", test_adopt_in_commit);
     ADD("reattach", "tcg", test_reattach);
     ADD("log", "tcg", test_log);
     ADD("failures", "tcg", test_failures);
