@@ -4,7 +4,7 @@
 
 #include "sfvmm/control/api_method.h"
 #include "sfvmm/control/describe.h"
-#include "sfvmm/control/snapshots.h"
+#include "sfvmm/control/snapshot_remove.h"
 
 #define TIMEOUT_MAX_MS (24 * 3600 * 1000)
 
@@ -144,15 +144,20 @@ static void api_list(SfHost *host, JsonObject *params, SfCall *call)
     sf_call_reply(call, result);
 }
 
-static void api_rm(SfHost *host, JsonObject *params, SfCall *call)
+static void on_removed(GObject *source, GAsyncResult *result, gpointer data)
 {
     GError *error = NULL;
 
-    if (sf_snapshots_remove(sf_snapshots_of(host), text_param(params, "name"), &error)) {
-        sf_call_reply(call, json_object_new());
+    if (sf_snapshot_remove_finish(SF_HOST(source), result, &error)) {
+        sf_call_reply(data, json_object_new());
     } else {
-        fail_store(call, error);
+        fail_store(data, error);
     }
+}
+
+static void api_rm(SfHost *host, JsonObject *params, SfCall *call)
+{
+    sf_snapshot_remove_async(host, text_param(params, "name"), on_removed, call);
 }
 
 /* ---- clone ---- */

@@ -12,7 +12,7 @@
 #include "libsf/wire/message.h"
 #include "sfvmm/control/guest_api_private.h"
 #include "sfvmm/control/host_private.h"
-#include "sfvmm/control/snapshots.h"
+#include "sfvmm/control/snapshot_remove.h"
 
 /* Of one VM: a guest must not fill its host's disk. */
 #define CHECKPOINTS_MAX 8u
@@ -270,13 +270,28 @@ void sf_guest_create(const SfGuestRequest *request)
 
 /* ---- FORGET ---- */
 
+static void on_forgotten(GObject *source, GAsyncResult *result, gpointer data)
+{
+    Order *order = data;
+    SfHostVm *hvm = sf_host_vm_of(order->host, order->vm);
+    g_autoptr(GError) error = NULL;
+    gboolean removed = sf_snapshot_remove_finish(order->host, result, &error);
+
+    if (hvm && removed) {
+        sf_guest_answer(hvm, SF_GP_FORGET | SF_GP_REPLY, order->request, NULL, 0);
+    } else if (hvm) {
+        sf_guest_answer_error(hvm, order->request, error_number(error), error->message);
+    }
+    order_free(order);
+}
+
 void sf_guest_forget(const SfGuestRequest *request)
 {
     SfSnapshots *snapshots = sf_snapshots_of(request->host);
     struct sf_gp_checkpoint asked;
     g_autofree char *name = NULL;
     g_autoptr(SfSaved) saved = NULL;
-    g_autoptr(GError) error = NULL;
+    Order *order;
 
     if (!sf_gp_checkpoint_parse(&asked, request->payload, request->length)) {
         refuse(request, EINVAL, "malformed request to forget a checkpoint");
@@ -286,9 +301,7 @@ void sf_guest_forget(const SfGuestRequest *request)
     saved = sf_store_read(sf_snapshots_store(snapshots), name, NULL);
     if (!saved || saved->request == 0) {
         refuse(request, ENOENT, "this VM has no checkpoint of that name");
-    } else if (!sf_snapshots_remove(snapshots, name, &error)) {
-        refuse(request, error_number(error), error->message);
-    } else {
-        sf_guest_answer(request->hvm, SF_GP_FORGET | SF_GP_REPLY, request->header->request, NULL, 0);
+    } else if ((order = order_new(request))) {
+        sf_snapshot_remove_async(request->host, name, on_forgotten, order);
     }
 }

@@ -534,7 +534,7 @@ static void clone_begin(GTask *task)
     ticket->fork = sf_fork_new_placed(&options, &placed);
     sf_host_connect_fork(ticket);
     sf_fork_start(ticket->fork);
-    g_task_return_pointer(task, ticket, NULL);
+    g_task_return_pointer(task, g_memdup2(&call->ticket_id, sizeof(guint64)), g_free);
     g_object_unref(task);
 }
 
@@ -953,23 +953,21 @@ void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint co
     g_task_run_in_thread(work, prepare_thread);
 }
 
+/* By its id: it may have been released since. */
 SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error)
 {
-    return g_task_propagate_pointer(G_TASK(result), error);
+    g_autofree guint64 *id = g_task_propagate_pointer(G_TASK(result), error);
+
+    return id ? sf_host_ticket(snapshots->host, *id, error) : NULL;
 }
 
 /* ---- the others ---- */
 
-gboolean sf_snapshots_remove(SfSnapshots *snapshots, const char *name, GError **error)
+SfFamily *sf_snapshots_family(SfSnapshots *snapshots, const char *name)
 {
     g_autofree char *family = family_name(name);
 
-    if (sf_host_family(snapshots->host, family)) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BUSY,
-                    "snapshot \"%s\": clones of it live, and read it; kill them first, or release their tickets", name);
-        return FALSE;
-    }
-    return sf_store_remove(snapshots->store, name, error);
+    return sf_host_family(snapshots->host, family);
 }
 
 JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name)
@@ -977,12 +975,11 @@ JsonObject *sf_snapshots_describe_one(SfSnapshots *snapshots, const char *name)
     JsonObject *object = json_object_new();
     g_autoptr(GError) error = NULL;
     g_autoptr(SfSaved) saved = sf_store_read(snapshots->store, name, &error);
-    g_autofree char *family = family_name(name);
 
     json_object_set_string_member(object, "name", name);
     json_object_set_string_member(object, "state", saved ? "saved" : "damaged");
     json_object_set_boolean_member(object, "linked", sf_store_is_link(snapshots->store, name));
-    json_object_set_boolean_member(object, "in_use", sf_host_family(snapshots->host, family) != NULL);
+    json_object_set_boolean_member(object, "in_use", sf_snapshots_family(snapshots, name) != NULL);
     json_object_set_string_member(object, "reason", error ? error->message : "");
     if (saved) {
         json_object_set_string_member(object, "id", saved->id);

@@ -41,8 +41,8 @@ SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *re
 /* What a clone of it on another host needed first, packed (working_sets.h): kept for later ones, if nothing is yet. */
 void sf_snapshots_note_working_set(SfSnapshots *snapshots, const char *name, GBytes *runs);
 
-/* Removes it; G_IO_ERROR_BUSY while clones of it live. */
-gboolean sf_snapshots_remove(SfSnapshots *snapshots, const char *name, GError **error);
+/* Of its clones here; NULL: there are none, and no ticket for some. */
+SfFamily *sf_snapshots_family(SfSnapshots *snapshots, const char *name);
 
 /* SAVED objects of the control protocol. */
 JsonArray *sf_snapshots_describe(SfSnapshots *snapshots);
