@@ -18,12 +18,18 @@
  *     fB   writes one word, from the seed, to each page of the B MiB from FILL on
  *     bB   gives the 256 pages of MiB number B to the balloon (virtio-balloon, transitional)
  *     rB   reports the same pages as free (free page reporting)
+ *     vB   reads the first MiB of the last virtio-blk disk into MiB number B; cB: virtio-scsi, aB: AHCI
+ *     oB   such reads begin B sectors later in memory, and are 2 B shorter
  *
  *     0x07c00  this program           0x100000  what each vCPU writes, 16 KiB each
- *     0x60000  start of other vCPUs   0x800000  virtqueues
+ *     0x60000  start of other vCPUs   0x800000  virtqueues, requests
  *     0x90000  stacks, downwards      0x1000000 FILL
  */
 #include <stdint.h>
+
+#include "disks.h"
+#include "io.h"
+#include "virtio.h"
 
 #define COM1            0x3f8
 #define PIC1            0x20
@@ -42,10 +48,7 @@
 #define TRAMPOLINE      0x60000u
 #define WORK            0x100000u
 #define WORK_WORDS      4096u
-#define QUEUE           0x800000u
 #define FILL            0x1000000u
-#define MIB             0x100000u
-#define PAGE            4096u
 #define MAX_VCPUS       8
 
 extern uint32_t vcpus;
@@ -58,31 +61,6 @@ void apic_interrupt(void);
 static volatile uint32_t ticks[MAX_VCPUS];
 static volatile uint32_t pit_ticks, seed, serial_lock;
 static uint64_t idt[VECTORS];
-
-static inline void out8(uint16_t port, uint8_t value) { asm volatile("outb %0, %1" :: "a"(value), "Nd"(port)); }
-static inline void out16(uint16_t port, uint16_t value) { asm volatile("outw %0, %1" :: "a"(value), "Nd"(port)); }
-static inline void out32(uint16_t port, uint32_t value) { asm volatile("outl %0, %1" :: "a"(value), "Nd"(port)); }
-
-static inline uint8_t in8(uint16_t port)
-{
-    uint8_t value;
-    asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static inline uint16_t in16(uint16_t port)
-{
-    uint16_t value;
-    asm volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static inline uint32_t in32(uint16_t port)
-{
-    uint32_t value;
-    asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
 
 static volatile uint32_t *apic(uint32_t reg)
 {
@@ -202,95 +180,26 @@ static void machine_init(void)
 
 /* --- virtio-balloon, as far as giving pages away goes --- */
 
-struct virtq_desc {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags, next;
-};
-
-#define BALLOON_ID      0x10021af4u
 #define BALLOON_REPORTING (1u << 5)
 #define QUEUE_INFLATE   0
 #define QUEUE_REPORT    3
-#define DESC_WRITE      2
 #define BALLOON_PAGES   256u
 
-static uint16_t balloon;                /* I/O ports, 0: not found yet */
-static uint16_t queue_used[4];
-
-static uint32_t pci_read(uint32_t slot, uint32_t reg)
-{
-    out32(0xcf8, 0x80000000u | slot << 11 | reg);
-    return in32(0xcfc);
-}
-
-static uint32_t queue_at(int queue)
-{
-    return QUEUE + queue * 0x10000u;
-}
-
-static int balloon_init(void)
-{
-    uint32_t slot, *p;
-    int queue;
-
-    for (slot = 0; slot < 32 && pci_read(slot, 0) != BALLOON_ID; slot++)
-        ;
-    if (slot == 32 || !(pci_read(slot, 0x10) & 1))
-        return 0;
-    balloon = pci_read(slot, 0x10) & 0xfffc;
-    out32(0xcf8, 0x80000000u | slot << 11 | 4);
-    out32(0xcfc, 7);                    /* I/O, memory, bus master */
-    out8(balloon + 18, 0);
-    out8(balloon + 18, 3);
-    out32(balloon + 4, in32(balloon) & BALLOON_REPORTING);
-    for (queue = 0; queue < 4; queue++) {
-        out16(balloon + 14, queue);
-        if (!in16(balloon + 12))
-            continue;
-        for (p = (uint32_t *)queue_at(queue); p < (uint32_t *)queue_at(queue + 1); p++)
-            *p = 0;
-        out32(balloon + 8, queue_at(queue) / PAGE);
-    }
-    out8(balloon + 18, 7);
-    return 1;
-}
-
-/* Give one buffer to a queue, and wait until it comes back. */
-static int balloon_send(int queue, uint32_t address, uint32_t length, uint16_t flags)
-{
-    struct virtq_desc *desc = (struct virtq_desc *)queue_at(queue);
-    volatile uint16_t *avail, *used;
-    uint16_t size;
-
-    out16(balloon + 14, queue);
-    size = in16(balloon + 12);
-    if (!size)
-        return 0;
-    avail = (volatile uint16_t *)(desc + size);
-    used = (volatile uint16_t *)(((uint32_t)(avail + 3 + size) + PAGE - 1) & ~(PAGE - 1));
-    desc[0] = (struct virtq_desc){ .address = address, .length = length, .flags = flags };
-    avail[2 + queue_used[queue] % size] = 0;
-    queue_used[queue]++;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    avail[1] = queue_used[queue];
-    out16(balloon + 16, queue);
-    while (used[1] != queue_used[queue])
-        asm volatile("pause" ::: "memory");
-    return 1;
-}
+static struct virtio balloon = { .device = 0x1002, .area = 0, .features = BALLOON_REPORTING };
 
 static int balloon_give(uint32_t mib, int report)
 {
-    uint32_t *pfn = (uint32_t *)queue_at(4), i;
+    uint32_t *pfn = (uint32_t *)REQUESTS, i;
+    struct virtio_buffer buffer = { mib * MIB, MIB, VIRTIO_WRITE, 0 };
 
-    if (!balloon && !balloon_init())
+    if (!virtio_start(&balloon))
         return 0;
     if (report)
-        return balloon_send(QUEUE_REPORT, mib * MIB, MIB, DESC_WRITE);
+        return virtio_send(&balloon, QUEUE_REPORT, &buffer, 1);
     for (i = 0; i < BALLOON_PAGES; i++)
         pfn[i] = mib * (MIB / PAGE) + i;
-    return balloon_send(QUEUE_INFLATE, (uint32_t)pfn, BALLOON_PAGES * sizeof(*pfn), 0);
+    buffer = (struct virtio_buffer){ (uint32_t)pfn, BALLOON_PAGES * sizeof(*pfn), 0, 0 };
+    return virtio_send(&balloon, QUEUE_INFLATE, &buffer, 1);
 }
 
 /* --- commands --- */
@@ -302,6 +211,23 @@ static int fill(uint32_t mib)
     for (at = FILL; at < FILL + mib * MIB; at += PAGE)
         *(volatile uint32_t *)at = at * 2654435761u ^ seed;
     return 1;
+}
+
+/* So many sectors behind the MiB that is asked for, and as many fewer are read: pages at both ends are read in part. */
+static uint32_t shift;
+
+static int read_disk(uint8_t letter, uint32_t mib)
+{
+    uint32_t address = mib * MIB + shift * 512, bytes = MIB - 2 * shift * 512;
+
+    switch (letter) {
+    case 'v':
+        return disk_read_virtio_blk(address, bytes);
+    case 'c':
+        return disk_read_virtio_scsi(address, bytes);
+    default:
+        return disk_read_ahci(address, bytes);
+    }
 }
 
 static void take_command(void)
@@ -326,6 +252,15 @@ static void take_command(void)
     case 'b':
     case 'r':
         ok = balloon_give(argument, letter == 'r');
+        break;
+    case 'o':
+        shift = argument;
+        ok = 1;
+        break;
+    case 'v':
+    case 'c':
+    case 'a':
+        ok = read_disk(letter, argument);
         break;
     }
     serial_take();
