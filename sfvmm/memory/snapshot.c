@@ -471,15 +471,16 @@ static void add_run(GArray *runs, guint64 start, guint64 end, guint64 length)
     }
 }
 
-/* The parts of a memfd that have memory behind them. Each lseek is absolute: sharing the file offset with QEMU is
- * harmless. */
-static gboolean add_file_runs(const SfSnapshot *snapshot, int fd, guint64 length, GArray *runs, GError **error)
+/* The parts of a memfd in a range that have memory behind them. Each lseek is absolute: sharing the file offset with
+ * QEMU is harmless. */
+static gboolean add_file_runs(const SfSnapshot *snapshot, int fd, guint64 start, guint64 end, GArray *runs,
+                              GError **error)
 {
-    off_t hole = 0;
+    off_t hole = start;
 
-    while ((guint64)hole < length) {
+    while ((guint64)hole < end) {
         off_t data = lseek(fd, hole, SEEK_DATA);
-        if (data < 0 && errno == ENXIO) {
+        if ((data < 0 && errno == ENXIO) || (data >= 0 && (guint64)data >= end)) {
             break; /* only a hole is left */
         }
         hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
@@ -488,39 +489,46 @@ static gboolean add_file_runs(const SfSnapshot *snapshot, int fd, guint64 length
                         "snapshot %s: its memory file can't be searched: %s", snapshot->id, g_strerror(errno));
             return FALSE;
         }
-        add_run(runs, data, hole, length);
+        add_run(runs, data, hole, end);
     }
     return TRUE;
 }
 
-static gboolean add_extent_runs(const SfSnapshot *snapshot, const SfLayer *layer, guint64 length, GArray *runs,
-                                GError **error)
+/* Extents of a layer or a cache, as runs: of SfRun. */
+static GArray *read_extents(const SfSnapshot *snapshot, int fd, guint n, guint64 length, GError **error)
 {
-    gsize size = layer->n_extents * sizeof(struct sf_qc_extent);
+    gsize size = n * sizeof(struct sf_qc_extent);
     g_autofree struct sf_qc_extent *extents = g_try_malloc(size);
+    GArray *runs;
 
     if (size && !extents) {
-        return fail(snapshot, error, "no memory for %u extents", layer->n_extents);
+        fail(snapshot, error, "no memory for %u extents", n);
+        return NULL;
     }
-    if (size && pread(layer->extents, extents, size, 0) != (ssize_t)size) {
-        return fail(snapshot, error, "its extents can't be read: %s", g_strerror(errno));
+    if (size && pread(fd, extents, size, 0) != (ssize_t)size) {
+        fail(snapshot, error, "its extents can't be read: %s", g_strerror(errno));
+        return NULL;
     }
-    if (!sf_qc_check_extents(extents, layer->n_extents, length, error)) {
+    if (!sf_qc_check_extents(extents, n, length, error)) {
         g_prefix_error(error, "snapshot %s: ", snapshot->id);
-        return FALSE;
+        return NULL;
     }
-    for (guint i = 0; i < layer->n_extents; i++) {
+    runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
+    for (guint i = 0; i < n; i++) {
         add_run(runs, extents[i].offset, extents[i].offset + extents[i].length, length);
     }
-    return TRUE;
+    return runs;
 }
 
 /* What the source of a cache has, arrived or not. */
 static gboolean add_present_runs(const SfSnapshot *snapshot, const SfCachedBlock *block, GArray *runs, GError **error)
 {
-    SfLayer present = { .extents = block->present, .n_extents = block->n_present };
+    g_autoptr(GArray) present = read_extents(snapshot, block->present, block->n_present, block->length, error);
 
-    return add_extent_runs(snapshot, &present, block->length, runs, error);
+    if (present) {
+        g_array_append_vals(runs, present->data, present->len);
+    }
+    return present != NULL;
 }
 
 static int compare_runs(gconstpointer a, gconstpointer b)
@@ -550,6 +558,52 @@ static void merge_runs(GArray *runs)
     }
 }
 
+/* Runs without what others cover; both sorted and disjoint. */
+static GArray *subtract_runs(const GArray *runs, const GArray *others)
+{
+    GArray *rest = g_array_new(FALSE, FALSE, sizeof(SfRun));
+    guint j = 0;
+
+    for (guint i = 0; i < runs->len; i++) {
+        SfRun run = g_array_index(runs, SfRun, i);
+        guint64 at = run.offset, end = run.offset + run.length;
+        while (j < others->len && at < end) {
+            const SfRun *other = &g_array_index(others, SfRun, j);
+            if (other->offset >= end) {
+                break;
+            }
+            add_run(rest, at, MIN(MAX(other->offset, at), end), end);
+            at = MAX(at, other->offset + other->length);
+            if (at <= end) {
+                j++; /* else it may cover the next one too */
+            }
+        }
+        add_run(rest, at, end, end);
+    }
+    return rest;
+}
+
+/* A layer's extents hide what is below; of them, what has no memory behind it is zero (the VM has given it away). */
+static GArray *put_layer(const SfSnapshot *snapshot, const SfBlock *block, const SfLayer *layer, const GArray *below,
+                         GError **error)
+{
+    g_autoptr(GArray) extents = read_extents(snapshot, layer->extents, layer->n_extents, block->length, error);
+    g_autoptr(GArray) runs = NULL;
+
+    if (!extents) {
+        return NULL;
+    }
+    runs = subtract_runs(below, extents);
+    for (guint i = 0; i < extents->len; i++) {
+        const SfRun *extent = &g_array_index(extents, SfRun, i);
+        if (!add_file_runs(snapshot, layer->delta, extent->offset, extent->offset + extent->length, runs, error)) {
+            return NULL;
+        }
+    }
+    merge_runs(runs);
+    return g_steal_pointer(&runs);
+}
+
 GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint index, GError **error)
 {
     g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
@@ -557,14 +611,17 @@ GArray *sf_snapshot_present_runs(const SfSnapshot *snapshot, guint index, GError
     g_assert(index < snapshot->n_blocks);
     const SfBlock *block = &snapshot->blocks[index];
     if (snapshot->cache ? !add_present_runs(snapshot, &snapshot->cache->blocks[index], runs, error)
-                        : !add_file_runs(snapshot, block->base, block->length, runs, error)) {
+                        : !add_file_runs(snapshot, block->base, 0, block->length, runs, error)) {
         return NULL;
     }
+    merge_runs(runs);
     for (guint i = 0; i < block->n_layers; i++) {
-        if (!add_extent_runs(snapshot, &block->layers[i], block->length, runs, error)) {
+        GArray *above = put_layer(snapshot, block, &block->layers[i], runs, error);
+        if (!above) {
             return NULL;
         }
+        g_array_unref(runs);
+        runs = above;
     }
-    merge_runs(runs);
     return g_steal_pointer(&runs);
 }

@@ -4,9 +4,9 @@
  *
  * What a page of a snapshot is, is decided from the top:
  *
- *        delta k     covered by an extent?  --> data, in that delta
+ *        delta k     covered by an extent?  --> data, in that delta; zero, where it has a hole
  *        ...
- *        delta 1     covered?               --> data, in that delta
+ *        delta 1     covered?               --> the same
  *        base        complete: SEEK_DATA    --> data or zero
  *                    cache: two bits        --> data, zero or absent
  *
@@ -363,7 +363,7 @@ enum page_state page_store_look(const struct page_store *store, unsigned index, 
     for (unsigned i = block->n_layers; i-- > 0;) {
         if (layer_covers(&block->layers[i], offset, length)) {
             *fd = block->layers[i].delta;
-            return PAGE_DATA;
+            return look_complete(*fd, offset, length); /* what the VM has given away is a hole of it */
         }
     }
     *fd = block->base;

@@ -140,7 +140,7 @@ static SfSnapshot *fork_of(const SfSnapshot *parent, SfRamBase *base)
         .reply = { .state_length = STATE_LENGTH, .device_length = 100, .n_blocks = 1, .pause = 1, .at = 1 },
         .block = { .id = "pc.ram", .length = BLOCK_LENGTH, .has_delta = 1, .n_extents = 1 },
     };
-    struct sf_qc_extent extent = { PAGE(2000), PAGE(3) };
+    struct sf_qc_extent extent = { PAGE(2000), PAGE(3) }; /* a page of it is zero, given away */
     g_autoptr(GBytes) bytes = g_bytes_new(&payload, sizeof(payload));
     g_autoptr(GError) error = NULL;
     int fds[4] = { memfd_create("state", MFD_CLOEXEC), fcntl(parent->blocks[0].base, F_DUPFD_CLOEXEC, 0),
@@ -148,6 +148,8 @@ static SfSnapshot *fork_of(const SfSnapshot *parent, SfRamBase *base)
 
     g_assert_cmpint(ftruncate(fds[0], STATE_LENGTH), ==, 0);
     g_assert_cmpint(ftruncate(fds[2], BLOCK_LENGTH), ==, 0);
+    g_assert_cmpint(pwrite(fds[2], "x", 1, PAGE(2000)), ==, 1);
+    g_assert_cmpint(pwrite(fds[2], "x", 1, PAGE(2001)), ==, 1);
     g_assert_cmpint(pwrite(fds[3], &extent, sizeof(extent), 0), ==, sizeof(extent));
     SfSnapshot *snapshot = sf_snapshot_new("s-2", base, parent, bytes, fds, 4, &error);
     g_assert_no_error(error);
@@ -200,6 +202,7 @@ static void test_snapshot(void)
     g_assert_cmpuint(runs->len, ==, 3);
     g_assert_cmpuint(g_array_index(runs, SfRun, 0).length, ==, PAGE(4));
     g_assert_cmpuint(g_array_index(runs, SfRun, 2).offset, ==, PAGE(2000));
+    g_assert_cmpuint(g_array_index(runs, SfRun, 2).length, ==, PAGE(2));
     sf_page_cache_unref(cache);
     sf_snapshot_unref(lazy);
     sf_snapshot_unref(fork);

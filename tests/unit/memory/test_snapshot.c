@@ -49,18 +49,25 @@ static GBytes *payload_new(guint has_delta, guint n_extents)
     return g_bytes_new(&payload, sizeof(payload));
 }
 
-/* A snapshot with this base (a copy of it is sent); extents: of its delta, NULL: no delta. */
-static SfSnapshot *snapshot_new(SfRamBase *base, const SfSnapshot *parent, int base_fd,
-                                const struct sf_qc_extent *extents, guint n_extents, GError **error)
+/* A snapshot with this base (a copy of it is sent); extents: of its delta (taken), NULL: no delta. */
+static SfSnapshot *snapshot_new_with(SfRamBase *base, const SfSnapshot *parent, int base_fd, int delta,
+                                     const struct sf_qc_extent *extents, guint n_extents, GError **error)
 {
     g_autoptr(GBytes) payload = payload_new(extents != NULL, n_extents);
     int fds[4] = { new_memfd(STATE_LENGTH), fcntl(base_fd, F_DUPFD_CLOEXEC, 0) };
 
     if (extents) {
-        fds[2] = new_memfd(BLOCK_LENGTH);
+        fds[2] = delta;
         fds[3] = extents_memfd(extents, n_extents);
     }
     return sf_snapshot_new("s-1", base, parent, payload, fds, extents ? 4 : 2, error);
+}
+
+/* Its delta is one hole. */
+static SfSnapshot *snapshot_new(SfRamBase *base, const SfSnapshot *parent, int base_fd,
+                                const struct sf_qc_extent *extents, guint n_extents, GError **error)
+{
+    return snapshot_new_with(base, parent, base_fd, extents ? new_memfd(BLOCK_LENGTH) : -1, extents, n_extents, error);
 }
 
 static void test_life(void)
@@ -195,7 +202,10 @@ static void test_refused(void)
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
 }
 
-/* Random pages written to the base, random extents in two layers: the runs are what a simple model says. */
+/*
+ * Random pages written to the base, random extents in two layers, of whose pages some are holes: the runs are what a
+ * simple model says.
+ */
 static void test_present_runs(void)
 {
     for (guint round = 0; round < ROUNDS; round++) {
@@ -212,16 +222,20 @@ static void test_present_runs(void)
         }
         SfSnapshot *snapshot = snapshot_new(base, NULL, memory, NULL, 0, &error);
         for (guint layer = 0; layer < 2; layer++) {
+            int delta = new_memfd(BLOCK_LENGTH);
             guint n = 0;
             for (guint page = g_test_rand_int_range(0, PAGES); page < PAGES;) {
                 guint length = g_test_rand_int_range(1, PAGES - page + 1);
                 extents[n++] = (struct sf_qc_extent){ page * SF_PAGE_SIZE, length * SF_PAGE_SIZE };
-                for (guint i = 0; i < length; i++) {
-                    model[page + i] = TRUE;
+                for (guint i = page; i < page + length; i++) {
+                    model[i] = g_test_rand_bit();
+                    if (model[i]) {
+                        g_assert_cmpint(pwrite(delta, "x", 1, i * SF_PAGE_SIZE + 17), ==, 1);
+                    }
                 }
                 page += length + g_test_rand_int_range(0, PAGES / 4);
             }
-            SfSnapshot *next = snapshot_new(base, snapshot, memory, extents, n, &error);
+            SfSnapshot *next = snapshot_new_with(base, snapshot, memory, delta, extents, n, &error);
             g_assert_no_error(error);
             sf_snapshot_unref(snapshot);
             snapshot = next;
@@ -367,7 +381,11 @@ static void test_recover(gconstpointer data)
         return;
     }
     g_assert_cmpint(pwrite(memory, "memory", 6, SF_PAGE_SIZE), ==, 6);
-    SfSnapshot *snapshot = snapshot_new(base, NULL, memory, &extent, 1, &error);
+    int delta = new_memfd(BLOCK_LENGTH);
+    for (guint page = 1; page < 4; page++) {
+        g_assert_cmpint(pwrite(delta, "delta", 5, page * SF_PAGE_SIZE), ==, 5);
+    }
+    SfSnapshot *snapshot = snapshot_new_with(base, NULL, memory, delta, &extent, 1, &error);
     close(memory);
     g_assert_true(sf_snapshot_save(snapshot, directory, &error));
     g_assert_true(sf_snapshot_save(snapshot, directory, &error)); /* again over itself */

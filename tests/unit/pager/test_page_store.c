@@ -49,7 +49,7 @@ static void check_look(const struct page_store *store, guint page, guint max_pag
     }
 }
 
-/* base: pages 0..7 data; delta 1: 2..3 and 10..11; delta 2: 3..3. */
+/* base: pages 0..7 data; delta 1: 2..3 and 10..11, the last a hole; delta 2: 3..3. */
 static void test_layers(void)
 {
     static const guint first[] = { 2, 2, 10, 2 }, second[] = { 3, 1 };
@@ -64,6 +64,10 @@ static void test_layers(void)
     }
     block.layers[0] = (struct page_layer){ new_memfd(512), 2, extents_new(first, 2) };
     block.layers[1] = (struct page_layer){ new_memfd(512), 1, extents_new(second, 1) };
+    for (guint i = 2; i <= 10; i += i == 3 ? 7 : 1) {
+        g_assert_cmpint(pwrite(block.layers[0].delta, bytes, sizeof(bytes), PAGE(i)), ==, sizeof(bytes));
+    }
+    g_assert_cmpint(pwrite(block.layers[1].delta, bytes, sizeof(bytes), PAGE(3)), ==, sizeof(bytes));
     store = store_new(block);
     g_assert_true(page_store_is_set(store));
     g_assert_cmpint(page_store_find(store, "pc.ram"), ==, 0);
@@ -76,6 +80,7 @@ static void test_layers(void)
     check_look(store, 4, 512, PAGE_DATA, 6, block.base); /* so short a stretch is not searched for its holes */
     check_look(store, 8, 512, PAGE_ZERO, 2, -1);
     check_look(store, 10, 1, PAGE_DATA, 1, block.layers[0].delta);
+    check_look(store, 11, 512, PAGE_ZERO, 1, -1); /* given away */
     check_look(store, 12, 512, PAGE_ZERO, 500, -1);
     g_assert_cmpint(page_store_look_layer(store, 0, 1, PAGE(3), PAGE(512), &length, &fd, &offset), ==, PAGE_DATA);
     g_assert_cmpuint(length, ==, PAGE(1));
