@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #define SF_QC_MAGIC         0x31514653u   /* "SFQ1" */
-#define SF_QC_VERSION       2
+#define SF_QC_VERSION       3
 #define SF_QC_MAX_MESSAGE   65536         /* header included; fits the default SO_SNDBUF */
 #define SF_QC_MAX_FDS       64            /* in one message; the kernel's limit is 253 */
 #define SF_QC_MAX_BLOCKS    16            /* RAM blocks with a descriptor */
@@ -43,6 +43,7 @@
 #define SF_QC_FOLD          0x0005
 #define SF_QC_THAW          0x0006
 #define SF_QC_MAP           0x0007        /* memory on demand: the first half of a LOAD */
+#define SF_QC_AVOIDED       0x0008        /* -> sf_qc_avoided_reply */
 #define SF_QC_REPLY         0x8000        /* or-ed to the request's type */
 #define SF_QC_ERROR         0xffff        /* payload: sf_qc_error */
 
@@ -105,7 +106,8 @@ struct sf_qc_hello_reply {
  * A delta holds all private pages of the block, at the block's own offsets, and an array of sf_qc_extent, sorted
  * and disjoint, that says where; small gaps are filled from the layers below so that extents stay few. Of a LAZY
  * block no page is fetched for that: gaps are filled with what is there, and pages that were only read as zero are
- * not in the delta.
+ * not in the delta. What the guest has given away (balloon, free page reporting) is an extent with a hole behind it:
+ * zero, whatever the layers below have.
  */
 #define SF_QC_SNAPSHOT_SHARED_BASE  1u    /* somebody else uses the base memfd: leave it as it is */
 
@@ -157,6 +159,7 @@ struct sf_qc_extent {
  */
 #define SF_QC_LOAD_RESUME   1u
 #define SF_QC_LOAD_MAPPED   2u
+#define SF_QC_MAP_OVERWRITES 4u           /* in MAP only */
 
 struct sf_qc_load {
     uint32_t flags;
@@ -180,14 +183,16 @@ struct sf_qc_load_reply {
 };
 
 /*
- * MAP: the first half of a LOAD whose memory comes on demand. Payload as that of LOAD (sf_qc_load with flags and
- * state_length 0, then n_blocks sf_qc_load_block). fds: the userfaultfd device (/dev/userfaultfd, opened read-write);
- * then for each block its base memfd, if it is LAZY its present extents (memfd of n_present sf_qc_extent, sorted,
- * disjoint), and for each of its layers, lowest first, delta and extents.
+ * MAP: the first half of a LOAD whose memory comes on demand. Payload as that of LOAD (sf_qc_load with state_length 0,
+ * then n_blocks sf_qc_load_block). fds: the userfaultfd device (/dev/userfaultfd, opened read-write); then for each
+ * block its base memfd, if it is LAZY its present extents (memfd of n_present sf_qc_extent, sorted, disjoint), and for
+ * each of its layers, lowest first, delta and extents.
  *
  * The base of a LAZY block is a page cache: a sparse memfd into which somebody else writes pages as they are wanted
  * (pwrite, then UFFDIO_WAKE; or UFFDIO_ZEROPAGE for what is zero). Its present extents say where the snapshot has pages
  * at all. Only they are mapped from it, registered for MISSING. All else is anonymous memory, zero, and asks nobody.
+ * With OVERWRITES a missing page of a LAZY block that a disk read is about to fill as a whole is not asked for either:
+ * QEMU makes it a page of its own, and drops it again if the read fails.
  *
  * fds of the reply: the userfaultfd, after UFFDIO_API, O_NONBLOCK; none if no block is LAZY (the device is not used
  * then). QEMU keeps it open for ever: were all its descriptors closed, missing pages would read as zero. Whoever serves
@@ -212,6 +217,11 @@ struct sf_qc_mapped_block {
 
 struct sf_qc_running {
     uint64_t at;                          /* CLOCK_MONOTONIC, ns */
+};
+
+/* Of AVOIDED, which has no payload and can be asked at any time: what was not fetched since MAP. */
+struct sf_qc_avoided_reply {
+    uint64_t overwritten;                 /* bytes that disk reads have filled, see OVERWRITES */
 };
 
 /*

@@ -65,7 +65,7 @@ static gboolean is_reply(guint16 type)
 {
     guint16 request = type & ~SF_QC_REPLY;
 
-    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_MAP);
+    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_AVOIDED);
 }
 
 static gboolean check_header(const struct sf_qc_header *header, gsize packet_length, GError **error)
@@ -203,6 +203,11 @@ GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes)
 GBytes *sf_qc_request_thaw(guint32 serial)
 {
     return build(SF_QC_THAW, serial, NULL, 0, NULL, 0);
+}
+
+GBytes *sf_qc_request_avoided(guint32 serial)
+{
+    return build(SF_QC_AVOIDED, serial, NULL, 0, NULL, 0);
 }
 
 gboolean sf_qc_check_reply(const SfQcMessage *message, guint16 request_type, guint32 serial, GError **error)
@@ -453,6 +458,11 @@ gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply 
 gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error)
 {
     return take_exactly(payload, "FOLD or THAW", reply, sizeof(*reply), n_fds, error);
+}
+
+gboolean sf_qc_parse_avoided(GBytes *payload, guint n_fds, struct sf_qc_avoided_reply *reply, GError **error)
+{
+    return take_exactly(payload, "AVOIDED", reply, sizeof(*reply), n_fds, error);
 }
 
 gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error)

@@ -23,6 +23,7 @@ static gboolean parse(const SfQcMessage *message, GError **error)
     struct sf_qc_mapped_block mapped_blocks[SF_QC_MAX_BLOCKS];
     struct sf_qc_load_reply load;
     struct sf_qc_fold_reply fold;
+    struct sf_qc_avoided_reply avoided;
     struct sf_qc_running running;
     g_autofree char *text = NULL;
 
@@ -40,6 +41,8 @@ static gboolean parse(const SfQcMessage *message, GError **error)
     case SF_QC_FOLD | SF_QC_REPLY:
     case SF_QC_THAW | SF_QC_REPLY:
         return sf_qc_parse_fold(message->payload, message->n_fds, &fold, error);
+    case SF_QC_AVOIDED | SF_QC_REPLY:
+        return sf_qc_parse_avoided(message->payload, message->n_fds, &avoided, error);
     case SF_QC_EVENT_RUNNING:
         return sf_qc_parse_running(message->payload, message->n_fds, &running, error);
     default:

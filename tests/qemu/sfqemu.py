@@ -29,12 +29,12 @@ PAGE = 4096
 PATIENCE = 60
 
 MAGIC = 0x31514653
-VERSION = 2
-HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW, MAP = range(1, 8)
+VERSION = 3
+HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW, MAP, AVOIDED = range(1, 9)
 REPLY, ERROR, RUNNING = 0x8000, 0xffff, 0x4001
 SHARED, FROZEN, LAYERED = range(3)
 SHARED_BASE = 1
-RESUME, MAPPED = 1, 2
+RESUME, MAPPED, OVERWRITES = 1, 2, 4
 LAZY = 1
 MAX_MESSAGE, MAX_FDS, MAX_BLOCKS, MAX_LAYERS, MAX_PRESENT, MAX_DISKS = 65536, 64, 16, 24, 4096, 32
 
@@ -381,10 +381,10 @@ class PageCache:
     def block(self, name):
         return next(b for b in self.blocks if b.id == name)
 
-    def map_request(self, layers=None, whole=()):
+    def map_request(self, layers=None, whole=(), flags=0):
         """For MAP; layers: those of a snapshot that was taken of a VM over this cache; whole: blocks of the source that
         are not on demand."""
-        payload = LOAD_REQUEST.pack(0, len(self.blocks), 0)
+        payload = LOAD_REQUEST.pack(flags, len(self.blocks), 0)
         fds = [userfaultfd()]
         for b in self.blocks:
             source = next((w for w in whole if w.id == b.id), None)
@@ -625,9 +625,9 @@ class Vm:
         payload, fds = snapshot.load_request(flags)
         return LOAD_REPLY.unpack(self.channel.call(LOAD, payload, fds)[0])
 
-    def map(self, memtap, layers=None, whole=()):
+    def map(self, memtap, layers=None, whole=(), flags=0):
         """Memory on demand: MAP, and memtap serves it; the number of the userfaultfd in QEMU, and ns."""
-        request, sent = memtap.cache.map_request(layers, whole)
+        request, sent = memtap.cache.map_request(layers, whole, flags)
         try:
             payload, fds = self.channel.call(MAP, request, sent)
         finally:
@@ -647,6 +647,10 @@ class Vm:
 
     def thaw(self):
         return FOLD_REPLY.unpack(self.channel.call(THAW)[0])
+
+    def overwritten(self):
+        """Bytes that were not fetched because disk reads have filled them."""
+        return struct.unpack("<Q", self.channel.call(AVOIDED)[0])[0]
 
     def status(self):
         return self.qmp.call("query-status")["status"]

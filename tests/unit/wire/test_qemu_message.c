@@ -96,6 +96,8 @@ static void test_requests(void)
     g_assert_cmpuint(g_bytes_get_size(check), ==, sizeof(header));
     g_autoptr(GBytes) thaw = sf_qc_request_thaw(SERIAL);
     g_assert_cmpuint(g_bytes_get_size(thaw), ==, sizeof(header));
+    g_autoptr(GBytes) avoided = sf_qc_request_avoided(SERIAL);
+    g_assert_cmpuint(g_bytes_get_size(avoided), ==, sizeof(header));
     g_autoptr(GBytes) fold = sf_qc_request_fold(SERIAL, 5);
     g_assert_cmpuint(g_bytes_get_size(fold), ==, sizeof(header) + sizeof(struct sf_qc_fold));
     g_autoptr(GBytes) hello = sf_qc_request_hello(SERIAL);
