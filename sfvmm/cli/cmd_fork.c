@@ -15,13 +15,15 @@
 #define RESULT_PIECE    (512 * 1024)               /* bytes that one `result` call returns at most */
 #define RESULT_MAX      (G_GINT64_CONSTANT(64) << 20)   /* bytes that a clone may hand back */
 
-static char *option_count, *option_timeout, *option_ticket, *option_results;
+static char *option_avoid, *option_count, *option_timeout, *option_ticket, *option_results;
 static gboolean option_no_wait, option_all, option_quiet, option_keep, option_check;
 
 static const GOptionEntry clone_options[] = {
     { "count", 'n', 0, G_OPTION_ARG_STRING, &option_count, "How many clones (default 1)", "N" },
     { "ticket", 0, 0, G_OPTION_ARG_STRING, &option_ticket, "Use a ticket of `sfctl ticket` instead of VM and --count",
       "TICKET" },
+    { "avoid", 0, 0, G_OPTION_ARG_STRING, &option_avoid,
+      "What clones on other hosts need not fetch: all, none, free, read (default: avoid= in sfvmmd.conf)", "WHAT" },
     { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Fail when it takes longer", "TIME" },
     { "no-wait", 0, 0, G_OPTION_ARG_NONE, &option_no_wait, "Return when the clones run; don't wait for their agents",
       NULL },
@@ -107,6 +109,9 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
         return SF_CTL_USAGE;
     }
     set_timeout(params, timeout);
+    if (option_avoid) {
+        json_object_set_string_member(params, "avoid", option_avoid);
+    }
     if (option_ticket) {
         ticket = sf_ctl_find_ticket(ctl, option_ticket, &error);
         if (!ticket) {

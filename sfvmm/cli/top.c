@@ -43,6 +43,7 @@ typedef struct {
     double cpu;               /* percent of one CPU; < 0: not known yet */
     double growth;            /* private bytes per second */
     JsonObject *pages;        /* borrowed: counters of its sf-pager; NULL: its memory is all here */
+    guint64 overwritten;      /* bytes that it has not fetched because disk reads have filled them */
 } Row;
 
 typedef struct {
@@ -84,6 +85,7 @@ static Row make_row(const SfFamilyRow *member, GHashTable *before, guint64 elaps
         .shared_bytes = (guint64)sf_ctl_int(vm, "shared"),
         .cpu = -1,
         .pages = sf_ctl_object(vm, "pages"),
+        .overwritten = (guint64)MAX(sf_ctl_int(vm, "overwritten"), 0),
     };
     JsonObject *old = g_hash_table_lookup(before, row.name);
     if (old && elapsed_ns > 0) {
@@ -295,21 +297,23 @@ static void add_growth(SfTable *table, const Row *row)
     sf_table_add_cellf(table, SF_STYLE_PLAIN, "%c%s/s", row->growth < 0 ? '-' : '+', text);
 }
 
-/* What all clones of the snapshot on this host have fetched together. */
-static void add_pages(SfTable *table, JsonObject *pages, SfStyle style)
+/* What all clones of the snapshot on this host have fetched together, and what they need not; then what this one has
+ * overwritten. */
+static void add_pages(SfTable *table, const Row *row, SfStyle style)
 {
-    static const char *const sizes[] = {"fetched", "prefetched", "unused", "resident"};
+    static const char *const sizes[] = {"fetched", "prefetched", "unused", "resident", "free"};
 
-    if (!pages) {
-        for (guint i = 0; i < 1 + G_N_ELEMENTS(sizes); i++) {
+    if (!row->pages) {
+        for (guint i = 0; i < 2 + G_N_ELEMENTS(sizes); i++) {
             sf_table_add_cell(table, NULL, style);
         }
         return;
     }
-    sf_table_add_cellf(table, style, "%" G_GINT64_FORMAT, sf_ctl_int(pages, "demand_faults"));
+    sf_table_add_cellf(table, style, "%" G_GINT64_FORMAT, sf_ctl_int(row->pages, "demand_faults"));
     for (guint i = 0; i < G_N_ELEMENTS(sizes); i++) {
-        add_size(table, (guint64)MAX(sf_ctl_int(pages, sizes[i]), 0), style);
+        add_size(table, (guint64)MAX(sf_ctl_int(row->pages, sizes[i]), 0), style);
     }
+    add_size(table, row->overwritten, style);
 }
 
 static void add_row(SfTable *table, const Row *row, gboolean pages)
@@ -334,7 +338,7 @@ static void add_row(SfTable *table, const Row *row, gboolean pages)
     add_growth(table, row);
     add_size(table, row->shared_bytes, style);
     if (pages) {
-        add_pages(table, row->pages, style);
+        add_pages(table, row, style);
     }
 }
 
@@ -369,6 +373,8 @@ static char *render_rows(GPtrArray *families, const SfTopView *view)
         sf_table_add_column(table, "AHEAD", SF_COLUMN_RIGHT);
         sf_table_add_column(table, "UNUSED", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
         sf_table_add_column(table, "HERE", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
+        sf_table_add_column(table, "FREE", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
+        sf_table_add_column(table, "SPARED", SF_COLUMN_RIGHT | SF_COLUMN_OPTIONAL);
     }
     for (guint i = 0; i < families->len; i++) {
         const Family *family = g_ptr_array_index(families, i);

@@ -343,6 +343,7 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
     JsonArray *clones = sf_ctl_array(ticket, "clones");
     g_autofree char *ago = format_ago(sf_ctl_int(ticket, "created"));
     g_autofree char *states = format_clone_states(ticket);
+    const char *avoid = sf_ctl_string(ticket, "avoid");
     gint64 granted = sf_ctl_int(ticket, "granted");
 
     print_heading(ctl, "Ticket", sf_ctl_string(ticket, "ticket"), sf_ctl_string(ticket, "state"));
@@ -353,6 +354,9 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
     g_autofree char *clones_text = states ? g_strdup_printf("%" G_GINT64_FORMAT ": %s", granted, states)
                                           : g_strdup_printf("%" G_GINT64_FORMAT ", none made yet", granted);
     print_line("clones", clones_text);
+    if (avoid && strcmp(avoid, "all") != 0) {
+        print_line("avoids", avoid); /* not as it is by default */
+    }
     if (sf_ctl_int(fork, "pause_ns") > 0) {
         print_pause(fork);
     }

@@ -36,6 +36,7 @@ SfTicket *sf_ticket_new(guint64 id, const char *vm, guint granted, guint32 reque
     ticket->vm = g_strdup(vm);
     ticket->granted = granted;
     ticket->request = request;
+    ticket->avoid = SF_AVOID_ALL;
     ticket->created = g_get_monotonic_time();
     ticket->places = g_ptr_array_new_with_free_func((GDestroyNotify)sf_place_free);
     ticket->refused_by = g_ptr_array_new_with_free_func(g_free);
@@ -170,6 +171,7 @@ JsonObject *sf_ticket_to_json(const SfTicket *ticket)
     json_object_set_int_member(object, "reserved", (gint64)ticket->reserved);
     json_object_set_int_member(object, "created", ticket->created);
     json_object_set_boolean_member(object, "used", ticket->used);
+    json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->avoid));
     json_object_set_array_member(object, "places", places_to_json(ticket));
     if (ticket->refused_by->len > 0) {
         JsonArray *hosts = json_array_new();
@@ -243,6 +245,9 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
     ticket->created = created >= 0 ? created : ticket->created;
     ticket->used = used && json_node_get_boolean(used);
     ticket->origin = g_strdup(text_of(object, "origin"));
+    if (text_of(object, "avoid") && !sf_avoid_parse(text_of(object, "avoid"), &ticket->avoid, error)) {
+        return NULL;
+    }
     refused_from_json(ticket, object);
     if (!places_from_json(ticket, object)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged",

@@ -16,6 +16,7 @@
 
 #include <glib.h>
 #include <json-glib/json-glib.h>
+#include "sfvmm/wire/avoid.h"
 
 #define SF_TICKET_ID_DIGITS 16u
 
@@ -37,6 +38,7 @@ typedef struct {
     guint64 reserved;      /* bytes of host memory set aside for each clone */
     gint64 created;        /* CLOCK_MONOTONIC, us (g_get_monotonic_time) */
     gboolean used;         /* the fork has begun */
+    guint avoid;           /* SF_AVOID_*: what its clones on other hosts do not fetch */
     GPtrArray *places;     /* of SfPlace, one per host, this one first; the counts add up to `granted`. Owned */
     GPtrArray *refused_by; /* char *: hosts that took none of it when asked; they are not offered again. Owned */
     char *origin;          /* host whose VM this is, when we only lend it places; NULL: the VM is ours */

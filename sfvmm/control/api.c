@@ -632,6 +632,8 @@ typedef struct {
     SfCall *call;
     gint64 timeout;
     char *until; /* "resumed", "answered", or NULL */
+    gboolean has_avoid;
+    guint avoid; /* SF_AVOID_*, if it is given */
 } CloneCall;
 
 static void clone_call_free(CloneCall *clone)
@@ -646,6 +648,9 @@ static void clone_with(SfHost *host, SfHostTicket *ticket, CloneCall *clone)
     g_autoptr(GError) error = NULL;
     Wait *wait;
 
+    if (clone->has_avoid) {
+        ticket->grant->avoid = clone->avoid;
+    }
     if (!sf_host_fork(host, ticket, 0, &error)) {
         sf_call_fail(clone->call, error);
         clone_call_free(clone);
@@ -680,7 +685,9 @@ static void on_clone_ticket(GObject *source, GAsyncResult *result, gpointer data
 
 static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
 {
-    const char *until = text_param(params, "wait");
+    const char *until = text_param(params, "wait"), *avoid = text_param(params, "avoid");
+    g_autoptr(GError) error = NULL;
+    guint what = 0;
     SfHostTicket *ticket;
     gint64 timeout;
     CloneCall *clone;
@@ -696,8 +703,12 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
     if (!int_param(params, "timeout_ms", 0, TIMEOUT_MAX_MS, 0, &timeout, call)) {
         return;
     }
+    if (avoid && !sf_avoid_parse(avoid, &what, &error)) {
+        fail(call, SF_HOST_ERROR_BAD_PARAMS, "clone: parameter \"avoid\": %s", error->message);
+        return;
+    }
     clone = g_new0(CloneCall, 1);
-    *clone = (CloneCall){ call, timeout, g_strdup(until) };
+    *clone = (CloneCall){ call, timeout, g_strdup(until), avoid != NULL, what };
     if (!json_object_has_member(params, "ticket")) {
         if (!request_ticket(host, params, FALSE, call, on_clone_ticket, clone)) {
             clone_call_free(clone);
@@ -988,7 +999,7 @@ static const SfApiMethod methods[] = {
     { "ticket.list", api_ticket_list, { { 0 } } },
     { "ticket.status", api_ticket_status, { TICKET_REQUIRED } },
     { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "ticket", TEXT, FALSE },
-      { "wait", TEXT, FALSE }, TIMEOUT } },
+      { "wait", TEXT, FALSE }, { "avoid", TEXT, FALSE }, TIMEOUT } },
     { "join", api_join, { TICKET_REQUIRED, { "release", BOOLEAN, FALSE }, TIMEOUT } },
     { "complete", api_complete, { TICKET_REQUIRED, TIMEOUT } },
     { "result", api_result, { TICKET_REQUIRED, { "id", INTEGER, TRUE }, { "offset", INTEGER, FALSE },

@@ -953,6 +953,7 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     json_object_set_int_member(params, "clone_request", sf_fork_clone_request(ticket->fork));
     json_object_set_boolean_member(params, "complete", sf_host_config(ticket->host)->cluster.complete);
     json_object_set_int_member(params, "identify_seconds", sf_host_config(ticket->host)->identify_seconds);
+    json_object_set_string_member(params, "avoid", sf_avoid_to_text(ticket->grant->avoid));
     json_object_set_string_member(params, "descriptor", text);
     if (ticket->family->working_set) {
         sf_working_set_to_json(ticket->family->working_set, params, "working_set");

@@ -66,6 +66,7 @@ static const struct {
     { CLUSTER, "multicast-range" },
     { CLUSTER, "multicast-range6" },
     { CLUSTER, "multicast-push" },
+    { CLUSTER, "avoid" },
 };
 
 static gboolean is_same(const char *group, const char *key, const char *known_group, const char *known_key)
@@ -303,6 +304,7 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     g_autofree char *ports = g_key_file_get_string(file, CLUSTER, "page-ports", NULL);
     g_autofree char *pages = g_key_file_get_string(file, CLUSTER, "pages", NULL);
     g_autofree char *complete = g_key_file_get_string(file, CLUSTER, "complete", NULL);
+    g_autofree char *avoid = g_key_file_get_string(file, CLUSTER, "avoid", NULL);
 
     if (manager && strcmp(manager, "local") != 0 && strcmp(manager, "static") != 0) {
         return set_value_error(path, "resource-manager", manager, "local or static", error);
@@ -317,6 +319,10 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
         return set_value_error(path, "complete", complete, "yes or no", error);
     }
     config->cluster.complete = complete && strcmp(complete, "yes") == 0;
+    config->cluster.avoid = SF_AVOID_ALL;
+    if (avoid && !sf_avoid_parse(avoid, &config->cluster.avoid, NULL)) {
+        return set_value_error(path, "avoid", avoid, "all, none, free or read", error);
+    }
     if (ports && !read_ports(config, ports)) {
         return set_value_error(path, "page-ports", ports, "a range of ports like 7420-7519", error);
     }

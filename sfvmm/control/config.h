@@ -41,6 +41,7 @@ typedef struct {
         SfPagerSecurity pages; /* how pages and disks travel: X509, or PLAIN when asked for */
         char *pages_directory; /* certificates for it, or NULL */
         gboolean complete;     /* clones on other hosts fetch all of their memory, whether they need it or not */
+        guint avoid;           /* SF_AVOID_*: of tickets that do not say */
         guint away_seconds;    /* a host that is not heard of for so long is given up */
         SfMulticastConfig multicast;
     } cluster;

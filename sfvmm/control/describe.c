@@ -138,6 +138,7 @@ JsonObject *sf_describe_ticket(SfHostTicket *ticket)
     json_object_set_int_member(object, "created", ticket->grant->created * NS_PER_US);
     json_object_set_string_member(object, "origin", ticket->grant->origin ? ticket->grant->origin : "");
     json_object_set_array_member(object, "places", describe_places(ticket));
+    json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->grant->avoid));
     if (ticket->fork) {
         sf_fork_describe(ticket->fork, object);
     } else {
@@ -201,7 +202,8 @@ static JsonObject *pager_counters(SfPager *pager)
     return pager ? g_object_get_data(G_OBJECT(pager), PAGER_COUNTERS) : NULL;
 }
 
-static JsonObject *counters_to_json(const SfPagerStats *stats)
+/* cache: of its snapshot; NULL: it has none yet, or only serves. */
+static JsonObject *counters_to_json(const SfPagerStats *stats, const SfPageCache *cache)
 {
     JsonObject *object = json_object_new();
 
@@ -212,6 +214,7 @@ static JsonObject *counters_to_json(const SfPagerStats *stats)
     json_object_set_int_member(object, "prefetched", (gint64)stats->prefetched_bytes);
     json_object_set_int_member(object, "unused", (gint64)stats->prefetched_unused);
     json_object_set_int_member(object, "resident", (gint64)stats->resident_bytes);
+    json_object_set_int_member(object, "free", cache ? (gint64)sf_page_cache_free_bytes(cache) : 0);
     json_object_set_int_member(object, "served", (gint64)stats->served_bytes);
     json_object_set_int_member(object, "fault_ns_median", (gint64)stats->fault_ns_median);
     json_object_set_int_member(object, "fault_ns_p99", (gint64)stats->fault_ns_p99);
@@ -253,6 +256,7 @@ static void add_usage(JsonArray *array, SfVm *vm, const char *parent, SfHostVm *
     }
     if (pager_counters(pager_of(hvm))) {
         json_object_set_object_member(object, "pages", json_object_ref(pager_counters(pager_of(hvm))));
+        json_object_set_int_member(object, "overwritten", (gint64)sf_vm_overwritten(vm));
     }
     if (hvm && hvm->vm == hvm->family->root) {
         json_object_set_int_member(object, "shells_ready", sf_shell_pool_ready(hvm->family->pool));
@@ -372,7 +376,8 @@ static void on_stats(GObject *source, GAsyncResult *result, gpointer data)
     SfPagerStats stats = { 0 };
 
     if (sf_pager_stats_finish(SF_PAGER(source), result, &stats, &error)) {
-        g_object_set_data_full(source, PAGER_COUNTERS, counters_to_json(&stats), (GDestroyNotify)json_object_unref);
+        g_object_set_data_full(source, PAGER_COUNTERS, counters_to_json(&stats, sf_pager_cache(SF_PAGER(source))),
+                               (GDestroyNotify)json_object_unref);
     } else {
         g_debug("%s", error->message); /* its last ones are shown */
     }

@@ -658,6 +658,7 @@ static SfHostTicket *new_ticket(SfHost *host, SfHostVm *hvm, guint count, gboole
     if (!grant) {
         return NULL;
     }
+    grant->avoid = host->config->cluster.avoid;
     ticket = sf_host_add_ticket(host, grant, hvm->family);
     if (g_mkdir(ticket->directory, 0700) < 0) {
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "ticket of VM \"%s\": can't make \"%s\": %s", name,

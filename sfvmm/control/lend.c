@@ -32,6 +32,7 @@
 #define TEXT_MAX         1024u
 #define REASON_MAX       4096u
 #define IDENTIFY_MAX     86400
+#define AVOID_TEXT_MAX   64u
 #define TICKETS_MAX      65536u /* in one sync */
 #define RESULT_PIECE_MAX (512 << 10)
 #define RECORD_MS        3000u /* after the order: what the first clone has touched by then is its working set */
@@ -790,7 +791,8 @@ static gboolean check_descriptor(SfHostTicket *ticket, const SfDescriptor *descr
 }
 
 /* The memory of the snapshot as it is here: nothing of it has arrived. */
-static SfSnapshot *cached_snapshot(const SfDescriptor *descriptor, SfPageCache *cache_or_null, GError **error)
+static SfSnapshot *cached_snapshot(const SfDescriptor *descriptor, SfPageCache *cache_or_null, guint avoid,
+                                   GError **error)
 {
     SfCachedBlockSpec specs[SF_QC_MAX_BLOCKS];
     g_autoptr(SfPageCache) cache = cache_or_null ? sf_page_cache_ref(cache_or_null) : NULL;
@@ -806,7 +808,9 @@ static SfSnapshot *cached_snapshot(const SfDescriptor *descriptor, SfPageCache *
         specs[i] = (SfCachedBlockSpec){ block->id, block->length, block->present };
     }
     if (!cache) {
-        cache = sf_page_cache_new(specs, n, error);
+        cache = sf_page_cache_new(specs, n, avoid, error);
+    } else {
+        cache->avoid = avoid;
     }
     return cache ? sf_snapshot_new_cached(descriptor->id, base, cache, descriptor->device_state,
                                           g_bytes_get_size(descriptor->device_state), error)
@@ -981,6 +985,18 @@ static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request
     sf_pager_record_save(ticket->host, ticket->pager);
 }
 
+/* Absent from hosts of an earlier version: as it was. */
+static gboolean avoid_param(JsonObject *params, guint *avoid, GError **error)
+{
+    const char *text;
+
+    if (!json_object_has_member(params, "avoid")) {
+        return TRUE;
+    }
+    return text_param(params, "avoid", AVOID_TEXT_MAX, &text, error) &&
+           (sf_avoid_parse(text, avoid, NULL) || bad(error, "avoid", "all, none, free or read"));
+}
+
 /* All that is checked before anything is touched. */
 static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *place, GError **error)
 {
@@ -998,14 +1014,15 @@ static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *p
         !bool_param(params, "complete", &complete, error) ||
         !int_param(params, "clone_request", 0, G_MAXUINT32, &clone_request, error) ||
         !int_param(params, "identify_seconds", 1, IDENTIFY_MAX, &identify, error) ||
-        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error)) {
+        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error) ||
+        !avoid_param(params, &ticket->grant->avoid, error)) {
         return FALSE;
     }
     descriptor = decode(text, error);
     if (!descriptor || !check_descriptor(ticket, descriptor, error)) {
         return FALSE;
     }
-    snapshot = cached_snapshot(descriptor, NULL, error);
+    snapshot = cached_snapshot(descriptor, NULL, ticket->grant->avoid, error);
     if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, text, error)) {
         return FALSE;
     }
@@ -1416,7 +1433,7 @@ static gboolean restore_placed(SfHostTicket *ticket, GError **error)
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND, "its memory on this host is gone");
         return FALSE;
     }
-    snapshot = cached_snapshot(descriptor, sf_pager_cache(ticket->pager), error);
+    snapshot = cached_snapshot(descriptor, sf_pager_cache(ticket->pager), ticket->grant->avoid, error);
     if (!snapshot) {
         return FALSE;
     }

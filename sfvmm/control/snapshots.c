@@ -422,7 +422,7 @@ static GPtrArray *chains_of(const SfSaved *saved)
     return chains;
 }
 
-static SfPageCache *cache_of(const SfDescriptor *descriptor, GError **error)
+static SfPageCache *cache_of(const SfDescriptor *descriptor, guint avoid, GError **error)
 {
     SfCachedBlockSpec specs[SF_DESCRIPTOR_MAX_BLOCKS] = { 0 };
 
@@ -430,7 +430,7 @@ static SfPageCache *cache_of(const SfDescriptor *descriptor, GError **error)
         const SfDescriptorBlock *block = g_ptr_array_index(descriptor->blocks, i);
         specs[i] = (SfCachedBlockSpec){ block->id, block->length, block->present };
     }
-    return sf_page_cache_new(specs, descriptor->blocks->len, error);
+    return sf_page_cache_new(specs, descriptor->blocks->len, avoid, error);
 }
 
 /* ---- clone ---- */
@@ -700,7 +700,7 @@ static gboolean start_pager(CloneCall *call, SfDiskServer *server, const char *i
 {
     const SfDaemonConfig *config = sf_host_config(call->snapshots->host);
     g_autofree char *uri = server ? sf_disk_server_uri(server, "{block}") : g_strdup(call->saved->memory_uri);
-    g_autoptr(SfPageCache) cache = cache_of(call->descriptor, error);
+    g_autoptr(SfPageCache) cache = cache_of(call->descriptor, config->cluster.avoid, error);
     g_autoptr(SfRamBase) base = sf_ram_base_new();
     SfPagerOptions options = sf_daemon_config_pager(config, id);
     SfPageSource source = other_source(config, uri);

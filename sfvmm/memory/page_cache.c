@@ -100,6 +100,7 @@ static int extents_memfd(const char *id, const struct sf_qc_extent *extents, gui
     return fd;
 }
 
+/* What follows from the present runs. */
 static gboolean set_mapped(SfCachedBlock *block, const struct sf_qc_extent *extents, GError **error)
 {
     guint64 gap = GAP_FIRST;
@@ -109,6 +110,10 @@ static gboolean set_mapped(SfCachedBlock *block, const struct sf_qc_extent *exte
         g_array_unref(closed);
         gap *= 2;
         closed = close_gaps(extents, block->n_present, gap);
+    }
+    block->present_bytes = 0;
+    for (guint i = 0; i < block->n_present; i++) {
+        block->present_bytes += extents[i].length;
     }
     block->n_mapped = closed->len;
     block->mapped = extents_memfd(block->id, (const void *)closed->data, closed->len, error);
@@ -137,7 +142,17 @@ static gboolean set_present(SfCachedBlock *block, const GArray *runs, GError **e
     return block->present >= 0 && set_mapped(block, extents, error);
 }
 
-static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, GError **error)
+/* All of a block, as if the VM had used it. */
+static gboolean set_all_present(SfCachedBlock *block, GError **error)
+{
+    g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
+    SfRun all = { .offset = 0, .length = block->length };
+
+    g_array_append_val(runs, all);
+    return set_present(block, runs, error);
+}
+
+static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, guint avoid, GError **error)
 {
     if (strlen(spec->id) == 0 || strlen(spec->id) >= sizeof(block->id) || spec->length == 0 ||
         spec->length % SF_PAGE_SIZE || spec->length > SF_QC_MAX_LENGTH) {
@@ -154,10 +169,10 @@ static gboolean fill_block(SfCachedBlock *block, const SfCachedBlockSpec *spec, 
     if (block->memory_ro < 0) {
         return fail_errno(error, spec->id, "it can't be opened read-only");
     }
-    return set_present(block, spec->present, error);
+    return avoid & SF_AVOID_FREE ? set_present(block, spec->present, error) : set_all_present(block, error);
 }
 
-SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, GError **error)
+SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, guint avoid, GError **error)
 {
     g_autoptr(SfPageCache) cache = NULL;
 
@@ -166,8 +181,9 @@ SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, 
         return NULL;
     }
     cache = cache_new(n_blocks);
+    cache->avoid = avoid;
     for (guint i = 0; i < n_blocks; i++) {
-        if (!fill_block(&cache->blocks[i], &blocks[i], error)) {
+        if (!fill_block(&cache->blocks[i], &blocks[i], avoid, error)) {
             return NULL;
         }
     }
@@ -197,6 +213,7 @@ SfPageCache *sf_page_cache_new_from_fds(const SfCachedBlock *blocks, guint n_blo
 {
     g_autoptr(SfPageCache) cache = cache_new(n_blocks);
 
+    cache->avoid = SF_AVOID_ALL;
     for (guint i = 0; i < n_blocks; i++) {
         SfCachedBlock *block = &cache->blocks[i];
         memcpy(block->id, blocks[i].id, sizeof(block->id));
@@ -243,13 +260,17 @@ guint64 sf_page_cache_present_bytes(const SfPageCache *cache)
     guint64 bytes = 0;
 
     for (guint i = 0; i < cache->n_blocks; i++) {
-        const SfCachedBlock *block = &cache->blocks[i];
-        struct sf_qc_extent extent;
-        for (guint j = 0; j < block->n_present; j++) {
-            if (pread(block->present, &extent, sizeof(extent), j * sizeof(extent)) == sizeof(extent)) {
-                bytes += extent.length;
-            }
-        }
+        bytes += cache->blocks[i].present_bytes;
+    }
+    return bytes;
+}
+
+guint64 sf_page_cache_free_bytes(const SfPageCache *cache)
+{
+    guint64 bytes = 0;
+
+    for (guint i = 0; i < cache->n_blocks; i++) {
+        bytes += cache->blocks[i].length - cache->blocks[i].present_bytes;
     }
     return bytes;
 }

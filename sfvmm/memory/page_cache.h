@@ -16,6 +16,7 @@
 #define SF_PAGE_CACHE_H
 
 #include <glib.h>
+#include "sfvmm/wire/avoid.h"
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_channel.h"
 
@@ -26,12 +27,14 @@ typedef struct {
     int memory_ro;     /* the same, read-only: for QEMU */
     int present;       /* memfd, sealed: n_present * struct sf_qc_extent, sorted, disjoint, not touching */
     guint32 n_present;
+    guint64 present_bytes; /* that these runs hold */
     int mapped;        /* memfd, sealed: what QEMU maps of the cache: present with its small gaps closed */
     guint32 n_mapped;  /* at most SF_QC_MAX_PRESENT: each costs it two areas */
 } SfCachedBlock;
 
 typedef struct {
     int refs;
+    guint avoid; /* SF_AVOID_*: of its clones that are mapped from now on */
     guint n_blocks;
     SfCachedBlock blocks[SF_QC_MAX_BLOCKS];
 } SfPageCache;
@@ -43,12 +46,15 @@ typedef struct {
     const GArray *present;
 } SfCachedBlockSpec;
 
-/* Empty memfds for these blocks. NULL + error: too many blocks, bad runs, no more memory or descriptors. */
-SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, GError **error);
+/*
+ * Empty memfds for these blocks. avoid: SF_AVOID_*; without FREE all of each block counts as present. NULL + error: too
+ * many blocks, bad runs, no more memory or descriptors.
+ */
+SfPageCache *sf_page_cache_new(const SfCachedBlockSpec *blocks, guint n_blocks, guint avoid, GError **error);
 
 /*
  * From descriptors that another process kept (a pager, after a restart of sfvmmd): fills blocks whose ids and lengths
- * are given; takes memory and present in every case. NULL + error if they are not what they should be.
+ * are given, and avoids all; takes memory and present in every case. NULL + error if they are not what they should be.
  */
 SfPageCache *sf_page_cache_new_from_fds(const SfCachedBlock *blocks, guint n_blocks, GError **error);
 
@@ -58,6 +64,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfPageCache, sf_page_cache_unref)
 
 /* Bytes that the present runs hold: what a complete cache will have. */
 guint64 sf_page_cache_present_bytes(const SfPageCache *cache);
+/* Bytes that no clone asks for: the VM never used them, or has given them away. */
+guint64 sf_page_cache_free_bytes(const SfPageCache *cache);
 /* Bytes that have arrived: allocated pages of the memfds. */
 guint64 sf_page_cache_resident_bytes(const SfPageCache *cache);
 

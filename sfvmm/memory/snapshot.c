@@ -385,6 +385,9 @@ GBytes *sf_snapshot_map_request(SfSnapshot *snapshot, int userfaultfd, int fds[S
         fail(snapshot, error, "%u memory files, at most %d can be mapped", count_fds(snapshot), SF_QC_MAX_FDS);
         return NULL;
     }
+    if (snapshot->cache && (snapshot->cache->avoid & SF_AVOID_READ)) {
+        load.flags = SF_QC_MAP_OVERWRITES;
+    }
     payload = g_byte_array_new();
     g_byte_array_append(payload, (const guint8 *)&load, sizeof(load));
     fds[n++] = userfaultfd;

@@ -105,6 +105,11 @@ gboolean sf_vm_load_finish(SfVm *vm, GAsyncResult *result, GError **error);
 gboolean sf_vm_set_fault_handler(SfVm *vm, const SfFaultHandler *handler, gboolean attached, GError **error);
 const char *sf_vm_fault_handler_id(SfVm *vm); /* of who filled them last; NULL: its memory does not come on demand */
 gboolean sf_vm_is_lazy(SfVm *vm); /* it was loaded by MAP, with a userfaultfd */
+/*
+ * Bytes of its memory that were not fetched because disk reads have filled them, as QEMU has said last; asks it anew.
+ * Nothing is waited for: a QEMU whose main loop waits for a page would not answer.
+ */
+guint64 sf_vm_overwritten(SfVm *vm);
 
 /*
  * Back to one memory and one disk after the last snapshot over the VM has gone: FOLD in small steps, THAW, block-commit

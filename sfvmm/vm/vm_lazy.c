@@ -134,6 +134,30 @@ gboolean sf_vm_is_lazy(SfVm *vm)
     return vm->lazy;
 }
 
+static void on_avoided(SfQcMessage *message, const GError *error, gpointer data)
+{
+    g_autoptr(SfVm) vm = data;
+    g_autoptr(GError) failure = NULL;
+    struct sf_qc_avoided_reply reply;
+
+    vm->asks_avoided = FALSE;
+    if (!error && sf_qc_parse_avoided(message->payload, message->n_fds, &reply, &failure)) {
+        vm->overwritten = reply.overwritten;
+    } else {
+        g_debug("VM %s: how much it has not fetched is not known: %s", vm->name, (error ? error : failure)->message);
+    }
+}
+
+guint64 sf_vm_overwritten(SfVm *vm)
+{
+    if (vm->lazy && !vm->gone && vm->channel && vm->greeted && !vm->asks_avoided) {
+        vm->asks_avoided = TRUE;
+        sf_qemu_channel_request(vm->channel, SF_QC_AVOIDED, sf_qc_request_avoided(sf_qemu_channel_serial(vm->channel)),
+                                NULL, 0, on_avoided, g_object_ref(vm));
+    }
+    return vm->overwritten;
+}
+
 const char *sf_vm_fault_handler_id(SfVm *vm)
 {
     return vm->handler_id;

@@ -93,6 +93,8 @@ struct _SfVm {
     GPtrArray *chains; /* of SfDiskChain: those of disks, not owned */
 
     gboolean lazy;              /* loaded by MAP: somebody else fills its pages */
+    guint64 overwritten;        /* bytes, as QEMU has said last: see sf_vm_overwritten() */
+    gboolean asks_avoided;      /* QEMU has been asked for that */
     char *handler_id;           /* of who fills its memory, on record; NULL: nobody */
     SfFaultHandler handler;     /* who; a reference to its owner is held. owner NULL: nobody */
     int uffd_number;            /* of the userfaultfd in QEMU */

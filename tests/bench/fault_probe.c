@@ -360,7 +360,7 @@ static void remote(int argc, char **argv)
     if (!sf_pager_add_source(pager, &source, &error)) {
         die("source", error);
     }
-    cache = sf_page_cache_new(&spec, 1, &error);
+    cache = sf_page_cache_new(&spec, 1, SF_AVOID_ALL, &error);
     SfSnapshot *snapshot = cache ? sf_snapshot_new_cached("s-1", sf_ram_base_new(), cache, bytes, 100, &error) : NULL;
     if (!snapshot || !sf_pager_set_snapshot(pager, snapshot, &error)) {
         die("snapshot", error);

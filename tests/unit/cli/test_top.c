@@ -126,6 +126,24 @@ static void test_groups(void)
     g_assert_nonnull(strstr(text, "nothing comes from the group"));
 }
 
+/* What clones fetched, and what they need not. */
+static void test_pages(void)
+{
+    static const char sample[] =
+        "{\"host\":{\"memory_total\":17179869184,\"memory_available\":8589934592},\"vms\":["
+        "{\"name\":\"web-3f2a-1\",\"role\":\"clone\",\"parent\":\"web\",\"ticket\":\"3f2a\",\"id\":1,"
+        "\"state\":\"running\",\"private\":20971520,\"shared\":1048576,\"cpu_ns\":0,\"overwritten\":67108864,"
+        "\"pages\":{\"demand_faults\":1081,\"fetched\":17825792,\"prefetched\":2097152,\"unused\":1048576,"
+        "\"resident\":18874368,\"free\":943718400}}]}";
+    SfTopView view = { .width = 160, .cpus = 2, .unicode = TRUE, .clock = "21:04:33" };
+    g_autoptr(JsonObject) now = parse(sample);
+    g_autofree char *text = sf_top_render(now, NULL, 0, &view);
+
+    g_test_message("%s", text);
+    g_assert_nonnull(strstr(text, "FAULTS  FETCHED  AHEAD  UNUSED    HERE     FREE  SPARED"));
+    g_assert_nonnull(strstr(text, "1081   17 MiB  2 MiB   1 MiB  18 MiB  900 MiB  64 MiB"));
+}
+
 static void test_nothing(void)
 {
     g_autoptr(JsonObject) empty = json_object_new();
@@ -168,6 +186,7 @@ int main(int argc, char **argv)
     g_test_add_func("/top/narrow", test_narrow);
     g_test_add_func("/top/first", test_first);
     g_test_add_func("/top/groups", test_groups);
+    g_test_add_func("/top/pages", test_pages);
     g_test_add_func("/top/nothing", test_nothing);
     g_test_add_func("/top/sizes", test_sizes);
     return g_test_run();

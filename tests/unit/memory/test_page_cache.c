@@ -27,7 +27,7 @@ static SfPageCache *cache_new(const GArray *runs, GError **error)
 {
     SfCachedBlockSpec spec = { .id = "pc.ram", .length = BLOCK_LENGTH, .present = runs };
 
-    return sf_page_cache_new(&spec, 1, error);
+    return sf_page_cache_new(&spec, 1, SF_AVOID_ALL, error);
 }
 
 static void test_cache(void)
@@ -46,6 +46,7 @@ static void test_cache(void)
     g_assert_cmpuint(block->n_present, ==, 3);
     g_assert_cmpuint(block->n_mapped, ==, 2);
     g_assert_cmpuint(sf_page_cache_present_bytes(cache), ==, PAGE(7));
+    g_assert_cmpuint(sf_page_cache_free_bytes(cache), ==, BLOCK_LENGTH - PAGE(7));
     g_assert_cmpuint(sf_page_cache_resident_bytes(cache), ==, 0);
     g_assert_cmpint(pwrite(block->memory, &byte, 1, PAGE(1)), ==, 1);
     g_assert_cmpuint(sf_page_cache_resident_bytes(cache), ==, PAGE(1));
@@ -173,6 +174,7 @@ static void check_map(SfSnapshot *snapshot, guint n_layers)
     memcpy(&load, g_bytes_get_data(map, NULL), sizeof(load));
     memcpy(&block, (const char *)g_bytes_get_data(map, NULL) + sizeof(load), sizeof(block));
     g_assert_cmpuint(load.n_blocks, ==, 1);
+    g_assert_cmpuint(load.flags, ==, snapshot->cache->avoid & SF_AVOID_READ ? SF_QC_MAP_OVERWRITES : 0);
     g_assert_cmpuint(load.state_length, ==, 0);
     g_assert_cmpuint(block.flags, ==, SF_QC_BLOCK_LAZY);
     g_assert_cmpuint(block.n_present, ==, 2);
@@ -197,6 +199,8 @@ static void test_snapshot(void)
     g_assert_true(sf_snapshot_is_lazy(fork));
     check_map(lazy, 0);
     check_map(fork, 1);
+    cache->avoid = SF_AVOID_FREE;
+    check_map(fork, 1);
     /* Its page map is that of the source, not of what has arrived. */
     runs = sf_snapshot_present_runs(fork, 0, NULL);
     g_assert_cmpuint(runs->len, ==, 3);
@@ -209,6 +213,23 @@ static void test_snapshot(void)
     g_assert_false(sf_ram_base_in_use(base));
     sf_ram_base_unref(base);
     g_assert_cmpuint(count_open_fds(), ==, fds_before);
+}
+
+/* What was never used counts as present when it is not to be avoided. */
+static void test_avoid(void)
+{
+    g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(SfRun));
+    g_autoptr(GError) error = NULL;
+
+    add_run(runs, 10, 4);
+    SfCachedBlockSpec spec = { .id = "pc.ram", .length = BLOCK_LENGTH, .present = runs };
+    SfPageCache *cache = sf_page_cache_new(&spec, 1, SF_AVOID_READ, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(cache->blocks[0].n_present, ==, 1);
+    g_assert_cmpuint(cache->blocks[0].n_mapped, ==, 1);
+    g_assert_cmpuint(sf_page_cache_present_bytes(cache), ==, BLOCK_LENGTH);
+    g_assert_cmpuint(sf_page_cache_free_bytes(cache), ==, 0);
+    sf_page_cache_unref(cache);
 }
 
 /* From what an sf-pager has kept: descriptors, in any order. */
@@ -255,6 +276,7 @@ int main(int argc, char **argv)
     g_test_add_func("/page-cache/many-runs", test_many_runs);
     g_test_add_func("/page-cache/refused", test_refused);
     g_test_add_func("/page-cache/snapshot", test_snapshot);
+    g_test_add_func("/page-cache/avoid", test_avoid);
     g_test_add_func("/page-cache/recover", test_recover);
     return g_test_run();
 }

@@ -206,7 +206,7 @@ static void make_snapshots(Fixture *f)
     }
     f->complete = sf_snapshot_new("s-1", f->base[0], NULL, payload, fds, 2, &error);
     g_assert_no_error(error);
-    f->cache = sf_page_cache_new(&spec, 1, &error);
+    f->cache = sf_page_cache_new(&spec, 1, SF_AVOID_ALL, &error);
     g_assert_no_error(error);
     f->cached = sf_snapshot_new_cached("s-1", f->base[1], f->cache, state_bytes, 100, &error);
     g_assert_no_error(error);
