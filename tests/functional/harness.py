@@ -718,10 +718,11 @@ def booted(daemon, **params):
     raise AssertionError("%d guests stalled as they booted" % BOOTS)
 
 
-def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=True, **params):
-    """Boot the guest image; returns a Vm with a shell. The root disk is never written: ephemeral."""
+def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=True, more="", **params):
+    """Boot the guest image, with `more` on its kernel's command line; returns a Vm with a shell. The root disk is never
+    written: ephemeral."""
     with open(image("cmdline")) as file:
-        append = file.read().strip()
+        append = (file.read().strip() + " " + more).strip()
     all_disks = [{"path": image("rootfs.qcow2"), "ephemeral": True}]
     if tools:
         all_disks.append({"path": tools_image(daemon.top), "format": "raw", "readonly": True})
