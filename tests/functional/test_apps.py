@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets."""
+"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module."""
 import re
 
 import harness
@@ -58,6 +58,28 @@ class Apps(harness.Case):
         self.assertEqual([workers[number][0] for number in (2, 4)], ["killed", "killed"], workers)
         self.assertEqual([workers[number][:2] for number in (1, 3)], [("exited", 1), ("exited", 3)])
         self.check_results(workers)
+
+    def test_python(self):
+        """map() over workers, its exceptions, and an array, in one program; three forks."""
+        text = self.parent.shell("""python3 -c '
+import os, snowflock
+print(snowflock.map(lambda x: x * x, range(10), clones=%d, hierarchical=True))
+try:
+    snowflock.map(lambda x: 6 // (x - 2), range(4), clones=2)
+except ZeroDivisionError as error:
+    print("raised", error)
+with snowflock.Ticket(%d, hierarchical=True) as ticket:
+    array = snowflock.Array(ticket, "d", 10)
+    id = ticket.clone()
+    if id:
+        for slot in range(id - 1, len(array), ticket.granted):
+            array[slot] = slot / 2
+        array.exit()
+    print([clone.state for clone in ticket.join()], sum(array))
+'""" % (WORKERS, WORKERS))
+        self.assertEqual(text.splitlines(), [str([x * x for x in range(10)]),
+                                             "raised integer division or modulo by zero",
+                                             "%s 22.5" % (["exited"] * WORKERS)])
 
 
 if __name__ == "__main__":
