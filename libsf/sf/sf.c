@@ -25,13 +25,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "snowflock.h"
-
-/* Exit statuses, sf(1). */
-#define EXIT_CLONES  1  /* join: a clone failed, was lost or killed, or ended with a status other than 0 */
-#define EXIT_USAGE   2
-#define EXIT_TROUBLE 3
-#define EXIT_RUNNING 4  /* join --timeout: some clones still run */
+#include "sf.h"
 
 #define TICKET_VARIABLE  "SF_TICKET"
 #define GRANTED_VARIABLE "SF_GRANTED"
@@ -49,7 +43,7 @@ static const struct command *command;   /* the one that runs, for messages */
 
 /* ---- messages ---- */
 
-__attribute__((format(printf, 2, 3))) static int trouble(int status, const char *format, ...)
+int trouble(int status, const char *format, ...)
 {
     va_list arguments;
 
@@ -61,19 +55,19 @@ __attribute__((format(printf, 2, 3))) static int trouble(int status, const char 
     return status;
 }
 
-static int call_failed(void)
+int call_failed(void)
 {
     return trouble(EXIT_TROUBLE, "%s", sf_error());
 }
 
-static int bad_usage(void)
+int bad_usage(void)
 {
     return trouble(EXIT_USAGE, "usage: sf %s %s", command->name, command->arguments);
 }
 
 /* ---- arguments ---- */
 
-static bool parse_number(const char *text, int base, unsigned long long max, unsigned long long *number)
+bool parse_number(const char *text, int base, unsigned long long max, unsigned long long *number)
 {
     char *end;
 
@@ -128,14 +122,11 @@ static sf_ticket *open_ticket(const char *text)
 
 /* ---- files ---- */
 
-/* All of a file ("-": standard input) in memory for free(), at most SF_MAX_RESULT bytes. */
-static char *read_file(const char *path, size_t *length)
+char *read_all(int fd, size_t *length)
 {
-    bool standard = strcmp(path, "-") == 0;
-    int fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     size_t capacity = READ_SIZE;
     char *data = malloc(capacity), *larger;
-    ssize_t got = fd < 0 || !data ? -1 : 1;
+    ssize_t got = data ? 1 : -1;
 
     *length = 0;
     while (got > 0) {
@@ -158,9 +149,21 @@ static char *read_file(const char *path, size_t *length)
         }
     }
     if (got < 0) {
-        trouble(EXIT_TROUBLE, "%s: %s", path, strerror(errno));
         free(data);
         data = NULL;
+    }
+    return data;
+}
+
+/* All of a file ("-": standard input). */
+static char *read_file(const char *path, size_t *length)
+{
+    bool standard = strcmp(path, "-") == 0;
+    int fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    char *data = fd < 0 ? NULL : read_all(fd, length);
+
+    if (!data) {
+        trouble(EXIT_TROUBLE, "%s: %s", path, strerror(errno));
     }
     if (fd >= 0 && !standard) {
         close(fd);
@@ -168,7 +171,7 @@ static char *read_file(const char *path, size_t *length)
     return data;
 }
 
-static bool write_all(int fd, const char *data, size_t length)
+bool write_all(int fd, const char *data, size_t length)
 {
     while (length > 0) {
         ssize_t put = write(fd, data, length);
@@ -662,6 +665,8 @@ static const struct command commands[] = {
     { "result", "[TICKET] ID", "write the result of clone ID to standard output", run_result },
     { "kill", "[TICKET]", "end all clones", run_kill },
     { "release", "[TICKET]", "let the host forget the ticket and its results", run_release },
+    { "mapreduce", "--map COMMAND [--reduce COMMAND] [-n COUNT] FILE...",
+      "run COMMAND for each FILE in clones, one for each CPU; reduce what they print", run_mapreduce },
     { "id", "", "print this VM's id: 0 if it is no clone", run_id },
     { "count", "", "print how many clones were made with this one", run_count },
     { "address", "[ID | parent]", "print this VM's address in its cluster, or that of another member", run_address },
