@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module."""
+"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module, `sf mapreduce`, and
+the applications of examples/apps in their small size."""
 import re
 
 import harness
@@ -9,6 +10,9 @@ VCPUS = 2
 WORKERS = 5                     # of three clones, the last with one
 CLONES = (WORKERS + VCPUS - 1) // VCPUS
 MEMORY = 512 * harness.MIB
+APPS = "/usr/share/snowflock/apps"
+APP_CLONES = 2                  # more are more translation under TCG, and no other test
+BOUND = 3 * harness.LONG        # an application under TCG
 
 
 class Apps(harness.Case):
@@ -62,7 +66,7 @@ class Apps(harness.Case):
     def test_python(self):
         """map() over workers, its exceptions, and an array, in one program; three forks."""
         text = self.parent.shell("""python3 -c '
-import os, snowflock
+import snowflock
 print(snowflock.map(lambda x: x * x, range(10), clones=%d, hierarchical=True))
 try:
     snowflock.map(lambda x: 6 // (x - 2), range(4), clones=2)
@@ -80,6 +84,48 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
         self.assertEqual(text.splitlines(), [str([x * x for x in range(10)]),
                                              "raised integer division or modulo by zero",
                                              "%s 22.5" % (["exited"] * WORKERS)])
+
+    def test_mapreduce(self):
+        run = self.parent.shell
+        run("mkdir -p /var/tmp/mr && cd /var/tmp/mr && for i in 1 2 3 4 5 6 7; do seq $i 3 200 > f$i; done")
+        plain = run("for SF_FILE in f*; do echo $SF_FILE; grep 7 < $SF_FILE; done | tee all | sort | uniq -c")
+        self.assertEqual(run("sf mapreduce -n %d --map 'echo $SF_FILE; grep 7' f* | cmp - all && echo same"
+                             % WORKERS), "same\n")
+        self.assertEqual(run("sf mapreduce -n %d --map 'echo $SF_FILE; grep 7' --reduce 'sort | uniq -c' f*"
+                             % WORKERS), plain)
+        failed = run("sf mapreduce -n %d --map 'grep 199' --reduce 'echo reduced' f*; echo $?; cd /; rm -r /var/tmp/mr"
+                     % WORKERS)
+        self.assertIn("sf mapreduce: f2: the map command failed", failed)
+        self.assertTrue(failed.endswith("\n1\n") and "reduced" not in failed, failed)
+
+    def application(self, name, *programs):
+        """The forked run's output is that of the unchanged program."""
+        for program in programs:
+            if self.parent.shell("command -v %s || echo none" % program).strip() == "none":
+                self.skipTest("%s is not in the guest image" % program)
+        digests = []
+        for way in "--plain", "-n %d" % APP_CLONES:
+            text = self.parent.shell("%s/%s %s" % (APPS, name, way), timeout=BOUND)
+            match = re.search(r"%s: [0-9.]+ s, (\d+) bytes, sha256 (\w+)" % name, text)
+            self.assertTrue(match and int(match.group(1)) > 0, text)
+            digests.append(match.group(2))
+            print(match.group(0))
+        self.assertEqual(*digests)
+
+    def test_blast(self):
+        self.application("blast", "blastn")
+
+    def test_bowtie2(self):
+        self.application("bowtie2", "bowtie2")
+
+    def test_clustalw(self):
+        self.application("clustalw", "clustalw")
+
+    def test_povray(self):
+        self.application("povray", "povray")
+
+    def test_quantlib(self):
+        self.application("quantlib", APPS + "/quantlib")
 
 
 if __name__ == "__main__":
