@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module, `sf mapreduce`, and
-the applications of examples/apps in their small size."""
+the applications of examples/apps in their small size, sandboxes."""
 import re
 
 import harness
@@ -12,6 +12,7 @@ CLONES = (WORKERS + VCPUS - 1) // VCPUS
 MEMORY = 512 * harness.MIB
 APPS = "/usr/share/snowflock/apps"
 APP_CLONES = 2                  # more are more translation under TCG, and no other test
+SANDBOX_KIB = 4                 # that a sandbox may print
 BOUND = 3 * harness.LONG        # an application under TCG
 
 
@@ -126,6 +127,27 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
 
     def test_quantlib(self):
         self.application("quantlib", APPS + "/quantlib")
+
+    def test_sandboxes(self):
+        """Commands that nobody trusts: what they print and how they end, and what they cannot do."""
+        lines = ["echo one; id -u; sleep 0.5; echo two", "exit 3", "kill -SEGV $$", "sleep 100", "ip -o link | wc -l",
+                 "sf id", "dd if=/dev/zero of=/dev/null bs=200M count=1", "yes"]
+        text = self.parent.shell("printf '%%s\\n' %s | sf-pool --seconds %d --memory 64 --output %d; echo = $?" % (
+            " ".join("'%s'" % line for line in lines), 3 * harness.SCALE, SANDBOX_KIB), timeout=BOUND)
+        ended = dict(re.findall(r"^(\d+)= (.*)$", text, re.M))
+        printed = {}
+        for number, line in re.findall(r"^(\d+)> (.*)$", text, re.M):
+            printed.setdefault(int(number), []).append(line)
+        self.assertEqual([ended[str(number)] for number in range(1, len(lines) + 1)],
+                         ["0", "3", "139", "124", "0", "3", "1", "153"], text[-3000:])
+        self.assertEqual(printed[1], ["one", "65534", "two"])
+        self.assertEqual(printed[5], ["1"])
+        self.assertIn("only root and members of its group may use it", printed[6][0])
+        self.assertIn("memory exhausted", " ".join(printed[7]))
+        self.assertEqual((set(printed[8]), len(printed[8])), ({"y"}, SANDBOX_KIB * 1024 // 2))
+        self.assertTrue(text.rstrip().endswith("= 1"))
+        text = self.parent.shell("echo 'import decimal; print(decimal.Decimal(1) / 3)' | sf-pool --import decimal")
+        self.assertIn("1> 0.3333333333333333333333333333\n1= 0", text)
 
 
 if __name__ == "__main__":
