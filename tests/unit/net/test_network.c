@@ -14,7 +14,7 @@
 #define SUBNET  0x0a4d0000u /* 10.77.0.0/16 */
 #define PARENT  (SUBNET + 1)
 #define GATEWAY (SUBNET + 0xfffe)
-#define SOON    2000 /* ms: bound for what comes */
+#define SOON    10000 /* ms: bound for what comes; a busy machine needs seconds */
 #define NEVER   150  /* ms: what has not come by then is taken not to come */
 
 static const guint8 everyone[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
