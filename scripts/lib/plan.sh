@@ -31,7 +31,7 @@ plan_time() {
 
 plan_last_line() {
     # Build tools redraw lines with \r; escape sequences would spoil the display.
-    tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -v '^[[:space:]]*$' |
+    tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -av '^[[:space:]]*$' |
         tail -n 1
 }
 
