@@ -133,7 +133,7 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
         lines = ["echo one; id -u; sleep 0.5; echo two", "exit 3", "kill -SEGV $$", "sleep 100", "ip -o link | wc -l",
                  "sf id", "dd if=/dev/zero of=/dev/null bs=200M count=1", "yes"]
         text = self.parent.shell("printf '%%s\\n' %s | sf-pool --seconds %d --memory 64 --output %d; echo = $?" % (
-            " ".join("'%s'" % line for line in lines), 3 * harness.SCALE, SANDBOX_KIB), timeout=BOUND)
+            " ".join("'%s'" % line for line in lines), 15 * harness.SCALE, SANDBOX_KIB), timeout=BOUND)
         ended = dict(re.findall(r"^(\d+)= (.*)$", text, re.M))
         printed = {}
         for number, line in re.findall(r"^(\d+)> (.*)$", text, re.M):
