@@ -3,8 +3,8 @@
  * Pages between real sf-pagers, for scripts/bench memory and multicast. Processes, which may be in different network
  * namespaces:
  *
- *   fault_probe origin PAGER DIR KEYS|- ADDRESS MIB
- *       serves MIB of random memory as s-1/pc.ram to "h2" until its input ends; prints its port. Lines of its input:
+ *   fault_probe origin PAGER DIR KEYS|- ADDRESS MIB [NAME...]
+ *       serves MIB of random memory as s-1/pc.ram to these hosts, or "h2", until its input ends; prints its port. Lines of its input:
  *       "invite NAME"   prints an invitation to its multicast group, one line
  *       "sum"           prints a checksum of the memory
  *   fault_probe remote PAGER DIR KEYS|- URI MIB faults COUNT
@@ -204,7 +204,8 @@ static gboolean on_input(GIOChannel *channel, GIOCondition condition, gpointer d
 
 static void origin(char **argv)
 {
-    const char *const names[] = { "h2", NULL };
+    static const char *const one[] = { "h2", NULL };
+    const char *const *names = argv[7] ? (const char *const *)argv + 7 : one;
     g_autoptr(GIOChannel) input = g_io_channel_unix_new(STDIN_FILENO);
     g_autoptr(GError) error = NULL;
     guint port;

@@ -194,8 +194,9 @@ class Receivers:
             self.net = self.stack.enter_context(network.Network(2))
             keys = hosts.Keys()
             self.stack.callback(keys.close)
+            names = [(1, "h1")] + [(2, "r%d" % i) for i in range(RECEIVERS)]    # a name has a bound of connections
             self.pages = {name: os.path.join(keys.host(name, self.net.address(number)), "pages")
-                          for number, name in ((1, "h1"), (2, "h2"))}
+                          for number, name in names}
             self.folder = tempfile.mkdtemp(prefix="sfm")
             os.chmod(self.folder, 0o755)
             self.stack.callback(shutil.rmtree, self.folder, True)
@@ -233,7 +234,7 @@ class Receivers:
         pager = harness.program("sfvmm/pager/sf-pager")
         with contextlib.ExitStack() as stack:
             origin, end = self.begin(1, "origin", pager, tempfile.mkdtemp(dir=self.folder), self.pages["h1"],
-                                     self.net.address(1), str(self.mib))
+                                     self.net.address(1), str(self.mib), *["r%d" % i for i in range(count)])
             stack.callback(end)
             uri = "nbds://%s:%s/%s/{block}" % (self.net.address(1), origin.stdout.readline().strip(), SNAPSHOT)
             expected = self.ask(origin, "sum")
@@ -241,7 +242,8 @@ class Receivers:
             for i in range(count):
                 invitation = self.ask(origin, "invite r%d" % i)
                 json.loads(invitation)
-                process, end = self.begin(2, "remote", pager, tempfile.mkdtemp(dir=self.folder), self.pages["h2"], uri,
+                process, end = self.begin(2, "remote", pager, tempfile.mkdtemp(dir=self.folder),
+                                          self.pages["r%d" % i], uri,
                                           str(self.mib), "group", invitation, self.net.address(2), self.net.address(1))
                 stack.callback(end)
                 receivers.append(process)
