@@ -239,33 +239,43 @@ static SfHostTicket *ticket_param(SfHost *host, JsonObject *params, SfCall *call
 
 /* ---- waiting ---- */
 
+/* An object whose signal may end a Wait. */
+typedef struct {
+    GObject *object;
+    gulong handler;
+} Watch;
+
+#define WATCHES_MAX 4u
+
 typedef struct Wait Wait;
 struct Wait {
     SfCall *call;
-    GObject *object; /* whose signals end it */
-    gulong handlers[2];
+    GObject *object; /* what is waited for: a VM or a fork */
+    Watch watches[WATCHES_MAX];
+    guint n_watches;
     guint timer;
-    SfHostTicket *ticket;
+    SfHost *host;   /* outlives all calls */
+    guint64 ticket; /* by its id: it may be released meanwhile */
     SfHostVm *hvm;
     const SfLateCommits *commits;
     gboolean answered, release;
     char *what; /* for the timeout's message */
 };
 
-/* From now on the signals of another object matter. */
-static void wait_watch(Wait *wait, gpointer object)
+static void wait_watch(Wait *wait, gpointer object, const char *signal, GCallback callback)
 {
-    for (guint i = 0; i < G_N_ELEMENTS(wait->handlers); i++) {
-        g_clear_signal_handler(&wait->handlers[i], wait->object);
-    }
-    g_object_unref(wait->object);
-    wait->object = g_object_ref(object);
+    Watch *watch = &wait->watches[wait->n_watches++];
+
+    g_assert(wait->n_watches <= WATCHES_MAX);
+    watch->object = g_object_ref(object);
+    watch->handler = g_signal_connect(object, signal, callback, wait);
 }
 
 static void wait_free(Wait *wait)
 {
-    for (guint i = 0; i < G_N_ELEMENTS(wait->handlers); i++) {
-        g_clear_signal_handler(&wait->handlers[i], wait->object);
+    for (guint i = 0; i < wait->n_watches; i++) {
+        g_clear_signal_handler(&wait->watches[i].handler, wait->watches[i].object);
+        g_object_unref(wait->watches[i].object);
     }
     g_clear_handle_id(&wait->timer, g_source_remove);
     g_object_unref(wait->object);
@@ -283,7 +293,7 @@ static gboolean on_wait_timeout(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
-/* Takes what. The caller connects its signals. */
+/* Takes what. The caller says which signals end it. */
 static Wait *wait_new(SfCall *call, gpointer object, gint64 timeout_ms, char *what)
 {
     Wait *wait = g_new0(Wait, 1);
@@ -295,6 +305,28 @@ static Wait *wait_new(SfCall *call, gpointer object, gint64 timeout_ms, char *wh
         wait->timer = g_timeout_add((guint)timeout_ms, on_wait_timeout, wait);
     }
     return wait;
+}
+
+/* For something of the ticket's fork. */
+static Wait *wait_for_ticket(SfCall *call, SfHostTicket *ticket, gint64 timeout_ms, char *what)
+{
+    Wait *wait = wait_new(call, ticket->fork, timeout_ms, what);
+
+    wait->host = ticket->host;
+    wait->ticket = ticket->grant->id;
+    return wait;
+}
+
+/* The ticket; NULL: it has been released, and the call ends with that. */
+static SfHostTicket *wait_ticket(Wait *wait)
+{
+    SfHostTicket *ticket = sf_host_ticket(wait->host, wait->ticket, NULL);
+
+    if (!ticket) {
+        fail(wait->call, SF_HOST_ERROR_GONE, "%s: the ticket was released meanwhile", wait->what);
+        wait_free(wait);
+    }
+    return ticket;
 }
 
 /* ---- daemon ---- */
@@ -395,8 +427,8 @@ static void api_vm_wait(SfHost *host, JsonObject *params, SfCall *call)
     }
     wait = wait_new(call, hvm->vm, timeout, g_strdup_printf("VM \"%s\": no answer of its agent", sf_vm_name(hvm->vm)));
     wait->hvm = hvm;
-    wait->handlers[0] = g_signal_connect(hvm->vm, "guest-connected", G_CALLBACK(on_agent_of_waited), wait);
-    wait->handlers[1] = g_signal_connect(hvm->vm, "exited", G_CALLBACK(on_exit_of_waited), wait);
+    wait_watch(wait, hvm->vm, "guest-connected", G_CALLBACK(on_agent_of_waited));
+    wait_watch(wait, hvm->vm, "exited", G_CALLBACK(on_exit_of_waited));
 }
 
 static void api_vm_list(SfHost *host, JsonObject *params, SfCall *call)
@@ -464,7 +496,7 @@ static void api_vm_stop(SfHost *host, JsonObject *params, SfCall *call)
     wait = wait_new(call, hvm->vm, timeout,
                     g_strdup_printf("VM \"%s\": it does not power down (--force kills it)", sf_vm_name(hvm->vm)));
     wait->commits = sf_launcher_options(sf_host_launcher(host))->late_commits;
-    wait->handlers[0] = g_signal_connect(hvm->vm, "exited", G_CALLBACK(on_exit_of_stopped), wait);
+    wait_watch(wait, hvm->vm, "exited", G_CALLBACK(on_exit_of_stopped));
     if (bool_param(params, "force", FALSE)) {
         end_vm(host, hvm);
     } else {
@@ -591,15 +623,19 @@ static void api_ticket_status(SfHost *host, JsonObject *params, SfCall *call)
 
 static gboolean clone_wait_is_over(const Wait *wait)
 {
-    SfFork *fork = wait->ticket->fork;
+    SfFork *fork = SF_FORK(wait->object);
 
     return wait->answered ? sf_fork_is_answered(fork) : sf_fork_is_placed(fork);
 }
 
 static void clone_wait_finish(Wait *wait)
 {
-    SfFork *fork = wait->ticket->fork;
+    SfFork *fork = SF_FORK(wait->object);
+    SfHostTicket *ticket = wait_ticket(wait);
 
+    if (!ticket) {
+        return;
+    }
     if (sf_fork_state(fork) == SF_FORK_FAILED) {
         if (sf_fork_is_refused(fork)) {
             g_autoptr(GError) error = g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_REFUSED, sf_fork_reason(fork));
@@ -608,9 +644,9 @@ static void clone_wait_finish(Wait *wait)
             fail(wait->call, SF_HOST_ERROR_FAILED, "VM \"%s\": fork failed: %s", sf_fork_parent_name(fork),
                  sf_fork_reason(fork));
         }
-        sf_host_release_ticket_later(wait->ticket);
+        sf_host_release_ticket_later(ticket);
     } else {
-        reply_with(wait->call, "ticket", sf_describe_ticket(wait->ticket));
+        reply_with(wait->call, "ticket", sf_describe_ticket(ticket));
     }
     wait_free(wait);
 }
@@ -651,17 +687,16 @@ static void clone_with(SfHost *host, SfHostTicket *ticket, CloneCall *clone)
         clone_call_free(clone);
         return;
     }
-    wait = wait_new(clone->call, ticket->fork, clone->timeout,
-                    g_strdup_printf("VM \"%s\": its clones", ticket->grant->vm));
-    wait->ticket = ticket;
+    wait = wait_for_ticket(clone->call, ticket, clone->timeout,
+                           g_strdup_printf("VM \"%s\": its clones", ticket->grant->vm));
     wait->answered = clone->until ? strcmp(clone->until, "answered") == 0 : sf_fork_with_agent(ticket->fork);
     clone_call_free(clone);
     if (clone_wait_is_over(wait)) {
         clone_wait_finish(wait);
         return;
     }
-    wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_clone_changed), wait);
-    wait->handlers[1] = g_signal_connect(ticket->fork, "placed", G_CALLBACK(on_clone_signal), wait);
+    wait_watch(wait, ticket->fork, "changed", G_CALLBACK(on_clone_changed));
+    wait_watch(wait, ticket->fork, "placed", G_CALLBACK(on_clone_signal));
 }
 
 static void on_clone_ticket(GObject *source, GAsyncResult *result, gpointer data)
@@ -716,9 +751,14 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
 
 static void join_finish(Wait *wait)
 {
-    reply_with(wait->call, "ticket", sf_describe_ticket(wait->ticket));
+    SfHostTicket *ticket = wait_ticket(wait);
+
+    if (!ticket) {
+        return;
+    }
+    reply_with(wait->call, "ticket", sf_describe_ticket(ticket));
     if (wait->release) {
-        sf_host_release_ticket_later(wait->ticket);
+        sf_host_release_ticket_later(ticket);
     }
     wait_free(wait);
 }
@@ -742,26 +782,30 @@ static void api_join(SfHost *host, JsonObject *params, SfCall *call)
              text_param(params, "ticket"));
         return;
     }
-    wait = wait_new(call, ticket->fork, timeout,
-                    g_strdup_printf("ticket %s: clones still run", text_param(params, "ticket")));
-    wait->ticket = ticket;
+    wait = wait_for_ticket(call, ticket, timeout,
+                           g_strdup_printf("ticket %s: clones still run", text_param(params, "ticket")));
     wait->release = bool_param(params, "release", TRUE);
     if (sf_fork_is_done(ticket->fork)) {
         join_finish(wait);
     } else {
-        wait->handlers[0] = g_signal_connect(ticket->fork, "done", G_CALLBACK(on_join_done), wait);
+        wait_watch(wait, ticket->fork, "done", G_CALLBACK(on_join_done));
     }
 }
 
-static void complete_finish(Wait *wait)
+/* Over when the other hosts have it all, and those clones here whose memory comes from elsewhere. */
+static void complete_review(Wait *wait)
 {
-    reply_with(wait->call, "ticket", sf_describe_ticket(wait->ticket));
-    wait_free(wait);
+    SfHostTicket *ticket = wait_ticket(wait);
+
+    if (ticket && sf_borrow_is_complete(ticket) && (!ticket->pager || sf_pager_is_complete(ticket->pager))) {
+        reply_with(wait->call, "ticket", sf_describe_ticket(ticket));
+        wait_free(wait);
+    }
 }
 
 static void on_pager_complete(SfPager *pager, Wait *wait)
 {
-    complete_finish(wait);
+    complete_review(wait);
 }
 
 static void on_pager_lost(SfPager *pager, const char *reason, Wait *wait)
@@ -770,25 +814,9 @@ static void on_pager_lost(SfPager *pager, const char *reason, Wait *wait)
     wait_free(wait);
 }
 
-/* The other hosts have it all; then those clones here whose memory comes from elsewhere. */
-static void complete_here(Wait *wait)
-{
-    SfPager *pager = wait->ticket->pager;
-
-    if (!pager || sf_pager_is_complete(pager)) {
-        complete_finish(wait);
-        return;
-    }
-    wait_watch(wait, pager);
-    wait->handlers[0] = g_signal_connect(pager, "complete", G_CALLBACK(on_pager_complete), wait);
-    wait->handlers[1] = g_signal_connect(pager, "lost", G_CALLBACK(on_pager_lost), wait);
-}
-
 static void on_complete_changed(SfFork *fork, SfClone *clone, Wait *wait)
 {
-    if (sf_borrow_is_complete(wait->ticket)) {
-        complete_here(wait);
-    }
+    complete_review(wait);
 }
 
 static void api_complete(SfHost *host, JsonObject *params, SfCall *call)
@@ -810,14 +838,14 @@ static void api_complete(SfHost *host, JsonObject *params, SfCall *call)
         return;
     }
     sf_borrow_complete(ticket);
-    wait = wait_new(call, ticket->fork, timeout,
-                    g_strdup_printf("ticket %s: memory is still being fetched", text_param(params, "ticket")));
-    wait->ticket = ticket;
-    if (sf_borrow_is_complete(ticket)) {
-        complete_here(wait);
-    } else {
-        wait->handlers[0] = g_signal_connect(ticket->fork, "changed", G_CALLBACK(on_complete_changed), wait);
+    wait = wait_for_ticket(call, ticket, timeout,
+                           g_strdup_printf("ticket %s: memory is still being fetched", text_param(params, "ticket")));
+    wait_watch(wait, ticket->fork, "changed", G_CALLBACK(on_complete_changed));
+    if (ticket->pager) {
+        wait_watch(wait, ticket->pager, "complete", G_CALLBACK(on_pager_complete));
+        wait_watch(wait, ticket->pager, "lost", G_CALLBACK(on_pager_lost));
     }
+    complete_review(wait);
 }
 
 static void api_result(SfHost *host, JsonObject *params, SfCall *call)
