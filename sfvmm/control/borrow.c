@@ -1377,13 +1377,7 @@ static void away_free(gpointer data)
 
 static GHashTable *away_timers(SfHost *host)
 {
-    GHashTable *timers = g_object_get_data(G_OBJECT(host), AWAY_TIMERS);
-
-    if (!timers) {
-        timers = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, away_free);
-        g_object_set_data_full(G_OBJECT(host), AWAY_TIMERS, timers, (GDestroyNotify)g_hash_table_unref);
-    }
-    return timers;
+    return sf_host_table(host, AWAY_TIMERS, g_str_hash, g_str_equal, NULL, away_free);
 }
 
 static void lose_clones(SfHostTicket *ticket, const char *host, const char *reason)

@@ -85,6 +85,18 @@ char *sf_host_path(SfHost *host, const char *folder, const char *name)
     return g_build_filename(host->config->launcher.run_directory, folder, name, NULL);
 }
 
+GHashTable *sf_host_table(SfHost *host, const char *key, GHashFunc hash, GEqualFunc equal, GDestroyNotify free_key,
+                          GDestroyNotify free_value)
+{
+    GHashTable *table = g_object_get_data(G_OBJECT(host), key);
+
+    if (!table) {
+        table = g_hash_table_new_full(hash, equal, free_key, free_value);
+        g_object_set_data_full(G_OBJECT(host), key, table, (GDestroyNotify)g_hash_table_unref);
+    }
+    return table;
+}
+
 /* ---- families ---- */
 
 static char *family_path(SfHost *host, const char *name)

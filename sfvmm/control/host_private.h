@@ -9,6 +9,10 @@
 
 char *sf_host_path(SfHost *host, const char *folder, const char *name); /* RUNDIR/folder/name; caller frees */
 
+/* A table that a part of control/ keeps of this host: made when it is first asked for, ended with the host. Borrowed. */
+GHashTable *sf_host_table(SfHost *host, const char *key, GHashFunc hash, GEqualFunc equal, GDestroyNotify free_key,
+                          GDestroyNotify free_value);
+
 /* With an empty pool: it begins to fill when its target is set. */
 SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
 SfFamily *sf_host_family(SfHost *host, const char *name);

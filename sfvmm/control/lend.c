@@ -558,13 +558,7 @@ typedef struct {
 
 static GHashTable *reserves(SfHost *host)
 {
-    GHashTable *table = g_object_get_data(G_OBJECT(host), RESERVES);
-
-    if (!table) {
-        table = g_hash_table_new(g_int64_hash, g_int64_equal);
-        g_object_set_data_full(G_OBJECT(host), RESERVES, table, (GDestroyNotify)g_hash_table_unref);
-    }
-    return table;
+    return sf_host_table(host, RESERVES, g_int64_hash, g_int64_equal, NULL, NULL);
 }
 
 static void reserve_end(SfHost *host, SfPeerRequest *request, SfHostTicket *ticket, const ReserveParams *params,

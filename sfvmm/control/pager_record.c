@@ -96,13 +96,7 @@ void sf_pager_record_drop(SfHost *host, const char *snapshot)
 /* snapshot -> SfPager that was started anew and has no ticket yet. */
 static GHashTable *started(SfHost *host)
 {
-    GHashTable *table = g_object_get_data(G_OBJECT(host), HOST_KEY);
-
-    if (!table) {
-        table = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_object_unref);
-        g_object_set_data_full(G_OBJECT(host), HOST_KEY, table, (GDestroyNotify)g_hash_table_unref);
-    }
-    return table;
+    return sf_host_table(host, HOST_KEY, g_str_hash, g_str_equal, g_free, g_object_unref);
 }
 
 static SfSnapshot *find_snapshot(const char *path, GPtrArray *vms, GError **error)
