@@ -1525,7 +1525,9 @@ void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record)
     borrow->disks_port = (guint)json_object_get_int_member_with_default(record, "disks_port", 0);
     recover_server(ticket, id, record);
     borrow->disks = sf_disk_server_find(sf_host_launcher(ticket->host), id);
-    borrow->disks_state = borrow->disks ? DISKS_READY : DISKS_NONE;
+    borrow->disks_state = !borrow->disks                           ? DISKS_NONE
+                          : sf_disk_server_is_waiting(borrow->disks) ? DISKS_STARTED
+                                                                     : DISKS_READY;
     for (guint i = 0; i < hosts->len; i++) {
         await_peer(ticket->host, g_ptr_array_index(hosts, i));
     }

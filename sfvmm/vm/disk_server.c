@@ -59,10 +59,11 @@
 #define RESTARTS_MAX   5u /* of one server; what dies more often has a reason that a restart won't cure */
 #define RESTART_MS     200u
 
-/* An export whose chain has not come yet. */
+/* An export whose chain has not come yet, or of which QEMU has not said yet that it is under the export. */
 typedef struct {
     char *name, *node;
     guint64 size;
+    gboolean given; /* the chain has been sent: it is among the server's chains as well */
 } Announced;
 
 struct SfDiskServer {
@@ -596,7 +597,7 @@ static gboolean export_chain(SfDiskServer *server, const SfDiskExport *export, S
     g_ptr_array_add(server->chains, chain);
     ok = add_frozen(export->name, chain, announced, batch, error);
     if (announced) {
-        g_ptr_array_remove(server->announced, announced);
+        announced->given = TRUE;
     }
     return ok;
 }
@@ -692,6 +693,8 @@ static gboolean add_exports(SfDiskServer *server, const SfDiskExport *exports, g
     return TRUE;
 }
 
+static void start_anew(SfDiskServer *server);
+
 typedef struct {
     SfDiskServer *server;
     GError *error; /* of before the batch ran */
@@ -706,11 +709,24 @@ static void add_op_free(gpointer data)
     g_free(op);
 }
 
+/* QEMU has all that it was given: from now on the exports have their content, whoever looks. */
+static void forget_given(SfDiskServer *server)
+{
+    for (guint i = server->announced->len; i-- > 0;) {
+        if (((const Announced *)g_ptr_array_index(server->announced, i))->given) {
+            g_ptr_array_remove_index(server->announced, i);
+        }
+    }
+}
+
 static void on_added(const GError *error, gpointer data)
 {
     g_autoptr(GTask) task = data;
     AddOp *op = g_task_get_task_data(task);
 
+    if (!op->error && !error) {
+        forget_given(op->server);
+    }
     server_save(op->server);
     if (op->error || error) {
         GError *failure = op->error ? g_steal_pointer(&op->error) : g_error_copy(error);
@@ -738,6 +754,10 @@ void sf_disk_server_add_async(SfDiskServer *server, const SfDiskExport *exports,
     AddOp *op = g_task_get_task_data(task);
     SfQmpBatch *batch;
 
+    if (server->restart_timer) { /* it has died just now: what comes is for the new one */
+        g_clear_handle_id(&server->restart_timer, g_source_remove);
+        start_anew(server);
+    }
     if (!server->qmp) {
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE, "disk server %s: it has ended", server->id);
         g_object_unref(task);
@@ -829,13 +849,11 @@ static void on_restarted(const GError *error, gpointer data)
     }
 }
 
-static gboolean on_restart_time(gpointer data)
+static void start_anew(SfDiskServer *server)
 {
-    SfDiskServer *server = data;
     g_autoptr(GError) error = NULL;
     SfQmpBatch *batch = NULL;
 
-    server->restart_timer = 0;
     if (server->listener >= 0 || listen_here(server, &error)) {
         batch = start_serving(server, &error);
     }
@@ -849,7 +867,10 @@ static gboolean on_restart_time(gpointer data)
         }
     }
     for (guint i = 0; batch && !error && i < server->announced->len; i++) {
-        add_announced(g_ptr_array_index(server->announced, i), batch);
+        const Announced *announced = g_ptr_array_index(server->announced, i);
+        if (!announced->given) {
+            add_announced(announced, batch);
+        }
     }
     if (error) {
         g_warning("disk server %s: can't be started anew: %s", server->id, error->message);
@@ -857,6 +878,14 @@ static gboolean on_restart_time(gpointer data)
     if (batch) {
         sf_qmp_batch_run(batch, on_restarted, sf_disk_server_ref(server));
     }
+}
+
+static gboolean on_restart_time(gpointer data)
+{
+    SfDiskServer *server = data;
+
+    server->restart_timer = 0;
+    start_anew(server);
     return G_SOURCE_REMOVE;
 }
 
@@ -895,6 +924,11 @@ SfDiskServer *sf_disk_server_start_finish(GAsyncResult *result, GError **error)
     return g_task_propagate_pointer(G_TASK(result), error);
 }
 
+gboolean sf_disk_server_is_waiting(const SfDiskServer *server)
+{
+    return server->announced->len > 0;
+}
+
 /* ---- what clones get of it ---- */
 
 char *sf_disk_server_uri(SfDiskServer *server, const char *name)
@@ -927,6 +961,17 @@ static void adopt_tls(SfDiskServer *server)
     }
 }
 
+/* Chains that QEMU may have got or not: they are to be given again, and if QEMU has them it says so. */
+static void drop_doubtful(SfDiskServer *server)
+{
+    for (guint i = MIN(server->names->len, server->chains->len); i-- > 0;) {
+        if (find_announced(server, g_ptr_array_index(server->names, i))) {
+            g_ptr_array_remove_index(server->names, i);
+            g_ptr_array_remove_index(server->chains, i);
+        }
+    }
+}
+
 static gboolean restore(SfDiskServer *server, JsonObject *object)
 {
     int fd;
@@ -950,6 +995,7 @@ static gboolean restore(SfDiskServer *server, JsonObject *object)
         }
     }
     announced_from_json(server, json_object_get_member(object, "announced"));
+    drop_doubtful(server);
     server->next_disk = (guint)json_object_get_int_member_with_default(object, "next_disk", server->chains->len);
     server->pid = (pid_t)json_object_get_int_member_with_default(object, "pid", 0);
     server->start_time = (guint64)json_object_get_int_member_with_default(object, "start_time", 0);

@@ -55,6 +55,9 @@ void sf_disk_server_add_async(SfDiskServer *server, const SfDiskExport *exports,
                               GAsyncReadyCallback callback, gpointer data);
 gboolean sf_disk_server_add_finish(SfDiskServer *server, GAsyncResult *result, GError **error);
 
+/* It has announced exports whose chains have not come: they read as zeros. Also after a restart of sfvmmd. */
+gboolean sf_disk_server_is_waiting(const SfDiskServer *server);
+
 SfDiskServer *sf_disk_server_ref(SfDiskServer *server);
 void sf_disk_server_unref(SfDiskServer *server); /* the last one ends the process */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDiskServer, sf_disk_server_unref)

@@ -123,20 +123,57 @@ class Disks(test_remote.Remote):
     def test_killed_servers(self):
         """Both are killed: they are started anew, and reads only take longer. Then again after a restart of sfvmmd."""
         _, probes = self.fork(1)
-
-        def kill(host):
-            pids = self.servers(host)
-            self.assertEqual(len(pids), 1, host.name)
-            os.kill(pids[0], signal.SIGKILL)
-            harness.wait(lambda: self.servers(host) not in (pids, []), what="a new disk server on host " + host.name)
         for host in (self.a, self.b):
-            kill(host)
+            self.kill_server(host)
         probes[1]("verify d 1")
         self.b.restart(signal.SIGKILL)
         self.a.wait_up("b")
-        kill(self.b)
+        self.kill_server(self.b)
         probes[1]("verify d 1")
         self.finish(probes)
+
+    def kill_server(self, host):
+        pids = self.servers(host)
+        self.assertEqual(len(pids), 1, host.name)
+        os.kill(pids[0], signal.SIGKILL)
+        harness.wait(lambda: self.servers(host) not in (pids, []), what="a new disk server on host " + host.name)
+
+    def reserve(self):
+        got = self.probe("ticket 0 1")
+        self.assertEqual(got["granted"], "1")
+        return got["ticket"]
+
+    def check_fork(self, ticket):
+        """The fork of a ticket in slot 0: the clone has the disk."""
+        self.probe("clone 0")
+        probes = self.probes(self.a.call("ticket.status", ticket=ticket)["ticket"])
+        probes[1]("verify d 1")
+        self.finish(probes)
+
+    def test_killed_between_reserve_and_fork(self):
+        """Servers are connected and have nothing to read from yet: what takes their place waits for the disks as well."""
+        for hosts_killed in ([self.a], [self.b], [self.a, self.b]):
+            with self.subTest(" ".join(host.name for host in hosts_killed)):
+                ticket = self.reserve()
+                for host in hosts_killed:
+                    self.kill_server(host)
+                self.check_fork(ticket)
+
+    def test_killed_at_the_fork(self):
+        """The origin's server is dead, and the new one not there yet, when the disks are frozen."""
+        ticket = self.reserve()
+        os.kill(self.servers(self.a)[0], signal.SIGKILL)
+        self.check_fork(ticket)
+
+    def test_restarted_between_reserve_and_fork(self):
+        """An sfvmmd that finds a server which waits for its disks gives it the disks, or clones would read zeros."""
+        for restarted in ([self.a], [self.b], [self.a, self.b]):
+            with self.subTest(" ".join(host.name for host in restarted)):
+                ticket = self.reserve()
+                for host in restarted:
+                    host.restart(signal.SIGKILL)
+                self.a.wait_up("b")
+                self.check_fork(ticket)
 
     def test_locked(self):
         """Nobody writes to an image that clones stand on."""
