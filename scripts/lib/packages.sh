@@ -44,6 +44,14 @@ packages_mirror() {
     echo "$uri"
 }
 
+# Lines of apt's sources, without their type: this release, its updates and its security updates.
+packages_source_suites() {
+    local release
+    release=$(packages_release)
+    packages_releases | awk -v release="$release" '$2 == release || $2 == release "-updates" || $2 == release "-security" {
+        print "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]", $1, $2, "main" }' | sort -u
+}
+
 packages_wanted() {
     printf '%s\n' "${packages_build[@]}" "${packages_qemu[@]}" "${packages_run[@]}" "${packages_image[@]}" \
         "${packages_test[@]}" "${packages_plot[@]}" | sort -u

@@ -14,6 +14,7 @@ import tiny
 
 NAMESPACE = "urn:snowflock:domain:1"
 TINY_MIB = 32
+SF_VIRSH = os.path.join(harness.ROOT, "sfvmm/virsh/sf-virsh")
 CLONES = 2
 
 
@@ -232,15 +233,27 @@ class Tiny(Case):
                          ["running"] * CLONES)
 
     def test_sf_virsh(self):
-        """virsh with the commands sf-*: these do what they say, others are virsh's."""
+        """sf-virsh: the commands sf-* do what they say, others are virsh's."""
+        self.check_virsh(SF_VIRSH)
+
+    def test_patched_virsh(self):
+        """The virsh with a command group of its own: the same, and completion."""
+        patched = os.environ.get("SF_VIRSH_PATCHED", "")
+        if not os.path.exists(patched):
+            self.skipTest("virsh with the commands sf-* has not been built: scripts/setup --what virsh")
+        run = self.check_virsh(patched)
+        self.assertIn("sf-domcheck", run("help", "snowflock"))
+        self.assertIn("--no-wait", run("help", "sf-clone"))
+        self.assertIn("tiny", run("complete", "--", "sf-clone", ""))
+
+    def check_virsh(self, virsh):
         parent = self.tiny_domain()
-        script = os.path.join(harness.ROOT, "sfvmm/virsh/sf-virsh")
         path = os.path.dirname(harness.program("sfvmm/cli/sfctl")) + ":" + os.environ["PATH"]
 
         def run(*words, status=0):
-            result = subprocess.run(self.libvirtd.inside([script, "-c", "qemu:///system"] + list(words)), text=True,
+            result = subprocess.run(self.libvirtd.inside([virsh, "-c", "qemu:///system"] + list(words)), text=True,
                                     stdin=subprocess.DEVNULL, capture_output=True, timeout=harness.LONG,
-                                    env=dict(os.environ, PATH=path, SF_SOCKET=self.daemon.socket_path))
+                                    env=dict(os.environ, PATH=path, SF_VIRSH=SF_VIRSH, SF_SOCKET=self.daemon.socket_path))
             self.assertEqual(result.returncode, status, result.stderr)
             return result.stdout
         self.assertIn(parent, run("list"))
@@ -256,6 +269,7 @@ class Tiny(Case):
         harness.wait(lambda: [vm["name"] for vm in json.loads(run("sf-list", "--json"))["vms"]] == [parent],
                      what="the end of the clones' domains")
         run("sf-clone", "nobody", status=1)
+        return run
 
     def test_refused(self):
         """What can't be taken is refused with the reason, and what to do."""
