@@ -11,12 +11,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <linux/neighbour.h>
+#include <net/ethernet.h>
 #include <net/if.h>
 #include <netlink/netlink.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/link.h>
 #include <netlink/route/link/bridge.h>
 #include <netlink/route/link/veth.h>
+#include <netlink/route/link/vxlan.h>
+#include <netlink/route/neighbour.h>
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
 #include <string.h>
@@ -30,10 +34,12 @@ typedef struct rtnl_link Link;
 typedef struct rtnl_addr Address;
 typedef struct rtnl_route Route;
 typedef struct nl_addr Bytes;
+typedef struct rtnl_neigh Neighbour;
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Link, rtnl_link_put)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Address, rtnl_addr_put)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Route, rtnl_route_put)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Bytes, nl_addr_put)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Neighbour, rtnl_neigh_put)
 
 struct SfLinks {
     int netns; /* a duplicate; -1: that of the process */
@@ -141,6 +147,78 @@ gboolean sf_links_add_veth(SfLinks *links, const char *name, const char *peer, i
     return check(rtnl_link_add(links->socket, here, NLM_F_CREATE | NLM_F_EXCL), "network device", name, error);
 }
 
+/* ---- tunnels ---- */
+
+gboolean sf_links_add_tunnel(SfLinks *links, const SfTunnel *tunnel, GError **error)
+{
+    g_autoptr(Link) link = rtnl_link_vxlan_alloc();
+
+    rtnl_link_set_name(link, tunnel->name);
+    if (tunnel->netns >= 0) {
+        rtnl_link_set_ns_fd(link, tunnel->netns);
+    }
+    rtnl_link_set_mtu(link, tunnel->mtu);
+    rtnl_link_vxlan_set_id(link, tunnel->number);
+    rtnl_link_vxlan_set_port(link, tunnel->port);
+    rtnl_link_vxlan_set_learning(link, 1);
+    if (tunnel->ipv6) {
+        const struct in6_addr any = IN6ADDR_ANY_INIT;
+        g_autoptr(Bytes) local = nl_addr_build(AF_INET6, &any, sizeof(any));
+        rtnl_link_vxlan_set_local(link, local);
+    }
+    return check(rtnl_link_add(links->socket, link, NLM_F_CREATE | NLM_F_EXCL), "tunnel", tunnel->name, error);
+}
+
+gboolean sf_links_get_tunnel(SfLinks *links, const char *name, SfTunnel *tunnel)
+{
+    g_autoptr(Link) link = find(links, name, NULL);
+    uint32_t port;
+
+    if (!link || !rtnl_link_is_vxlan(link) || rtnl_link_vxlan_get_id(link, &tunnel->number) < 0 ||
+        rtnl_link_vxlan_get_port(link, &port) < 0) {
+        return FALSE;
+    }
+    tunnel->port = (guint16)port;
+    return TRUE;
+}
+
+/* In a tunnel's table, all that is for no known member goes to the entries of this MAC. */
+static Neighbour *end_of_tunnel(SfLinks *links, const char *name, const char *ip, GError **error)
+{
+    static const guint8 none[ETH_ALEN] = { 0 };
+    g_autoptr(Neighbour) entry = rtnl_neigh_alloc();
+    g_autoptr(Bytes) mac = nl_addr_build(AF_LLC, none, sizeof(none));
+    g_autoptr(Bytes) end = NULL;
+    int index = find_index(links, name, error);
+    struct nl_addr *parsed = NULL;
+
+    if (index == 0 || !check(nl_addr_parse(ip, AF_UNSPEC, &parsed), "the address", ip, error)) {
+        return NULL;
+    }
+    end = parsed;
+    rtnl_neigh_set_ifindex(entry, index);
+    rtnl_neigh_set_lladdr(entry, mac);
+    rtnl_neigh_set_dst(entry, end); /* before the family, which is not the address's */
+    rtnl_neigh_set_family(entry, AF_BRIDGE);
+    rtnl_neigh_set_flags(entry, NTF_SELF);
+    rtnl_neigh_set_state(entry, NUD_PERMANENT | NUD_NOARP);
+    return g_steal_pointer(&entry);
+}
+
+gboolean sf_links_add_end(SfLinks *links, const char *name, const char *ip, GError **error)
+{
+    g_autoptr(Neighbour) entry = end_of_tunnel(links, name, ip, error);
+
+    return entry && check(rtnl_neigh_add(links->socket, entry, NLM_F_CREATE | NLM_F_APPEND), "an end of", name, error);
+}
+
+gboolean sf_links_remove_end(SfLinks *links, const char *name, const char *ip, GError **error)
+{
+    g_autoptr(Neighbour) entry = end_of_tunnel(links, name, ip, error);
+
+    return entry && check(rtnl_neigh_delete(links->socket, entry, 0), "an end of", name, error);
+}
+
 /* ---- taps ---- */
 
 typedef struct {
@@ -200,6 +278,19 @@ int sf_links_open_tap(SfLinks *links, const char *name, guint mtu, GError **erro
 gboolean sf_links_set_up(SfLinks *links, const char *name, GError **error)
 {
     return set_mtu_and_up(links, name, 0, error);
+}
+
+gboolean sf_links_set_mac(SfLinks *links, const char *name, const guint8 *mac, GError **error)
+{
+    g_autoptr(Link) link = find(links, name, error);
+    g_autoptr(Link) change = rtnl_link_alloc();
+    g_autoptr(Bytes) address = nl_addr_build(AF_LLC, mac, ETH_ALEN);
+
+    if (!link) {
+        return FALSE;
+    }
+    rtnl_link_set_addr(change, address);
+    return check(rtnl_link_change(links->socket, link, change, 0), "network device", name, error);
 }
 
 gboolean sf_links_enslave(SfLinks *links, const char *name, const char *bridge, GError **error)

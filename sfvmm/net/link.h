@@ -25,6 +25,27 @@ gboolean sf_links_add_veth(SfLinks *links, const char *name, const char *peer, i
  */
 int sf_links_open_tap(SfLinks *links, const char *name, guint mtu, GError **error);
 
+/*
+ * A tunnel to the same network on other hosts: frames in UDP packets of the caller's namespace, the device in another
+ * one. It reaches nobody until it has ends. G_IO_ERROR_EXISTS: the number is in use, with this port.
+ */
+typedef struct {
+    const char *name;
+    int netns;      /* -1: the caller's */
+    guint32 number; /* VNI, 24 bits */
+    guint16 port;   /* UDP, of all ends */
+    gboolean ipv6;  /* between the hosts */
+    guint mtu;      /* of frames in it */
+} SfTunnel;
+gboolean sf_links_add_tunnel(SfLinks *links, const SfTunnel *tunnel, GError **error);
+/* Those of a tunnel that is there: number and port, the rest is not touched. FALSE: there is none of that name. */
+gboolean sf_links_get_tunnel(SfLinks *links, const char *name, SfTunnel *tunnel);
+
+/* One more end, an IP address: it gets what is for all, and what is for members that were heard from there. */
+gboolean sf_links_add_end(SfLinks *links, const char *name, const char *ip, GError **error);
+gboolean sf_links_remove_end(SfLinks *links, const char *name, const char *ip, GError **error);
+
+gboolean sf_links_set_mac(SfLinks *links, const char *name, const guint8 *mac, GError **error);
 gboolean sf_links_set_up(SfLinks *links, const char *name, GError **error);
 gboolean sf_links_enslave(SfLinks *links, const char *name, const char *bridge, GError **error);
 gboolean sf_links_delete(SfLinks *links, const char *name, GError **error);

@@ -40,6 +40,8 @@
 #define IP_FORWARD      "/proc/sys/net/ipv4/ip_forward"
 #define TAP_PREFIX      "t"
 #define TAP_NAMES_TRIED 65536u
+#define TUNNEL_FORMAT   "sfx%u_%u" /* number and port: the host's table for a tunnel */
+#define TUNNEL_PROBE    "sfprobe"
 
 struct SfNetwork {
     char *name;
@@ -59,6 +61,11 @@ struct SfNetwork {
 
     char *cable;  /* the host's end, and the name of the host's table; NULL: nothing is reachable outside */
     gboolean own; /* it goes with the object */
+
+    guint8 gateway_mac[SF_NET_MAC_LENGTH];
+    gboolean lent;
+    SfTunnel tunnel; /* number 0: there is none */
+    GPtrArray *ends; /* char *; NULL: an earlier sfvmmd laid the tunnel, its ends are not known */
 };
 
 static void member_free(gpointer data)
@@ -89,7 +96,9 @@ gboolean sf_network_address_is_usable(guint32 address, guint prefix)
 
 guint32 sf_network_gateway(const SfNetwork *network)
 {
-    return network->cable ? gateway_of(network->address, network->prefix) : 0;
+    gboolean reachable = network->lent ? network->outside->len > 0 : network->cable != NULL;
+
+    return reachable ? gateway_of(network->address, network->prefix) : 0;
 }
 
 int sf_network_netns(const SfNetwork *network)
@@ -101,7 +110,16 @@ int sf_network_netns(const SfNetwork *network)
 
 static gboolean build_filter(SfNetwork *network, GError **error)
 {
-    SfNetRulesOptions options = { network->outside, network->links, network->links_prefix, network->rate };
+    SfNetRulesOptions options = {
+        .outside = network->outside,
+        .subnet = network->address & ~host_bits(network->prefix),
+        .prefix = network->prefix,
+        .gateway_mac = network->gateway_mac,
+        .lent = network->lent,
+        .link = network->links,
+        .link_prefix = network->links_prefix,
+        .rate = network->rate,
+    };
     g_autofree char *text = sf_net_rules_cluster(&options, network->members);
 
     return sf_nft_run(network->filter, text, error);
@@ -173,6 +191,7 @@ static gboolean connect_outside(SfNetwork *network, GError **error)
     there = here + 1;
     return filter_on_host(network, there, error) &&
            sf_links_sysctl(network->inside, "net/ipv4/ip_forward", "1", error) &&
+           sf_links_set_mac(network->inside, SF_NET_BRIDGE, network->gateway_mac, error) &&
            sf_links_add_address(network->inside, SF_NET_BRIDGE, gateway_of(network->address, network->prefix),
                                 network->prefix, error) &&
            sf_links_add_address(network->inside, SF_NET_OUT, there, CABLE_BITS, error) &&
@@ -202,6 +221,99 @@ static void cut_cable(SfNetwork *network)
     g_clear_pointer(&network->cable, g_free);
 }
 
+/* ---- the tunnel ---- */
+
+static void cut_tunnel(SfNetwork *network)
+{
+    g_autofree char *table = g_strdup_printf(TUNNEL_FORMAT, network->tunnel.number, network->tunnel.port);
+
+    if (network->tunnel.number) {
+        sf_links_delete(network->inside, SF_NET_FAR, NULL);
+        delete_host_table(table);
+    }
+    network->tunnel.number = 0;
+    g_clear_pointer(&network->ends, g_ptr_array_unref);
+}
+
+/* Without ends it reaches nobody, and nobody reaches it: the host's table has none either. */
+static gboolean lay_tunnel(SfNetwork *network, guint32 number, guint port, gboolean ipv6, GError **error)
+{
+    g_autoptr(SfLinks) host = sf_links_new(-1, error);
+    SfTunnel tunnel = { SF_NET_FAR, network->netns, number, (guint16)port, ipv6, SF_NET_MTU };
+
+    if (!host || !sf_links_add_tunnel(host, &tunnel, error)) {
+        return FALSE;
+    }
+    network->tunnel = tunnel;
+    network->ends = g_ptr_array_new_with_free_func(g_free);
+    return sf_links_enslave(network->inside, SF_NET_FAR, SF_NET_BRIDGE, error);
+}
+
+static gboolean filter_tunnel(SfNetwork *network, const char *const *hosts, GError **error)
+{
+    g_autofree char *table = g_strdup_printf(TUNNEL_FORMAT, network->tunnel.number, network->tunnel.port);
+    g_autofree char *text = sf_net_rules_tunnel(table, network->tunnel.number, network->tunnel.port, hosts);
+    g_autoptr(SfNft) nft = sf_nft_new(-1, error);
+
+    return nft && sf_nft_run(nft, text, error);
+}
+
+static gboolean change_ends(SfNetwork *network, const char *const *hosts, GError **error)
+{
+    for (guint i = network->ends->len; i > 0; i--) {
+        const char *end = g_ptr_array_index(network->ends, i - 1);
+        if (!g_strv_contains(hosts, end)) {
+            sf_links_remove_end(network->inside, SF_NET_FAR, end, NULL);
+            g_ptr_array_remove_index(network->ends, i - 1);
+        }
+    }
+    for (guint i = 0; hosts[i]; i++) {
+        if (!g_ptr_array_find_with_equal_func(network->ends, hosts[i], g_str_equal, NULL)) {
+            if (!sf_links_add_end(network->inside, SF_NET_FAR, hosts[i], error)) {
+                return FALSE;
+            }
+            g_ptr_array_add(network->ends, g_strdup(hosts[i]));
+        }
+    }
+    return TRUE;
+}
+
+static gboolean are_of_one_family(const char *const *hosts, GError **error)
+{
+    for (guint i = 1; hosts[i]; i++) {
+        if (!strchr(hosts[i], ':') != !strchr(hosts[0], ':')) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+                        "hosts %s and %s are reached by IPv4 and by IPv6; a cluster's network needs one of both",
+                        hosts[0], hosts[i]);
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+gboolean sf_network_span(SfNetwork *network, guint32 number, guint port, const char *const *hosts, GError **error)
+{
+    if (network->tunnel.number && (!hosts[0] || network->tunnel.number != number || !network->ends)) {
+        cut_tunnel(network);
+    }
+    if (!hosts[0]) {
+        return TRUE;
+    }
+    if (are_of_one_family(hosts, error) &&
+        (network->tunnel.number || lay_tunnel(network, number, port, strchr(hosts[0], ':') != NULL, error)) &&
+        filter_tunnel(network, hosts, error) && change_ends(network, hosts, error) &&
+        sf_links_set_up(network->inside, SF_NET_FAR, error)) {
+        return TRUE;
+    }
+    g_prefix_error(error, "network of \"%s\", between hosts: ", network->name);
+    return FALSE;
+}
+
+guint32 sf_network_number(const SfNetwork *network)
+{
+    return network->tunnel.number;
+}
+
 /* ---- life ---- */
 
 static SfNetwork *network_alloc(const SfNetworkOptions *options)
@@ -216,6 +328,8 @@ static SfNetwork *network_alloc(const SfNetworkOptions *options)
         options->outside ? g_array_copy((GArray *)options->outside) : g_array_new(FALSE, FALSE, sizeof(SfNetRule));
     network->links = options->links;
     network->links_prefix = options->links_prefix;
+    network->lent = options->lent;
+    memcpy(network->gateway_mac, options->gateway_mac, SF_NET_MAC_LENGTH);
     network->members = g_ptr_array_new_with_free_func(member_free);
     network->netns = -1;
     network->own = TRUE;
@@ -237,7 +351,9 @@ void sf_network_free(SfNetwork *network)
     }
     if (network->own) {
         cut_cable(network);
+        cut_tunnel(network);
     }
+    g_clear_pointer(&network->ends, g_ptr_array_unref);
     sf_nft_free(network->filter);
     sf_links_free(network->inside);
     if (network->netns >= 0) {
@@ -276,7 +392,7 @@ SfNetwork *sf_network_new(const SfNetworkOptions *options, GError **error)
 
     if (!open_namespace(network, sf_netns_new(error), error) || !prepare_namespace(network, error) ||
         !build_filter(network, error) || !sf_links_add_bridge(network->inside, SF_NET_BRIDGE, SF_NET_MTU, error) ||
-        (network->outside->len > 0 && !connect_outside(network, error))) {
+        (network->outside->len > 0 && !network->lent && !connect_outside(network, error))) {
         g_prefix_error(error, "network of \"%s\": ", options->name);
         return NULL;
     }
@@ -302,6 +418,7 @@ SfNetwork *sf_network_adopt(const SfNetworkOptions *options, int tap, GError **e
         return NULL;
     }
     network->cable = find_cable(network);
+    sf_links_get_tunnel(network->inside, SF_NET_FAR, &network->tunnel);
     network->adopting = TRUE;
     network->own = TRUE;
     return g_steal_pointer(&network);
@@ -406,6 +523,19 @@ void sf_network_dismiss(SfNetwork *network, const char *device)
 
 /* ---- leftovers ---- */
 
+/* A tunnel of that number could be laid: nobody has one. */
+static gboolean tunnel_is_free(SfLinks *host, guint32 number, guint port)
+{
+    for (int ipv6 = 0; ipv6 <= 1; ipv6++) {
+        SfTunnel probe = { TUNNEL_PROBE, -1, number, (guint16)port, ipv6, SF_NET_MTU };
+        if (!sf_links_add_tunnel(host, &probe, NULL)) {
+            return FALSE;
+        }
+        sf_links_delete(host, TUNNEL_PROBE, NULL);
+    }
+    return TRUE;
+}
+
 void sf_network_sweep(void)
 {
     g_autoptr(SfNft) nft = sf_nft_new(-1, NULL);
@@ -414,8 +544,13 @@ void sf_network_sweep(void)
     g_auto(GStrv) lines = g_strsplit(tables ? tables : "", "\n", -1);
 
     for (char **line = lines; host && *line; line++) {
-        guint number;
-        if (sscanf(*line, "table inet " CABLE_PREFIX "%u", &number) == 1) {
+        guint number, port;
+        if (sscanf(*line, "table inet " TUNNEL_FORMAT, &number, &port) == 2) {
+            if (tunnel_is_free(host, number, port)) {
+                g_autofree char *name = g_strdup_printf(TUNNEL_FORMAT, number, port);
+                delete_host_table(name);
+            }
+        } else if (sscanf(*line, "table inet " CABLE_PREFIX "%u", &number) == 1) {
             g_autofree char *name = g_strdup_printf(CABLE_PREFIX "%u", number);
             if (!sf_links_exists(host, name)) {
                 delete_host_table(name);

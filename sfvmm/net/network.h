@@ -7,6 +7,8 @@
  *                                  a VM is started        it has its own          it has ended
  *                                                         MAC and address
  *
+ * sf_network_span() makes it one with the networks of other hosts.
+ *
  * Any number of clusters may have the same addresses. Addresses are IPv4 in host byte order. Main thread only; each
  * call is done when it returns. CAP_NET_ADMIN and CAP_SYS_ADMIN are needed.
  */
@@ -16,7 +18,7 @@
 #include <gio/gio.h>
 #include "sfvmm/net/rules.h"
 
-#define SF_NET_MTU 1450u /* leaves room for VXLAN in Ethernet's 1500: a cluster may come to span hosts */
+#define SF_NET_MTU 1450u /* leaves room for VXLAN in Ethernet's 1500 */
 
 typedef struct {
     const char *name;      /* of the cluster, for messages */
@@ -27,6 +29,8 @@ typedef struct {
                               for each cluster, of no meaning elsewhere */
     guint links_prefix;
     guint64 rate; /* bytes/s of each member in each direction; 0: no limit */
+    guint8 gateway_mac[SF_NET_MAC_LENGTH];
+    gboolean lent; /* the cluster's gateway, and so its way outside, is on another host */
 } SfNetworkOptions;
 
 typedef struct SfNetwork SfNetwork;
@@ -40,6 +44,13 @@ SfNetwork *sf_network_new(const SfNetworkOptions *options, GError **error);
  */
 SfNetwork *sf_network_adopt(const SfNetworkOptions *options, int tap, GError **error);
 gboolean sf_network_settle(SfNetwork *network, GError **error);
+
+/*
+ * Makes it one with the networks that have the same number at other hosts (their IP addresses; the list may change from
+ * call to call, empty: this host alone). number: 24 bits, not 0. G_IO_ERROR_EXISTS: another cluster of this host has it.
+ */
+gboolean sf_network_span(SfNetwork *network, guint32 number, guint port, const char *const *hosts, GError **error);
+guint32 sf_network_number(const SfNetwork *network); /* 0: it does not span hosts */
 
 /* All of it goes; taps that QEMUs still hold stay in a namespace that nothing else is in. */
 void sf_network_free(SfNetwork *network);

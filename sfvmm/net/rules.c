@@ -17,12 +17,17 @@
  * a member a router or a DHCP server for others is dropped. As this stands before the bridge, a forged frame does not
  * even teach it where a MAC lives. Frames to groups (ARP among them) are limited in number, since each goes to all.
  *
+ * What comes by the tunnel was let pass by the filter of another host of the cluster, which is trusted like this one: of
+ * that, `far` looks only for what would take a local member's place, or comes from where no member is. That the packets of
+ * the tunnel come from such a host is seen to in the host's namespace, where they are packets.
+ *
  * IPv6 is for members among themselves: link-local addresses made of their MACs. The namespace has no IPv6 of its own.
  *
  * Everything is in one transaction: there is no moment with half of the rules.
  */
 #include "sfvmm/net/rules.h"
 
+#include <string.h>
 #include "sfvmm/net/policy.h"
 
 #define BURST_DIVISOR 8u            /* of a second's bytes may come at once */
@@ -51,6 +56,7 @@ static void append_elements(GString *text, const char *verb, const SfNetMember *
     g_autofree char *ipv6 = link_local(member->mac);
 
     g_string_append_printf(text, "%s element bridge sf macs { \"%s\" . %s }\n", verb, member->device, mac);
+    g_string_append_printf(text, "%s element bridge sf own { %s }\n", verb, mac);
     g_string_append_printf(text, "%s element bridge sf hosts4 { \"%s\" . %s . %s }\n", verb, member->device, mac, ipv4);
     g_string_append_printf(text, "%s element bridge sf hosts6 { \"%s\" . %s . %s }\n", verb, member->device, mac, ipv6);
 }
@@ -84,17 +90,46 @@ static void append_rate(GString *text, const SfNetRulesOptions *options, const c
     }
 }
 
+static void append_far(GString *text, const SfNetRulesOptions *options)
+{
+    g_autofree char *subnet = sf_net_address_to_text(options->subnet);
+    g_autofree char *gateway = mac_text(options->gateway_mac);
+
+    g_string_append_printf(text,
+                           "  chain far {\n"
+                           "    ether saddr @own drop\n"
+                           "    jump servers\n"
+                           "    ether type arp arp operation { request, reply } arp saddr ip %s/%u accept\n"
+                           "    ether type ip ip saddr %s/%u accept\n"
+                           "    ether type ip6 ip6 saddr { ::, fe80::/10 } accept\n"
+                           "    ether type ip ether saddr %s %s\n"
+                           "    drop\n"
+                           "  }\n",
+                           subnet, options->prefix, subnet, options->prefix, gateway,
+                           options->lent ? "accept" : "drop");
+}
+
 static void append_bridge(GString *text, const SfNetRulesOptions *options)
 {
+    g_autofree char *gateway = mac_text(options->gateway_mac);
+
     g_string_append(text, "table bridge sf\ndelete table bridge sf\ntable bridge sf {\n"
                           "  set macs { type ifname . ether_addr; }\n"
+                          "  set own { type ether_addr; }\n"
                           "  set hosts4 { type ifname . ether_addr . ipv4_addr; }\n"
                           "  set hosts6 { type ifname . ether_addr . ipv6_addr; }\n"
                           "  set storms { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
                           "  set sending { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
                           "  set receiving { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
-                          "  chain arriving {\n"
+                          "  chain servers {\n"
+                          "    ether type ip udp sport 67 drop\n"
+                          "    ether type ip6 icmpv6 type { nd-router-advert, nd-redirect } drop\n"
+                          "    ether type ip6 udp sport 547 drop\n"
+                          "  }\n");
+    append_far(text, options);
+    g_string_append(text, "  chain arriving {\n"
                           "    type filter hook prerouting priority -300; policy drop;\n"
+                          "    iifname \"" SF_NET_FAR "\" goto far\n"
                           "    iifname . ether saddr != @macs drop\n"
                           "    ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00"
                           " update @storms { iifname limit rate over " GROUP_RATE " burst " GROUP_BURST " } drop\n");
@@ -102,17 +137,19 @@ static void append_bridge(GString *text, const SfNetRulesOptions *options)
     g_string_append(text,
                     "    ether type arp arp operation { request, reply }"
                     " iifname . arp saddr ether . arp saddr ip @hosts4 accept\n"
-                    "    ether type ip udp sport 67 drop\n"
+                    "    jump servers\n"
                     "    ether type ip iifname . ether saddr . ip saddr @hosts4 accept\n"
-                    "    ether type ip6 icmpv6 type { nd-router-advert, nd-redirect } drop\n"
-                    "    ether type ip6 udp sport 547 drop\n"
                     "    ether type ip6 ip6 saddr :: icmpv6 type { nd-neighbor-solicit, mld2-listener-report } accept\n"
                     "    ether type ip6 iifname . ether saddr . ip6 saddr @hosts6 accept\n"
                     "  }\n"
                     "  chain leaving {\n"
-                    "    type filter hook postrouting priority 0; policy accept;\n");
+                    "    type filter hook postrouting priority 0; policy accept;\n"
+                    "    oifname \"" SF_NET_FAR "\" accept\n");
     append_rate(text, options, "receiving", "oifname");
     g_string_append(text, "  }\n}\n");
+    if (!options->lent) {
+        g_string_append_printf(text, "add element bridge sf own { %s }\n", gateway);
+    }
 }
 
 static void append_gateway(GString *text, const SfNetRulesOptions *options)
@@ -193,4 +230,20 @@ char *sf_net_rules_host(const char *table, const char *device, const char *prefi
                            "  }\n}\n",
                            from);
     return g_string_free(text, FALSE);
+}
+
+#define VNI_AT "@th,96,24" /* behind 8 bytes of UDP and 4 of VXLAN (RFC 7348) */
+
+char *sf_net_rules_tunnel(const char *table, guint32 number, guint port, const char *const *hosts)
+{
+    const char *family = strchr(hosts[0], ':') ? "ip6" : "ip";
+    g_autofree char *list = g_strjoinv(", ", (char **)hosts);
+
+    return g_strdup_printf("table inet %s\ndelete table inet %s\ntable inet %s {\n"
+                           "  chain input {\n"
+                           "    type filter hook input priority -10; policy accept;\n"
+                           "    udp dport %u " VNI_AT " %u %s saddr { %s } accept\n"
+                           "    udp dport %u " VNI_AT " %u drop\n"
+                           "  }\n}\n",
+                           table, table, table, port, number, family, list, port, number);
 }

@@ -10,6 +10,7 @@
 /* Names in a cluster's namespace. */
 #define SF_NET_BRIDGE "br0"
 #define SF_NET_OUT    "out" /* the cable to the host */
+#define SF_NET_FAR    "far" /* the tunnel to the same network on other hosts */
 
 #define SF_NET_MAC_LENGTH 6
 
@@ -22,6 +23,10 @@ typedef struct {
 
 typedef struct {
     const GArray *outside; /* of SfNetRule; may be empty */
+    guint32 subnet;        /* of the members, with `prefix` */
+    guint prefix;
+    const guint8 *gateway_mac;
+    gboolean lent; /* the gateway is on another host */
     guint32 link;          /* of the cable to the host, with `link_prefix` */
     guint link_prefix;
     guint64 rate; /* bytes/s of each member in each direction; 0: no limit */
@@ -38,5 +43,8 @@ char *sf_net_rules_remove_member(const SfNetMember *member);
  * address: of the cluster's end.
  */
 char *sf_net_rules_host(const char *table, const char *device, const char *prefix, guint32 address);
+
+/* The filter of the host for a tunnel: its packets come from `hosts` alone, IP addresses of one family. */
+char *sf_net_rules_tunnel(const char *table, guint32 number, guint port, const char *const *hosts);
 
 #endif

@@ -85,6 +85,14 @@ int lab_outside_socket(int type, guint16 port)
     return opening.fd;
 }
 
+void lab_visit(SfNetnsFunc *inside, gpointer data)
+{
+    g_autoptr(GError) error = NULL;
+
+    g_assert_true(sf_netns_run(outside_netns, inside, data, &error));
+    g_assert_no_error(error);
+}
+
 guint lab_count(const char *pattern)
 {
     g_autoptr(SfNft) nft = sf_nft_new(-1, NULL);

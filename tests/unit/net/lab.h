@@ -9,6 +9,7 @@
 #define SF_TEST_NET_LAB_H
 
 #include <gio/gio.h>
+#include "sfvmm/net/netns.h"
 #include "sfvmm/net/network.h"
 
 #define LAB_HOST    0xc0000201u /* 192.0.2.1 */
@@ -22,6 +23,7 @@
 /* FALSE: not possible here; the reason is printed as a TAP skip. */
 gboolean lab_open(void);
 int lab_outside_socket(int type, guint16 port); /* bound to 192.0.2.9, in the outside; listening if SOCK_STREAM */
+void lab_visit(SfNetnsFunc *inside, gpointer data); /* in a thread that is in the outside, which plays another host */
 guint lab_count(const char *pattern);           /* devices and filter tables of the host whose names have it */
 
 /* A member by its tap. */

@@ -23,7 +23,9 @@ static SfNetwork *make_network(const char *const *rules, guint64 rate)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
-    SfNetworkOptions options = { "test", PARENT, 16, outside, LAB_LINKS, 16, rate };
+    SfNetworkOptions options = {
+        "test", PARENT, 16, outside, LAB_LINKS, 16, rate, { 2, 0x5f, 10, 77, 255, 254 }, FALSE,
+    };
     SfNetwork *network;
 
     g_assert_no_error(error);
@@ -294,7 +296,7 @@ static void test_adopted(void)
     static const char *const rules[] = { "192.0.2.9 udp 53", NULL };
     g_autoptr(GError) error = NULL;
     g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
-    SfNetworkOptions options = { "test", PARENT, 16, outside, LAB_LINKS, 16, 0 };
+    SfNetworkOptions options = { "test", PARENT, 16, outside, LAB_LINKS, 16, 0, { 0 }, FALSE };
     SfNetwork *network = make_network(rules, 0);
     int service = lab_outside_socket(SOCK_DGRAM, 53);
     struct sockaddr_in from;
@@ -359,12 +361,125 @@ static void test_nothing_left(void)
     g_assert_cmpuint(lab_count("sfn"), ==, 0);
 }
 
+/* ---- two hosts ---- */
+
+#define NUMBER 0x5f0001u
+#define PORT   4789u
+
+static const char *const near_host[] = { "192.0.2.1", NULL };
+static const char *const far_host[] = { "192.0.2.9", NULL };
+static const char *const other_host[] = { "192.0.2.55", NULL };
+static const char *const no_host[] = { NULL };
+
+typedef struct {
+    SfNetwork *network;
+    LabMember member;
+} Far;
+
+static gboolean make_far(gpointer data, GError **error)
+{
+    SfNetworkOptions options = {
+        "far", PARENT, 16, NULL, LAB_LINKS, 16, 0, { 2, 0x5f, 10, 77, 255, 254 }, TRUE,
+    };
+    Far *far = data;
+
+    far->network = sf_network_new(&options, error);
+    g_assert_no_error(*error);
+    lab_join(&far->member, far->network, PARENT + 1, TRUE);
+    return sf_network_span(far->network, NUMBER, PORT, near_host, error);
+}
+
+static gboolean deafen_far(gpointer data, GError **error)
+{
+    return sf_network_span(((Far *)data)->network, NUMBER, PORT, other_host, error);
+}
+
+static gboolean end_far(gpointer data, GError **error)
+{
+    Far *far = data;
+
+    lab_leave(&far->member, far->network);
+    sf_network_free(far->network);
+    return TRUE;
+}
+
+static void say_to_all(const LabMember *from, const char *text)
+{
+    LabFrame frame;
+
+    lab_udp(&frame, everyone, from->mac, from->address, 0xffffffff, 1, 2, text);
+    lab_send(from, &frame);
+}
+
+/* One cluster on two hosts, beside one that is not. A host that is none of the cluster's is not heard. */
+static void test_two_hosts(void)
+{
+    g_autoptr(SfNetwork) red = make_network(NULL, 0), blue = make_network(NULL, 0);
+    g_autoptr(GError) error = NULL;
+    LabMember a, b;
+    LabFrame frame;
+    Far far = { 0 };
+
+    lab_visit(make_far, &far);
+    lab_join(&a, red, PARENT, TRUE);
+    lab_join(&b, blue, PARENT, TRUE);
+    sf_network_span(red, NUMBER, PORT, far_host, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(sf_network_number(red), ==, NUMBER);
+    say_to_all(&a, "red to all");
+    g_assert_true(gets(&far.member, "red to all", SOON));
+    say(&far.member, &a, "far to red");
+    g_assert_true(gets(&a, "far to red", SOON));
+    say_to_all(&far.member, "far to all");
+    g_assert_true(gets(&a, "far to all", SOON));
+    g_assert_false(gets(&b, "far", NEVER));
+    lab_udp(&frame, a.mac, a.mac, a.address, a.address, 1, 2, "forged");
+    lab_send(&far.member, &frame);
+    g_assert_false(gets(&a, "forged", NEVER));
+
+    g_assert_false(sf_network_span(blue, NUMBER, PORT, far_host, &error));
+    g_assert_error(error, G_IO_ERROR, G_IO_ERROR_EXISTS);
+    lab_visit(deafen_far, &far);
+    say_to_all(&a, "a stranger");
+    g_assert_false(gets(&far.member, "a stranger", NEVER));
+    lab_visit(end_far, &far);
+    g_assert_cmpuint(lab_count("sfx"), ==, 1);
+    g_clear_error(&error);
+    sf_network_span(red, NUMBER, PORT, no_host, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(lab_count("sfx"), ==, 0);
+    lab_leave(&a, red);
+    lab_leave(&b, blue);
+}
+
+/* The tunnel of a killed sfvmmd: its filter goes when nobody has a tunnel of that number. */
+static void test_tunnel_swept(void)
+{
+    SfNetwork *network = make_network(NULL, 0);
+    g_autoptr(GError) error = NULL;
+    LabMember a;
+
+    lab_join(&a, network, PARENT, TRUE);
+    sf_network_span(network, NUMBER, PORT, far_host, &error);
+    g_assert_no_error(error);
+    sf_network_leave(network);
+    sf_network_sweep();
+    g_assert_cmpuint(lab_count("sfx"), ==, 1); /* a VM runs in it */
+    lab_leave(&a, NULL);
+    for (guint i = 0; lab_count("sfx") > 0 && i < SOON; i++) {
+        g_usleep(1000); /* the kernel ends a namespace in the background */
+        sf_network_sweep();
+    }
+    g_assert_cmpuint(lab_count("sfx"), ==, 0);
+    g_assert_cmpuint(lab_count("sfprobe"), ==, 0);
+}
+
 static void test_host_must_forward(void)
 {
     static const char *const rules[] = { "192.0.2.9", NULL };
     g_autoptr(GError) error = NULL;
     g_autoptr(GArray) outside = sf_net_policy_parse(rules, &error);
-    SfNetworkOptions options = { "web", PARENT, 16, outside, LAB_LINKS, 16, 0 };
+    SfNetworkOptions options = { "web", PARENT, 16, outside, LAB_LINKS, 16, 0, { 0 }, FALSE };
     g_autoptr(SfLinks) host = sf_links_new(-1, &error);
 
     g_assert_true(sf_links_sysctl(host, "net/ipv4/ip_forward", "0", &error));
@@ -389,6 +504,8 @@ int main(int argc, char **argv)
     g_test_add_func("/net/network/floods", test_floods);
     g_test_add_func("/net/network/adopted", test_adopted);
     g_test_add_func("/net/network/nothing-left", test_nothing_left);
+    g_test_add_func("/net/network/two-hosts", test_two_hosts);
+    g_test_add_func("/net/network/tunnel-swept", test_tunnel_swept);
     g_test_add_func("/net/network/host-must-forward", test_host_must_forward);
     return g_test_run();
 }
