@@ -24,6 +24,7 @@
 #include "sfvmm/control/facts.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
+#include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/control/page_uri.h"
 #include "sfvmm/control/snapshots.h"
 #include "sfvmm/control/working_sets.h"
@@ -587,6 +588,7 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
         ask(ticket, ticket->family->config, call->peer, call->then_place); /* it got more of them meanwhile */
         return;
     }
+    sf_networks_spread(ticket->host, ticket->family);
     if (granted == 0) {
         tell(ticket, call->peer, "release", params_of(ticket)); /* it may have been reserved, and the answer lost */
     }
@@ -708,6 +710,7 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     json_object_set_int_member(params, "count", call->count);
     json_object_set_object_member(params, "config", portable_config(config));
     add_subject(ticket, config, params);
+    sf_networks_invite(ticket, peer, params);
     json_object_set_array_member(params, "cpu_flags",
                                  sf_facts_list(strcmp(config->accel, "kvm") == 0 ? facts : NULL, "cpu_flags"));
     json_object_set_object_member(params, "pages", pages_of(ticket, host, peer));
@@ -958,6 +961,7 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     if (ticket->family->working_set) {
         sf_working_set_to_json(ticket->family->working_set, params, "working_set");
     }
+    sf_networks_add_place(ticket, params);
     return params;
 }
 
@@ -1433,6 +1437,7 @@ void sf_borrow_peer_up(SfHost *host, SfPeer *peer)
 {
     g_hash_table_remove(away_timers(host), sf_peer_name(peer));
     sync_with(host, peer);
+    sf_networks_spread_all(host);
 }
 
 void sf_borrow_peer_down(SfHost *host, SfPeer *peer)

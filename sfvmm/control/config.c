@@ -24,6 +24,7 @@
 #define DEFAULT_SETTLE_MS      1000u
 #define DEFAULT_CLUSTERS         64u
 #define MAX_CLUSTERS             4096u
+#define DEFAULT_TUNNEL_PORT      4789u       /* VXLAN's (RFC 7348) */
 #define DEFAULT_LINKS            0xc6120000u /* 198.18.0.0, kept for benchmarks of network devices (RFC 2544) */
 #define DEFAULT_LINKS_PREFIX     16u
 #define LINKS_PREFIX_MIN         8u
@@ -225,6 +226,7 @@ static SfDaemonConfig *config_defaults(void)
     config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
     sf_multicast_config_init(&config->cluster.multicast);
     config->network.clusters = DEFAULT_CLUSTERS;
+    config->network.port = DEFAULT_TUNNEL_PORT;
     config->network.links = DEFAULT_LINKS;
     config->network.links_prefix = DEFAULT_LINKS_PREFIX;
     return config;
@@ -389,6 +391,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "settle-ms", &config->settle_ms, 0, MAX_SECONDS * 1000u },
         { GROUP, "clusters", &config->network.clusters, 0, MAX_CLUSTERS },
         { GROUP, "member-rate", &config->network.rate, 0, G_MAXINT32 },
+        { GROUP, "cluster-port", &config->network.port, 1, G_MAXUINT16 },
         { CLUSTER, "away-seconds", &config->cluster.away_seconds, 1, MAX_SECONDS },
         { CLUSTER, "multicast-port", &config->cluster.multicast.port, 1, G_MAXUINT16 },
         { CLUSTER, "multicast-hops", &config->cluster.multicast.hops, 1, MULTICAST_HOPS_MAX },

@@ -28,6 +28,7 @@ typedef struct {
     struct {
         guint clusters;     /* networks at a time, at most */
         guint rate;         /* of each member in each direction, KiB/s; 0: no limit */
+        guint port;         /* UDP, of networks that span hosts */
         guint32 links;      /* for the cables between clusters and this host: IPv4, host byte order */
         guint links_prefix;
     } network;

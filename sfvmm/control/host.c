@@ -10,7 +10,7 @@
 #include "sfvmm/control/describe.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/control/lend.h"
-#include "sfvmm/control/networks.h"
+#include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/control/pager_record.h"
 #include "sfvmm/control/working_sets.h"
 #include "sfvmm/wire/state_file.h"
@@ -106,7 +106,7 @@ static char *family_path(SfHost *host, const char *name)
     return sf_host_path(host, "families", file);
 }
 
-static void family_save(SfHost *host, SfFamily *family)
+void sf_host_family_save(SfHost *host, SfFamily *family)
 {
     g_autofree char *path = family_path(host, family->name);
     g_autoptr(JsonObject) object = json_object_new();
@@ -116,6 +116,9 @@ static void family_save(SfHost *host, SfFamily *family)
     json_object_set_int_member(object, "pool", family->pool_target);
     if (family->working_set) {
         sf_working_set_to_json(family->working_set, object, "working_set");
+    }
+    if (family->network) {
+        json_object_set_object_member(object, "network", json_object_ref(family->network));
     }
     if (!sf_state_write(path, object, &error)) {
         g_warning("family \"%s\": %s", family->name, error->message);
@@ -131,7 +134,7 @@ SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config,
     family->pool_target = pool_target;
     family->pool = sf_shell_pool_new(host->launcher, name, config, 0);
     g_hash_table_insert(host->families, family->name, family);
-    family_save(host, family);
+    sf_host_family_save(host, family);
     return family;
 }
 
@@ -149,6 +152,7 @@ static void family_free(gpointer data)
     sf_shell_pool_unref(family->pool);
     sf_vm_config_unref(family->config);
     g_clear_pointer(&family->working_set, g_bytes_unref);
+    g_clear_pointer(&family->network, json_object_unref);
     g_free(family->name);
     g_free(family);
 }
@@ -157,7 +161,7 @@ void sf_host_family_set_working_set(SfHost *host, SfFamily *family, GBytes *runs
 {
     g_clear_pointer(&family->working_set, g_bytes_unref);
     family->working_set = g_bytes_ref(runs);
-    family_save(host, family);
+    sf_host_family_save(host, family);
 }
 
 void sf_host_family_join(SfFamily *family)
@@ -181,7 +185,7 @@ void sf_host_set_pool(SfHost *host, SfFamily *family, guint target)
 {
     family->pool_target = target;
     sf_shell_pool_set_target(family->pool, target);
-    family_save(host, family);
+    sf_host_family_save(host, family);
 }
 
 /* A fork of the family's root that has not taken its snapshot yet, or is placing clones from it. */
@@ -585,6 +589,7 @@ void sf_host_ticket_save(SfHostTicket *ticket)
         json_object_set_string_member(object, "pager", sf_pager_snapshot_id(ticket->pager));
     }
     json_object_set_int_member(object, "first_address", ticket->first_address);
+    json_object_set_int_member(object, "parent_address", ticket->parent_address);
     sf_borrow_save(ticket, object);
     if (!sf_state_write(path, object, &error)) {
         g_warning("ticket %016" G_GINT64_MODIFIER "x: %s; a restart of sfvmmd would lose it", ticket->grant->id,
@@ -643,13 +648,17 @@ static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
     g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
 }
 
-/* A VM whose network is on this host has its forks here, and a domain of its libvirt. */
+/*
+ * What has its gateway on another host has its forks here: that host gives the other ones their part of the network. So
+ * has a domain of this host's libvirt.
+ */
 static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
 {
     const char *name = sf_vm_name(hvm->vm);
     guint64 memory = hvm->family->config->memory;
 
-    if (!host->peers || sf_vm_config_has_cluster(hvm->family->config) || hvm->family->config->domain_xml) {
+    if (!host->peers || hvm->family->config->domain_xml ||
+        (sf_vm_config_has_cluster(hvm->family->config) && sf_networks_is_lent(hvm->family))) {
         return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
     }
     return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);
@@ -797,6 +806,7 @@ void sf_host_release_ticket(SfHost *host, SfHostTicket *ticket)
     sf_host_ticket_unbook(ticket);
     sf_state_remove_folder(ticket->directory);
     host_ticket_free(ticket);
+    sf_networks_spread(host, family);
     sf_host_family_settle_later(host, family);
     sf_host_family_leave(host, family);
 }

@@ -51,6 +51,7 @@ typedef struct {
     guint pool_target;
     GBytes *working_set; /* what the first clone on another host touched first, for the next; NULL: not known yet */
     SfVm *root;         /* the VM that was started; NULL when it has ended */
+    JsonObject *network; /* networks_hosts.h's record of its network between hosts; NULL: it is on this host alone */
     guint members;      /* VMs, forks in progress and unreleased tickets that need it */
     guint settle_timer; /* GSource id, 0: none */
     gboolean settling;
@@ -83,6 +84,7 @@ typedef struct {
     SfLend *lend;     /* lent to another host's VM; NULL: the VM is ours */
     char *saved;      /* name of the saved snapshot that its clones are made from (snapshots.h), or NULL */
     guint32 first_address; /* of clone 1 in its cluster, IPv4; 0: none, or not forked yet */
+    guint32 parent_address; /* lent: of the VM that it forks, in the cluster */
     gint64 away;      /* lent: since when its origin has not been there, us; 0: it is */
 } SfHostTicket;
 

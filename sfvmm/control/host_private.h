@@ -17,6 +17,7 @@ GHashTable *sf_host_table(SfHost *host, const char *key, GHashFunc hash, GEqualF
 SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
 SfFamily *sf_host_family(SfHost *host, const char *name);
 void sf_host_family_set_working_set(SfHost *host, SfFamily *family, GBytes *runs); /* and puts it on record */
+void sf_host_family_save(SfHost *host, SfFamily *family);                          /* puts it on record */
 void sf_host_family_join(SfFamily *family);
 void sf_host_family_leave(SfHost *host, SfFamily *family);
 void sf_host_family_settle_later(SfHost *host, SfFamily *family); /* when nobody needs its snapshots any more */

@@ -19,6 +19,7 @@
 #include "sfvmm/control/cluster.h"
 #include "sfvmm/control/facts.h"
 #include "sfvmm/control/host_private.h"
+#include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/control/page_uri.h"
 #include "sfvmm/control/pager_record.h"
 #include "sfvmm/control/working_sets.h"
@@ -188,6 +189,7 @@ typedef struct {
     JsonArray *cpu_flags; /* of texts; empty: the CPU does not matter */
     gint64 count, port, disks_port;
     JsonObject *multicast; /* of multicast_group.h; NULL: no invitation */
+    JsonObject *object;    /* all of them, the request's */
     SfVmConfig *config; /* owned */
 } ReserveParams;
 
@@ -204,9 +206,6 @@ static gboolean can_run(SfHost *host, const ReserveParams *params, GError **erro
     }
     if (!sf_facts_has(own_facts(host), "machine_types", params->machine)) {
         return refuse(error, "QEMU here has no machine type %.64s", params->machine);
-    }
-    if (sf_vm_config_has_cluster(params->config)) {
-        return refuse(error, "cluster networks don't span hosts yet");
     }
     if (strcmp(params->config->accel, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) < 0) {
         return refuse(error, "/dev/kvm can't be used here: %s", g_strerror(errno));
@@ -275,6 +274,8 @@ static gboolean parse_page_source(JsonObject *pages, ReserveParams *params, GErr
 static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError **error)
 {
     JsonObject *config, *pages;
+
+    params->object = object;
 
     if (!text_param(object, "vm", VM_NAME_MAX, &params->vm, error) ||
         !text_param(object, "qemu_version", TEXT_MAX, &params->qemu_version, error) ||
@@ -527,8 +528,10 @@ static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveP
         return NULL;
     }
     sf_host_family_join(family); /* so that it goes again, when it is new and anything below fails */
-    grant = sf_resource_manager_lend(sf_host_manager(host), origin, id, params->vm, params->config->memory,
-                                     (guint)params->count, FALSE, error);
+    grant = sf_networks_accept(host, family, peer, params->object, error)
+                ? sf_resource_manager_lend(sf_host_manager(host), origin, id, params->vm, params->config->memory,
+                                           (guint)params->count, FALSE, error)
+                : NULL;
     if (grant) {
         ticket = sf_host_add_ticket(host, grant, family);
         lend_new(ticket);
@@ -1013,7 +1016,7 @@ static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *p
         return FALSE;
     }
     descriptor = decode(text, error);
-    if (!descriptor || !check_descriptor(ticket, descriptor, error)) {
+    if (!descriptor || !check_descriptor(ticket, descriptor, error) || !sf_networks_take_place(ticket, params, error)) {
         return FALSE;
     }
     snapshot = cached_snapshot(descriptor, NULL, ticket->grant->avoid, error);
@@ -1103,6 +1106,23 @@ static void handle_complete(SfHost *host, SfPeerRequest *request)
     }
     if (!error) {
         g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "its memory is gone");
+    }
+    sf_peer_request_fail(request, error);
+}
+
+static void handle_network(SfHost *host, SfPeerRequest *request)
+{
+    g_autoptr(GError) error = NULL;
+    JsonObject *params = sf_peer_request_params(request);
+    SfPeer *peer = sf_peer_request_peer(request);
+    SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), params, &error);
+
+    if (ticket && peer && sf_networks_take_hosts(ticket, peer, params, &error)) {
+        sf_peer_request_reply(request, NULL);
+        return;
+    }
+    if (!error) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_LOST, "the connection has ended");
     }
     sf_peer_request_fail(request, error);
 }
@@ -1226,7 +1246,7 @@ typedef struct {
 static const Method methods[] = {
     { "reserve", handle_reserve },   { "place", handle_place },     { "kill", handle_kill },
     { "result", handle_result },     { "release", handle_release }, { "sync", handle_sync },
-    { "complete", handle_complete },
+    { "complete", handle_complete }, { "network", handle_network },
 };
 
 void sf_lend_request(SfHost *host, SfPeerRequest *request)

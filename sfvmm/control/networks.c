@@ -6,16 +6,32 @@
 
 #include "libsf/wire/message.h"
 #include "sfvmm/control/host_private.h"
-#include "sfvmm/net/network.h"
+#include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/net/policy.h"
 
 G_STATIC_ASSERT(SF_VM_CLUSTER_MTU == SF_NET_MTU);
 
 struct SfNetworks {
     SfHost *host;         /* not owned */
-    GHashTable *networks; /* name of family -> SfNetwork */
+    GHashTable *networks; /* key_of() a family -> SfNetwork */
     SfForkNetwork for_forks;
 };
+
+/* Of a VM of this host its name; of another's ORIGIN:VM, though its family may have more (lend.c). To be freed. */
+static char *key_of(const char *family)
+{
+    const char *colon = strchr(family, ':');
+    const char *end = colon ? strchr(colon + 1, ':') : NULL;
+
+    return end ? g_strndup(family, (gsize)(end - family)) : g_strdup(family);
+}
+
+static SfNetwork *network_of_key(SfNetworks *networks, const char *family)
+{
+    g_autofree char *key = key_of(family);
+
+    return g_hash_table_lookup(networks->networks, key);
+}
 
 /* The name of a VM begins with that of its family: NAME, NAME-shell-N, NAME-TICKET4-ID. */
 static SfNetwork *network_of_name(SfNetworks *networks, const char *vm)
@@ -24,17 +40,27 @@ static SfNetwork *network_of_name(SfNetworks *networks, const char *vm)
     char *dash;
 
     for (;;) {
-        SfNetwork *network = g_hash_table_lookup(networks->networks, name);
-        if (network || !(dash = strrchr(name, '-'))) {
+        SfNetwork *network = network_of_key(networks, name);
+        if (network || sf_host_family(networks->host, name) || !(dash = strrchr(name, '-'))) {
             return network;
         }
         *dash = '\0';
     }
 }
 
-static SfNetwork *network_of(SfNetworks *networks, const SfFamily *family)
+SfNetwork *sf_networks_network(SfNetworks *networks, const SfFamily *family)
 {
-    return g_hash_table_lookup(networks->networks, family->name);
+    return network_of_key(networks, family->name);
+}
+
+static gboolean is_lent(const char *family)
+{
+    return strchr(family, ':') != NULL;
+}
+
+gboolean sf_networks_is_lent(const SfFamily *family)
+{
+    return is_lent(family->name);
 }
 
 /* ---- taps ---- */
@@ -66,7 +92,9 @@ static gboolean options_of(SfNetworks *networks, const char *family, const SfVmC
         .links = daemon->network.links,
         .links_prefix = daemon->network.links_prefix,
         .rate = (guint64)daemon->network.rate << 10,
+        .lent = is_lent(family),
     };
+    sf_gp_mac_of_address(options->gateway_mac, sf_network_gateway_address(config->address, config->prefix));
     return *outside != NULL;
 }
 
@@ -76,7 +104,7 @@ gboolean sf_networks_open(SfNetworks *networks, const char *family, const SfVmCo
     SfNetworkOptions options;
     SfNetwork *network;
 
-    if (!sf_vm_config_has_cluster(config) || g_hash_table_contains(networks->networks, family)) {
+    if (!sf_vm_config_has_cluster(config) || network_of_key(networks, family)) {
         return TRUE;
     }
     if (g_hash_table_size(networks->networks) >= sf_host_config(networks->host)->network.clusters) {
@@ -89,14 +117,23 @@ gboolean sf_networks_open(SfNetworks *networks, const char *family, const SfVmCo
     }
     network = sf_network_new(&options, error);
     if (network) {
-        g_hash_table_insert(networks->networks, g_strdup(family), network);
+        g_hash_table_insert(networks->networks, key_of(family), network);
     }
     return network != NULL;
 }
 
 void sf_networks_close(SfNetworks *networks, const char *family)
 {
-    g_hash_table_remove(networks->networks, family);
+    g_autofree char *key = key_of(family);
+    g_autoptr(GList) families = sf_host_families(networks->host);
+
+    for (GList *item = families; item; item = item->next) {
+        g_autofree char *other = key_of(((const SfFamily *)item->data)->name);
+        if (strcmp(other, key) == 0) {
+            return;
+        }
+    }
+    g_hash_table_remove(networks->networks, key);
 }
 
 /* ---- addresses ---- */
@@ -115,6 +152,14 @@ guint32 sf_networks_address(SfHostVm *hvm)
     return ticket && ticket->first_address ? ticket->first_address + hvm->id - 1 : 0;
 }
 
+static gboolean is_same_network(const SfFamily *one, const SfFamily *other)
+{
+    g_autofree char *a = key_of(one->name);
+    g_autofree char *b = key_of(other->name);
+
+    return strcmp(a, b) == 0;
+}
+
 /* The last address of a range of this family that has one of first..last; 0: all are free. */
 static guint32 taken_until(SfHost *host, SfFamily *family, guint32 first, guint32 last)
 {
@@ -126,22 +171,20 @@ static guint32 taken_until(SfHost *host, SfFamily *family, guint32 first, guint3
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
         guint32 end = ticket->first_address + ticket->grant->granted - 1;
-        if (ticket->family == family && ticket->first_address && ticket->fork && !sf_fork_is_done(ticket->fork) &&
-            ticket->first_address <= last && first <= end) {
+        if (is_same_network(ticket->family, family) && ticket->first_address && ticket->fork &&
+            !sf_fork_is_done(ticket->fork) && ticket->first_address <= last && first <= end) {
             return end;
         }
     }
     return 0;
 }
 
-/* The first free range from `from` on, within the subnet; 0: there is none. */
-static guint32 find_range(SfHost *host, SfFamily *family, guint32 from, guint count)
+/* The first free range from `from` to `last`; 0: there is none. */
+static guint32 find_range(SfHost *host, SfFamily *family, guint32 from, guint32 last, guint count)
 {
-    guint prefix = family->config->prefix;
     guint32 first = from, end;
 
-    while (sf_network_address_is_usable(first, prefix) && sf_network_address_is_usable(first + count - 1, prefix) &&
-           first >> (32 - prefix) == (first + count - 1) >> (32 - prefix)) {
+    while (first <= last && last - first >= count - 1) {
         end = taken_until(host, family, first, first + count - 1);
         if (!end) {
             return first;
@@ -154,22 +197,24 @@ static guint32 find_range(SfHost *host, SfFamily *family, guint32 from, guint co
 gboolean sf_networks_reserve(SfNetworks *networks, SfHostTicket *ticket, SfHostVm *parent, GError **error)
 {
     SfFamily *family = ticket->family;
-    guint32 lowest = (family->config->address & (G_MAXUINT32 << (32 - family->config->prefix))) + 1;
-    guint32 own;
+    guint count = ticket->grant->granted;
+    guint32 first, last, own;
 
     if (!sf_vm_config_has_cluster(family->config)) {
         return TRUE;
     }
     own = sf_networks_address(parent);
-    ticket->first_address = find_range(networks->host, family, own + 1, ticket->grant->granted);
-    if (!ticket->first_address) {
-        ticket->first_address = find_range(networks->host, family, lowest, ticket->grant->granted);
+    if (sf_networks_range(family, &first, &last)) {
+        ticket->first_address =
+            own >= first && own < last ? find_range(networks->host, family, own + 1, last, count) : 0;
+        ticket->first_address =
+            ticket->first_address ? ticket->first_address : find_range(networks->host, family, first, last, count);
     }
     if (!ticket->first_address) {
         g_set_error(
             error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED,
-            "VM \"%s\": the subnet of its cluster has no %u free addresses in a row; start it with a larger one "
-            "(address)",
+            "VM \"%s\": the subnet of its cluster has no %u free addresses in a row for this host; start it with a "
+            "larger one (address)",
             ticket->grant->vm, ticket->grant->granted);
     }
     return ticket->first_address != 0;
@@ -179,7 +224,7 @@ gboolean sf_networks_reserve(SfNetworks *networks, SfHostTicket *ticket, SfHostV
 
 static gboolean admit(SfNetworks *networks, SfFamily *family, SfVm *vm, guint32 address, GError **error)
 {
-    SfNetwork *network = network_of(networks, family);
+    SfNetwork *network = sf_networks_network(networks, family);
     guint8 mac[SF_GP_MAC_LENGTH];
 
     if (!network || !sf_vm_tap(vm)) {
@@ -200,7 +245,7 @@ gboolean sf_networks_admit(SfNetworks *networks, SfHostVm *hvm, GError **error)
 
 void sf_networks_dismiss(SfNetworks *networks, SfHostVm *hvm)
 {
-    SfNetwork *network = network_of(networks, hvm->family);
+    SfNetwork *network = sf_networks_network(networks, hvm->family);
 
     if (network && sf_vm_tap(hvm->vm)) {
         sf_network_dismiss(network, sf_vm_tap(hvm->vm));
@@ -221,18 +266,20 @@ static gboolean admit_clone(gpointer owner, const SfClone *clone, GError **error
 
 /* ---- what agents are told ---- */
 
-/* Address of the VM that a ticket forks. */
-static guint32 parent_address(const SfHostTicket *ticket)
+guint32 sf_networks_parent_address(const SfHostTicket *ticket)
 {
-    SfHostVm *parent = sf_host_vm(ticket->host, ticket->grant->vm, NULL);
+    SfHostVm *parent = ticket->grant->origin ? NULL : sf_host_vm(ticket->host, ticket->grant->vm, NULL);
 
+    if (ticket->parent_address) {
+        return ticket->parent_address;
+    }
     return parent ? sf_networks_address(parent) : ticket->family->config->address;
 }
 
 static void describe_common(SfNetworks *networks, const SfFamily *family, struct sf_gp_network *value)
 {
     value->prefix = family->config->prefix;
-    value->gateway = sf_network_gateway(network_of(networks, family));
+    value->gateway = sf_network_gateway(sf_networks_network(networks, family));
 }
 
 static void describe_fork(const SfHostTicket *ticket, struct sf_gp_network *value)
@@ -253,13 +300,13 @@ static void describe_clone(gpointer owner, const SfClone *clone, struct sf_gp_ne
     describe_common(owner, ticket->family, value);
     describe_fork(ticket, value);
     value->id = clone->id;
-    value->parent = parent_address(ticket);
+    value->parent = sf_networks_parent_address(ticket);
     value->address = ticket->first_address + clone->id - 1;
 }
 
 const SfForkNetwork *sf_networks_of_fork(SfNetworks *networks, SfHostTicket *ticket)
 {
-    return ticket->first_address && network_of(networks, ticket->family) ? &networks->for_forks : NULL;
+    return ticket->first_address && sf_networks_network(networks, ticket->family) ? &networks->for_forks : NULL;
 }
 
 static SfHostTicket *newest_fork_of(SfHostVm *hvm)
@@ -283,7 +330,7 @@ void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
     guint8 payload[SF_GP_NETWORK_LENGTH];
     g_autoptr(GError) error = NULL;
 
-    if (!value.address || !network_of(networks, hvm->family)) {
+    if (!value.address || !sf_networks_network(networks, hvm->family)) {
         return;
     }
     describe_common(networks, hvm->family, &value);
@@ -291,7 +338,7 @@ void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
         value.parent = value.address;
         sf_gp_text_set(value.name, sizeof(value.name), "%s", sf_vm_name(hvm->vm));
     } else {
-        value.parent = parent_address(own);
+        value.parent = sf_networks_parent_address(own);
         value.id = hvm->id;
     }
     if (fork || own) {
@@ -313,7 +360,7 @@ void sf_networks_adopt(SfNetworks *networks, const char *family, const SfVmConfi
     SfNetwork *network = NULL;
     int tap = -1;
 
-    if (!sf_vm_tap(vm) || g_hash_table_contains(networks->networks, family)) {
+    if (!sf_vm_tap(vm) || network_of_key(networks, family)) {
         return;
     }
     if (options_of(networks, family, config, &options, &outside, &error)) {
@@ -324,7 +371,7 @@ void sf_networks_adopt(SfNetworks *networks, const char *family, const SfVmConfi
         close(tap);
     }
     if (network) {
-        g_hash_table_insert(networks->networks, g_strdup(family), network);
+        g_hash_table_insert(networks->networks, key_of(family), network);
     } else {
         g_warning("family \"%s\": its network is not found again, its forks will have none: %s", family,
                   error->message);

@@ -63,6 +63,11 @@ static void recover_family(SfHost *host, const char *file)
     target = json_object_get_int_member_with_default(object, "pool", 0);
     working_set = sf_working_set_from_json(object, "working_set");
     family = sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
+    node = json_object_get_member(object, "network");
+    if (node && JSON_NODE_HOLDS_OBJECT(node)) {
+        family->network = json_object_ref(json_node_get_object(node));
+        sf_host_family_save(host, family);
+    }
     if (working_set) {
         sf_host_family_set_working_set(host, family, working_set);
     }
@@ -239,6 +244,7 @@ static void recover_ticket(SfHost *host, const char *folder)
             ticket->pager = recover_pager(host, pager);
         }
         ticket->first_address = (guint32)json_object_get_int_member_with_default(object, "first_address", 0);
+        ticket->parent_address = (guint32)json_object_get_int_member_with_default(object, "parent_address", 0);
         if (ticket->grant->origin) {
             sf_lend_recover(ticket);
         } else {

@@ -81,7 +81,7 @@ static guint32 host_bits(guint prefix)
     return prefix == 0 ? G_MAXUINT32 : ~(G_MAXUINT32 << (32 - prefix));
 }
 
-static guint32 gateway_of(guint32 address, guint prefix)
+guint32 sf_network_gateway_address(guint32 address, guint prefix)
 {
     return (address | host_bits(prefix)) - 1;
 }
@@ -91,14 +91,14 @@ gboolean sf_network_address_is_usable(guint32 address, guint prefix)
     guint32 host = address & host_bits(prefix);
 
     return prefix >= 1 && prefix <= 30 && host != 0 && host != host_bits(prefix) &&
-           address != gateway_of(address, prefix);
+           address != sf_network_gateway_address(address, prefix);
 }
 
 guint32 sf_network_gateway(const SfNetwork *network)
 {
     gboolean reachable = network->lent ? network->outside->len > 0 : network->cable != NULL;
 
-    return reachable ? gateway_of(network->address, network->prefix) : 0;
+    return reachable ? sf_network_gateway_address(network->address, network->prefix) : 0;
 }
 
 int sf_network_netns(const SfNetwork *network)
@@ -192,8 +192,9 @@ static gboolean connect_outside(SfNetwork *network, GError **error)
     return filter_on_host(network, there, error) &&
            sf_links_sysctl(network->inside, "net/ipv4/ip_forward", "1", error) &&
            sf_links_set_mac(network->inside, SF_NET_BRIDGE, network->gateway_mac, error) &&
-           sf_links_add_address(network->inside, SF_NET_BRIDGE, gateway_of(network->address, network->prefix),
-                                network->prefix, error) &&
+           sf_links_add_address(network->inside, SF_NET_BRIDGE,
+                                sf_network_gateway_address(network->address, network->prefix), network->prefix,
+                                error) &&
            sf_links_add_address(network->inside, SF_NET_OUT, there, CABLE_BITS, error) &&
            sf_links_set_up(network->inside, SF_NET_OUT, error) &&
            sf_links_add_default_route(network->inside, SF_NET_OUT, here, error);

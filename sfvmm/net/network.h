@@ -47,7 +47,8 @@ gboolean sf_network_settle(SfNetwork *network, GError **error);
 
 /*
  * Makes it one with the networks that have the same number at other hosts (their IP addresses; the list may change from
- * call to call, empty: this host alone). number: 24 bits, not 0. G_IO_ERROR_EXISTS: another cluster of this host has it.
+ * call to call, empty: this host alone). number: 24 bits, not 0. G_IO_ERROR_EXISTS: another cluster of this host has
+ * it.
  */
 gboolean sf_network_span(SfNetwork *network, guint32 number, guint port, const char *const *hosts, GError **error);
 guint32 sf_network_number(const SfNetwork *network); /* 0: it does not span hosts */
@@ -74,6 +75,8 @@ void sf_network_dismiss(SfNetwork *network, const char *device);
 /* Where members send what is not for the cluster; 0: nothing is reachable outside. */
 guint32 sf_network_gateway(const SfNetwork *network);
 int sf_network_netns(const SfNetwork *network); /* not owned by the caller */
+
+guint32 sf_network_gateway_address(guint32 address, guint prefix); /* that a subnet's gateway has, if there is one */
 
 /* The addresses of a subnet that VMs can have: without its first and last one and the gateway. */
 gboolean sf_network_address_is_usable(guint32 address, guint prefix);

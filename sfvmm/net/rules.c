@@ -17,9 +17,9 @@
  * a member a router or a DHCP server for others is dropped. As this stands before the bridge, a forged frame does not
  * even teach it where a MAC lives. Frames to groups (ARP among them) are limited in number, since each goes to all.
  *
- * What comes by the tunnel was let pass by the filter of another host of the cluster, which is trusted like this one: of
- * that, `far` looks only for what would take a local member's place, or comes from where no member is. That the packets of
- * the tunnel come from such a host is seen to in the host's namespace, where they are packets.
+ * What comes by the tunnel was let pass by the filter of another host of the cluster, which is trusted like this one:
+ * of that, `far` looks only for what would take a local member's place, or comes from where no member is. That the
+ * packets of the tunnel come from such a host is seen to in the host's namespace, where they are packets.
  *
  * IPv6 is for members among themselves: link-local addresses made of their MACs. The namespace has no IPv6 of its own.
  *

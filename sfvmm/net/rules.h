@@ -26,7 +26,7 @@ typedef struct {
     guint32 subnet;        /* of the members, with `prefix` */
     guint prefix;
     const guint8 *gateway_mac;
-    gboolean lent; /* the gateway is on another host */
+    gboolean lent;         /* the gateway is on another host */
     guint32 link;          /* of the cable to the host, with `link_prefix` */
     guint link_prefix;
     guint64 rate; /* bytes/s of each member in each direction; 0: no limit */

@@ -6,39 +6,21 @@ that nothing is left.
 The daemon runs in a network namespace of its own, which plays the host, with a cable to another one, the outside. Guests
 talk with bash and perl, which every Debian has. What passes is captured in the clusters' namespaces.
 """
-import ctypes
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
-import threading
 import unittest
 
 import harness
+from clusters import ASK, PARENT, SERVE, Capture, Server, member, setns
 from harness import wait
 
 CLONES = 3
 FORKS = 20              # that a connection of the parent outlives
-CLONE_NEWNET = 0x40000000
-ETH_P_ALL = 3
-PARENT = "10.77.0.1"    # the default: clones have the next addresses
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.9"
 ALLOWED, REFUSED = 80, 81
 GATEWAY = "10.77.255.254"
-
-# In a guest: answers each line with its own address, the peer's, and the line.
-SERVE = r"""perl -MIO::Socket::INET -e '
-$s = IO::Socket::INET->new(LocalPort => 7, Listen => 20, ReuseAddr => 1) or die "listen: $!";
-$SIG{CHLD} = "IGNORE";
-while ($c = $s->accept) { next if fork; while ($l = <$c>) { print $c $c->sockhost, " ", $c->peerhost, " $l" } exit }
-' > /dev/null 2>&1 &"""
-
-# One line to a member and back.
-ASK = r"""perl -MIO::Socket::INET -e '
-$s = IO::Socket::INET->new(PeerAddr => "%s", PeerPort => 7, Timeout => 20) or do { print "no: $!\n"; exit };
-print $s "%s\n"; print scalar <$s>;'"""
 
 # Frames of a guest that is its own kernel: forged ones, then an honest one, all to everybody. %s: its own address.
 FORGE = r"""perl -MSocket -e '
@@ -55,69 +37,12 @@ put arp $pmac, $ip, "forged ARP MAC"; put "$all$mac\x81\x00\0\1\x08\x00forged VL
 put "\x33\x33\0\0\0\1$mac\x86\xdd\x60\0\0\0\0\x10\x3a\xff\xfe\x80" . "\0" x 13 . "\1\xff\2" . "\0" x 13 . "\1\x86\0forged router";
 put udp $mac, $ip, "honest";'"""
 
-# Outside and on the host: answers each line with the peer's address; says on its output who has connected.
-SERVER = r"""
-import socketserver, sys
-class Handler(socketserver.StreamRequestHandler):
-    def handle(self):
-        print("connection from", self.client_address[0], flush=True)
-        for line in self.rfile:
-            self.wfile.write(self.client_address[0].encode() + b" " + line)
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = daemon_threads = True
-servers = [Server(("0.0.0.0", int(port)), Handler) for port in sys.argv[1:]]
-print("ready", flush=True)
-import threading
-for server in servers[1:]:
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-servers[0].serve_forever()
-"""
-
-
-def member(number):
-    """Address of the parent (0) or of a clone."""
-    return "10.77.0.%d" % (number + 1)
-
-
-def setns(path):
-    with open(path) as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-
-
-class Capture:
-    """All frames on all devices of a network namespace, from now on."""
-
-    def __init__(self, path):
-        def look():
-            setns(path)
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        thread = threading.Thread(target=look)      # it never has to find its way back
-        thread.start()
-        thread.join()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        self.socket.setblocking(False)
-        self.frames = []
-
-    def devices(self, text):
-        """Where frames with this text have been seen."""
-        try:
-            while True:
-                frame, address = self.socket.recvfrom(1 << 16)
-                self.frames.append((address[0], frame))
-        except BlockingIOError:
-            pass
-        return {device for device, frame in self.frames if text in frame}
-
-    def close(self):
-        self.socket.close()
-
 
 class Lab:
     """Two namespaces: the host's, in which the daemon is started, and the outside."""
 
     def __init__(self):
-        self.holders = []
+        self.holders, self.servers = [], []
         self.host, self.outside = self.namespace(), self.namespace()
         self.run(self.host, "ip link add wan type veth peer name lan netns %d; ip address add %s/24 dev wan;"
                             "ip link set wan up; ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward" % (self.outside, HOST))
@@ -135,32 +60,19 @@ class Lab:
                               capture_output=True, text=True).stdout
 
     def serve(self, where, *ports):
-        server = subprocess.Popen(["nsenter", "--net=/proc/%d/ns/net" % where, sys.executable, "-c", SERVER] +
-                                  [str(port) for port in ports], stdout=subprocess.PIPE, text=True)
-        self.holders.append(server)
-        if server.stdout.readline() != "ready\n":
-            raise AssertionError("the server did not start")
-        os.set_blocking(server.stdout.fileno(), False)
-        return server
-
-    @staticmethod
-    def heard(server):
-        """What a server has said since it was asked last."""
-        try:
-            return os.read(server.stdout.fileno(), 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+        self.servers.append(Server("/proc/%d/ns/net" % where, *ports))
+        return self.servers[-1]
 
     def leftovers(self):
         """Lines about devices, filter tables and routes of the host that are a cluster's."""
         return re.findall(r".*\bsfn.*", self.run(self.host, "ip -brief link; nft list tables; ip route show table all"))
 
     def close(self):
+        for server in self.servers:
+            server.close()
         for holder in self.holders:
             holder.kill()
             holder.wait()
-            if holder.stdout:
-                holder.stdout.close()
 
 
 @unittest.skipUnless(os.geteuid() == 0, "cluster networks need root")
@@ -255,14 +167,13 @@ class Network(harness.Case):
         self.parent.shell("exec 5<>/dev/tcp/%s/%d" % (OUTSIDE, ALLOWED))
         self.addCleanup(self.parent.shell, "exec 5>&-")
         for number in range(FORKS):
-            ticket, everyone = self.fork(count=1)
-            clone = everyone[1]
+            ticket = self.parent.clone(1, wait="resumed" if number else "answered")
             if number == 0:
-                self.outside_from_clone(clone, ask)
+                self.outside_from_clone(self.daemon.clones(ticket)[0].follow(self.parent), ask)
             self.assertIn("= 0 %s word%d" % (HOST, number), self.parent.shell(ask % ("word%d" % number, 5, 5)))
-            self.end(ticket)
-        self.assertEqual(self.lab.heard(self.own), "", "who has reached the host itself")
-        self.assertEqual(set(self.lab.heard(self.server).splitlines()), {"connection from " + HOST})
+            self.end(ticket["ticket"])
+        self.assertEqual(self.own.heard(), "", "who has reached the host itself")
+        self.assertEqual(set(self.server.heard().splitlines()), {"connection from " + HOST})
 
     def outside_from_clone(self, clone, ask):
         text = clone.shell("read -t 60 -u 5 answer; echo \"= $?\"")

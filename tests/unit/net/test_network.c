@@ -371,7 +371,11 @@ static const char *const far_host[] = { "192.0.2.9", NULL };
 static const char *const other_host[] = { "192.0.2.55", NULL };
 static const char *const no_host[] = { NULL };
 
+static const char *const near_ipv6[] = { "fd5f::1", NULL };
+static const char *const far_ipv6[] = { "fd5f::9", NULL };
+
 typedef struct {
+    const char *const *near; /* its only end */
     SfNetwork *network;
     LabMember member;
 } Far;
@@ -386,7 +390,7 @@ static gboolean make_far(gpointer data, GError **error)
     far->network = sf_network_new(&options, error);
     g_assert_no_error(*error);
     lab_join(&far->member, far->network, PARENT + 1, TRUE);
-    return sf_network_span(far->network, NUMBER, PORT, near_host, error);
+    return sf_network_span(far->network, NUMBER, PORT, far->near, error);
 }
 
 static gboolean deafen_far(gpointer data, GError **error)
@@ -418,7 +422,7 @@ static void test_two_hosts(void)
     g_autoptr(GError) error = NULL;
     LabMember a, b;
     LabFrame frame;
-    Far far = { 0 };
+    Far far = { .near = near_host };
 
     lab_visit(make_far, &far);
     lab_join(&a, red, PARENT, TRUE);
@@ -450,6 +454,39 @@ static void test_two_hosts(void)
     g_assert_cmpuint(lab_count("sfx"), ==, 0);
     lab_leave(&a, red);
     lab_leave(&b, blue);
+}
+
+static gboolean number_far(gpointer data, GError **error)
+{
+    return g_spawn_command_line_sync(data, NULL, NULL, NULL, error);
+}
+
+static void test_two_hosts_ipv6(void)
+{
+    static const char *const mixed[] = { "fd5f::9", "192.0.2.9", NULL };
+    g_autoptr(SfNetwork) network = make_network(NULL, 0);
+    g_autoptr(GError) error = NULL;
+    char far_command[] = "ip address add fd5f::9/64 dev lan nodad";
+    Far far = { .near = near_ipv6 };
+    LabMember a;
+
+    if (!g_spawn_command_line_sync("ip address add fd5f::1/64 dev wan nodad", NULL, NULL, NULL, NULL)) {
+        g_test_skip("ip is missing (package iproute2)");
+        return;
+    }
+    lab_visit(number_far, far_command);
+    lab_visit(make_far, &far);
+    lab_join(&a, network, PARENT, TRUE);
+    sf_network_span(network, NUMBER, PORT, far_ipv6, &error);
+    g_assert_no_error(error);
+    say_to_all(&a, "by IPv6");
+    g_assert_true(gets(&far.member, "by IPv6", SOON));
+    say(&far.member, &a, "and back");
+    g_assert_true(gets(&a, "and back", SOON));
+    g_assert_false(sf_network_span(network, NUMBER, PORT, mixed, &error));
+    g_assert_nonnull(strstr(error->message, "192.0.2.9"));
+    lab_visit(end_far, &far);
+    lab_leave(&a, network);
 }
 
 /* The tunnel of a killed sfvmmd: its filter goes when nobody has a tunnel of that number. */
@@ -505,6 +542,7 @@ int main(int argc, char **argv)
     g_test_add_func("/net/network/adopted", test_adopted);
     g_test_add_func("/net/network/nothing-left", test_nothing_left);
     g_test_add_func("/net/network/two-hosts", test_two_hosts);
+    g_test_add_func("/net/network/two-hosts-ipv6", test_two_hosts_ipv6);
     g_test_add_func("/net/network/tunnel-swept", test_tunnel_swept);
     g_test_add_func("/net/network/host-must-forward", test_host_must_forward);
     return g_test_run();

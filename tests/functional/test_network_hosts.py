@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A cluster's network on three hosts, each in a network namespace of its own, on one bridge: who reaches whom, the way out,
+forks of clones elsewhere, sfvmmds that are killed, and that nothing is left.
+"""
+import os
+import re
+import signal
+import unittest
+
+import harness
+import hosts
+from clusters import ASK, PARENT, SERVE, Capture, Server, member
+from harness import wait
+
+ALLOWED, REFUSED = 80, 81
+PREFIX = "10.111.8."
+OUTSIDE = "out"
+SLICES = "10.77.128.0"          # addresses of clones of clones elsewhere are above
+
+
+@unittest.skipUnless(os.geteuid() == 0, "cluster networks need root")
+class NetworkHosts(harness.Case):
+    """The parent is on host a, whose way outside all members have."""
+
+    @classmethod
+    def setUpClass(cls):
+        names = ("a", "b", "c")
+        cls.link = hosts.Bridge(*names, OUTSIDE, prefix=PREFIX)
+        cls.addClassCleanup(cls.link.close)
+        cls.link.run("a", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        cls.server = Server("/run/netns/" + cls.link.ends[OUTSIDE][0], ALLOWED, REFUSED)
+        cls.addClassCleanup(cls.server.close)
+        cls.hosts = hosts.cluster(cls, names, config={"identify-seconds": 120}, link=cls.link, policy="spread")
+        cls.daemon = cls.hosts["a"]
+        cls.outside = cls.link.ends[OUTSIDE][1]
+        cls.parent = harness.linux(cls.daemon, name="red", network="cluster", pool=1, tools=False,
+                                   outside=["%s tcp %d" % (cls.outside, ALLOWED)])
+        cls.parent.shell(SERVE)
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.daemon.end_tickets)
+
+    def fork(self, *names):
+        """One clone on each of these hosts."""
+        for host in self.hosts.values():
+            self.daemon.call("host.drain", name=host.name, drain=host.name not in names)
+        ticket = self.parent.clone(len(names))
+        self.assertEqual({clone["host"] or "a" for clone in ticket["clones"]}, set(names), ticket)
+        self.assertEqual({clone["state"] for clone in ticket["clones"]}, {"running"}, ticket)
+        return [self.hosts[clone["host"] or "a"].vm(clone["vm"]).follow(self.parent)
+                for clone in sorted(ticket["clones"], key=lambda clone: clone["id"])]
+
+    def asks(self, vm, address):
+        """The addresses of both ends, as the other end sees them."""
+        return re.findall(r"(\S+) (\S+) hello", vm.shell(ASK % (address, "hello")))
+
+    def all_reach_all(self, everyone):
+        """everyone: [(vm, address)]"""
+        for vm, _ in everyone:
+            vm.begin("; ".join(ASK % (address, "hello") for _, address in everyone))
+        for vm, own in everyone:
+            self.assertEqual(re.findall(r"(\S+) (\S+) hello", vm.finish()), [(address, own) for _, address in everyone])
+
+    def leftovers(self, name):
+        text = self.link.run(name, "sh", "-c", "ip -brief link; nft list tables")
+        return re.findall(r".*\bsf[nx].*", text.stdout)
+
+    def reaches_outside(self, vm, port):
+        text = vm.shell("answer=; exec 6<>/dev/tcp/%s/%d; echo word >&6; read -t 60 -u 6 answer; echo \"= $answer\"; exec 6>&-"
+                        % (self.outside, port), check=False)
+        return "= %s word" % self.link.ends["a"][1] in text
+
+    def test_across(self):
+        """Members reach each other over two and three hosts, and what the policy allows by the parent's host alone."""
+        here, = self.fork("a")
+        there = self.fork("b", "c")
+        wire = Capture("/run/netns/" + self.link.switch, udp_only=True)
+        self.addCleanup(wire.close)
+        everyone = [(self.parent, PARENT), (here, member(1)), (there[0], member(2)), (there[1], member(3))]
+        self.all_reach_all(everyone)
+        self.assertIn(member(3), there[0].shell(ASK % ("sf-2", "hello")))
+        self.assertTrue(wire.devices(b"hello"), "between hosts")
+        self.assertTrue(self.reaches_outside(there[0], ALLOWED))
+        self.assertFalse(self.reaches_outside(there[0], REFUSED))
+        for name in ("a", "b", "c"):
+            text = there[1].shell("timeout 60 bash -c '< /dev/tcp/%s/%d' 2>&1; echo \"= $?\"" %
+                                  (self.link.ends[name][1], self.hosts[name].port))
+            self.assertNotIn("= 0", text, "host " + name)
+        self.assertEqual(set(self.server.heard().splitlines()), {"connection from " + self.link.ends["a"][1]})
+        self.daemon.end_tickets()
+        for name in ("b", "c"):
+            wait(lambda: not self.leftovers(name), what="an empty host " + name)
+
+    def test_restarts(self):
+        """sfvmmds of both ends are killed: members go on, and the next ones fork into the network. A clone elsewhere forks
+        where it is."""
+        there, = self.fork("b")
+        far = self.hosts["b"]
+        for host in (far, self.daemon):
+            host.end(signal.SIGKILL)
+            self.assertEqual(self.asks(there, PARENT), [(PARENT, member(1))])
+            host.start()
+        self.daemon.wait_up("b")
+        far.wait_up("a")
+        self.assertEqual(self.asks(there, PARENT), [(PARENT, member(1))])
+        other, = self.fork("c")
+        self.all_reach_all([(self.parent, PARENT), (there, member(1)), (other, member(2))])
+        ticket = far.call("clone", vm=there.name, count=1)["ticket"]
+        child = far.vm(ticket["clones"][0]["vm"]).follow(there)
+        address = child.shell("sf address").split()[-1]
+        self.assertGreaterEqual([int(part) for part in address.split(".")], [int(part) for part in SLICES.split(".")])
+        self.assertEqual(self.asks(other, address), [(address, member(2))])
+        far.end_ticket(ticket["ticket"])
+
+
+if __name__ == "__main__":
+    harness.main()
