@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The plot of `scripts/bench apps`: each application in clones and in VMs that were never forked, side by side."""
+import re
+
+from . import plot
+
+WIDTH = 0.36
+HEADROOM = 1.25
+
+
+def names(figures):
+    return [match.group(1) for match in (re.fullmatch(r"apps\.(\w+)\.forked", name) for name in figures.figures) if match]
+
+
+def times(axes, figures, applications):
+    axes.set_title("4 clones on 2 hosts, and 4 VMs that were never forked")
+    largest = 0
+    for offset, what, label, colour in ((-WIDTH / 2, "ideal", "never forked", plot.GREY),
+                                        (WIDTH / 2, "forked", "forked", plot.BLUE)):
+        values = [figures.get("apps.%s.%s" % (name, what))["median"] for name in applications]
+        axes.bar([place + offset for place in range(len(values))], values, WIDTH, color=colour, label=label,
+                 edgecolor="white")
+        for place, value in enumerate(values):
+            axes.annotate("%.1f" % value, (place + offset, value), xytext=(0, 2), textcoords="offset points",
+                          ha="center", color=colour, fontsize=8.5, fontweight="bold")
+        largest = max([largest] + values)
+    axes.set_xticks(range(len(applications)), labels=applications)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, largest * HEADROOM)
+    axes.set_ylabel("s")
+    axes.legend(loc="upper right")
+
+
+def fetched(axes, figures, applications):
+    axes.set_title("What the other host fetched, for each of its clones")
+    values = [figures.get("apps.bytes." + name)["median"] for name in applications]
+    axes.bar(range(len(values)), values, 0.5, color=plot.GREEN, edgecolor="white")
+    for place, value in enumerate(values):
+        axes.annotate("%.0f" % value, (place, value), xytext=(0, 2), textcoords="offset points", ha="center",
+                      color=plot.GREEN, fontsize=8.5, fontweight="bold")
+    axes.set_xticks(range(len(applications)), labels=applications)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("MiB")
+
+
+def draw(figures, path):
+    figure, (left, right) = plot.panels(2)
+    applications = names(figures)
+    times(left, figures, applications)
+    fetched(right, figures, applications)
+    plot.save(figure, figures, "Applications", path)
