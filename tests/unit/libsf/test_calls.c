@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "agent_socket.h"
 #include "libsf/wire/message.h"
 #include "snowflock.h"
 
@@ -22,23 +22,11 @@
 #define CALLS   200
 #define TICKET  0x55
 
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: %s (errno %d, sf_error %s)\n", __FILE__, __LINE__, #condition, errno,    \
-                    sf_error());                                                                             \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
-
 /* How the agent answers the next request. */
 enum mode { RIGHT, WRONG_TYPE, WRONG_REQUEST, TRUNCATED, TOO_LONG, HANG_UP, SHORT_MEMBER, SILENT, REFUSE };
 
 static atomic_int mode;
 static atomic_uint asked;
-static int listen_fd;
-static char directory[] = "/tmp/sf-calls-XXXXXX";
-static char path[sizeof(directory) + 16];
 
 static size_t right_answer(uint8_t type, const uint8_t *argument, uint8_t *payload)
 {
@@ -136,33 +124,6 @@ static void *serve(void *opaque)
     return NULL;
 }
 
-static void *accept_calls(void *opaque)
-{
-    int fd;
-
-    while ((fd = accept(listen_fd, NULL, NULL)) >= 0) {
-        pthread_t thread;
-
-        CHECK(pthread_create(&thread, NULL, serve, (void *)(intptr_t)fd) == 0);
-        pthread_detach(thread);
-    }
-    return NULL;
-}
-
-static void start_agent(void)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    pthread_t thread;
-
-    CHECK(mkdtemp(directory));
-    snprintf(path, sizeof(path), "%s/agent.sock", directory);
-    strcpy(address.sun_path, path);
-    listen_fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
-    CHECK(listen_fd >= 0 && bind(listen_fd, (struct sockaddr *)&address, sizeof(address)) == 0);
-    CHECK(listen(listen_fd, 64) == 0 && pthread_create(&thread, NULL, accept_calls, NULL) == 0);
-    setenv("SF_AGENT_SOCKET", path, 1);
-}
-
 /* ---- tests ---- */
 
 static void test_right(void)
@@ -257,7 +218,7 @@ static void test_wrong(void)
     atomic_store(&mode, RIGHT);
     setenv("SF_AGENT_SOCKET", "/nonexistent/agent.sock", 1);
     expect_all(ENOENT);
-    setenv("SF_AGENT_SOCKET", path, 1);
+    agent_socket_use();
     sf_ticket_free(ticket);
 }
 
@@ -343,19 +304,18 @@ static void test_exit(void)
         sf_exit(42);
     }
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 42);
-    setenv("SF_AGENT_SOCKET", path, 1);
+    agent_socket_use();
 }
 
 int main(void)
 {
     test_exit();
-    start_agent();
+    agent_socket_open(serve);
     test_right();
     test_arguments();
     test_wrong();
     test_signals();
     test_threads();
-    unlink(path);
-    rmdir(directory);
+    agent_socket_remove();
     return 0;
 }

@@ -12,10 +12,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "agent_socket.h"
 #include "libsf/snowflock.h"
 #include "libsf/ticket.h"
 #include "libsf/wire/message.h"
@@ -28,15 +28,6 @@
 #define CLONES       3
 #define TEXT_MAX     64
 
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: %s (errno %d, sf_error %s)\n", __FILE__, __LINE__, #condition, errno,    \
-                    sf_error());                                                                             \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
-
 /* What the host knows of a clone. One clone talks at a time; what waits for it looks at the atomics. */
 static struct {
     struct sf_gp_member member;
@@ -47,9 +38,6 @@ static struct {
 
 static atomic_uint current;     /* the clone that talks; 0: the parent */
 static _Atomic uint64_t current_ticket = TICKET;
-static int listen_fd;
-static char directory[] = "/tmp/sf-workers-XXXXXX";
-static char path[sizeof(directory) + 16];
 
 /* ---- the host ---- */
 
@@ -137,33 +125,6 @@ static void *serve(void *opaque)
     }
     close(fd);
     return NULL;
-}
-
-static void *accept_calls(void *opaque)
-{
-    int fd;
-
-    while ((fd = accept(listen_fd, NULL, NULL)) >= 0) {
-        pthread_t thread;
-
-        CHECK(pthread_create(&thread, NULL, serve, (void *)(intptr_t)fd) == 0);
-        pthread_detach(thread);
-    }
-    return NULL;
-}
-
-static void start_host(void)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    pthread_t thread;
-
-    CHECK(mkdtemp(directory));
-    snprintf(path, sizeof(path), "%s/agent.sock", directory);
-    strcpy(address.sun_path, path);
-    listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    CHECK(listen_fd >= 0 && bind(listen_fd, (struct sockaddr *)&address, sizeof(address)) == 0);
-    CHECK(listen(listen_fd, 64) == 0 && pthread_create(&thread, NULL, accept_calls, NULL) == 0);
-    setenv("SF_AGENT_SOCKET", path, 1);
 }
 
 /* ---- a clone ---- */
@@ -454,11 +415,10 @@ int main(void)
     test_table();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED);
-    start_host();
+    agent_socket_open(serve);
     test_tree();
     test_fork_again();
     test_foreign_fork();
-    unlink(path);
-    rmdir(directory);
+    agent_socket_remove();
     return 0;
 }
