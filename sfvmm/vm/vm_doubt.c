@@ -24,6 +24,7 @@
 typedef struct {
     SfVm *vm;
     guint disk;
+    gboolean of_overlay; /* else of a commit */
 } Doubt;
 
 static void look_for_job(Doubt *doubt);
@@ -74,44 +75,30 @@ static gboolean was_not_there(const GError *error)
     return strstr(error->message, "Failed to find node") != NULL;
 }
 
-static void delete_node(Doubt *doubt, const char *node, SfQmpReply reply)
+static void overlay_known(SfVm *vm, SfVmDisk *disk, gboolean in_use, SfQmpBatch *batch)
 {
-    JsonObject *args = json_object_new();
-
-    json_object_set_string_member(args, "node-name", node);
-    sf_qmp_execute(doubt->vm->qmp, "blockdev-del", args, -1, reply, doubt);
-}
-
-/* ---- a snapshot's overlay ---- */
-
-static void on_overlay_deleted(JsonNode *result, const GError *error, gpointer data)
-{
-    Doubt *doubt = data;
-    SfVmDisk *disk = disk_of(doubt, error);
-    SfQmpBatch *batch;
-
-    if (!disk) {
-        on_cleared(error, doubt);
-        return;
-    }
-    batch = sf_qmp_batch_new(doubt->vm->qmp);
-    if (error && !was_not_there(error)) {
-        g_message("VM %s: a snapshot was made that nobody has; its overlay of %s stays", doubt->vm->name,
-                  disk->chain->id);
+    if (in_use) {
+        g_message("VM %s: a snapshot was made that nobody has; its overlay of %s stays", vm->name, disk->chain->id);
         sf_vm_disk_overlay_done(disk, batch);
     } else {
         sf_vm_disk_overlay_undo(disk, batch); /* deletes the node again, which fails and does no harm */
     }
-    sf_vm_save(doubt->vm, NULL);
-    sf_qmp_batch_run(batch, on_cleared, doubt);
 }
 
-/* ---- a commit ---- */
+static void commit_known(SfVmDisk *disk, gboolean in_use, SfQmpBatch *batch)
+{
+    if (in_use) {
+        disk->commit_to = G_MAXUINT;
+    } else {
+        sf_vm_disk_commit_done(disk, batch); /* deletes the top again, as above */
+    }
+}
 
-static void on_top_deleted(JsonNode *result, const GError *error, gpointer data)
+static void on_node_deleted(JsonNode *result, const GError *error, gpointer data)
 {
     Doubt *doubt = data;
     SfVmDisk *disk = disk_of(doubt, error);
+    gboolean in_use = error && !was_not_there(error);
     SfQmpBatch *batch;
 
     if (!disk) {
@@ -119,14 +106,24 @@ static void on_top_deleted(JsonNode *result, const GError *error, gpointer data)
         return;
     }
     batch = sf_qmp_batch_new(doubt->vm->qmp);
-    if (error && !was_not_there(error)) {
-        disk->commit_to = G_MAXUINT;
+    if (doubt->of_overlay) {
+        overlay_known(doubt->vm, disk, in_use, batch);
     } else {
-        sf_vm_disk_commit_done(disk, batch); /* deletes the top again, as above */
+        commit_known(disk, in_use, batch);
     }
     sf_vm_save(doubt->vm, NULL);
     sf_qmp_batch_run(batch, on_cleared, doubt);
 }
+
+static void delete_node(Doubt *doubt, const char *node)
+{
+    JsonObject *args = json_object_new();
+
+    json_object_set_string_member(args, "node-name", node);
+    sf_qmp_execute(doubt->vm->qmp, "blockdev-del", args, -1, on_node_deleted, doubt);
+}
+
+/* ---- a commit's job ---- */
 
 static gboolean has_job(JsonNode *jobs, const char *id)
 {
@@ -165,7 +162,7 @@ static void on_jobs(JsonNode *jobs, const GError *error, gpointer data)
     } else if (jobs && has_job(jobs, job)) {
         g_timeout_add(JOB_LOOK_MS, on_look_again, doubt);
     } else {
-        delete_node(doubt, g_ptr_array_index(disk->nodes, disk->nodes->len - 1), on_top_deleted);
+        delete_node(doubt, g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
     }
 }
 
@@ -199,9 +196,10 @@ gboolean sf_vm_doubts_sort_out(SfVm *vm)
         doubt = g_new0(Doubt, 1);
         doubt->vm = g_object_ref(vm);
         doubt->disk = i;
+        doubt->of_overlay = is_of_overlay(disk);
         vm->doubts++;
-        if (is_of_overlay(disk)) {
-            delete_node(doubt, disk->overlay_node, on_overlay_deleted);
+        if (doubt->of_overlay) {
+            delete_node(doubt, disk->overlay_node);
         } else {
             cancel_job(vm, disk);
             look_for_job(doubt);
