@@ -32,10 +32,8 @@ change of the console's log (returned; coarse, the kernel may be a tick of 4 ms 
 import contextlib
 import os
 import re
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -43,7 +41,8 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 
 import harness                                      # noqa: E402
 import tiny                                         # noqa: E402
-from lib import fork_plot, guest, process, run, stock       # noqa: E402
+from lib import fork_plot, guest, process, run, stock   # noqa: E402
+from lib.daemon import daemon                       # noqa: E402
 
 MIB = harness.MIB
 GIB_MIB = 1024
@@ -66,19 +65,6 @@ BARS = {
 
 
 # ---------------------------------------------------------------- VMs and forks
-
-@contextlib.contextmanager
-def daemon():
-    """A private sfvmmd: state on a tmpfs, overlays on a disk, as on an installed host."""
-    overlays = tempfile.mkdtemp(prefix="sfo", dir="/var/tmp")
-    os.chmod(overlays, 0o755)
-    server = harness.Daemon(config={"overlay-directory": overlays})
-    try:
-        yield server.start()
-    finally:
-        server.close()
-        shutil.rmtree(overlays, ignore_errors=True)
-
 
 @contextlib.contextmanager
 def linux(server, **params):

@@ -13,6 +13,7 @@ The guest is the Debian of the other benches, with 1 GiB, under TCG. A real libv
 root is needed. NAME.ratio is made of the medians of the two figures.
 """
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -29,6 +29,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 import harness                                      # noqa: E402
 import libvirtd                                     # noqa: E402
 from lib import run                                 # noqa: E402
+from lib.daemon import daemon                       # noqa: E402
 
 MIB = harness.MIB
 GUEST_MIB = 1024
@@ -42,20 +43,6 @@ BARS = {"libvirt.return.32.ratio": 2, "libvirt.create.ratio": 0.5, "libvirt.paus
 
 
 # ---------------------------------------------------------------- VMs
-
-@contextlib.contextmanager
-def bench_daemon(keeper=None):
-    """A sfvmmd, with overlays on a disk; of a libvirtd or without one."""
-    overlays = tempfile.mkdtemp(prefix="sfo", dir="/var/tmp")
-    os.chmod(overlays, 0o755)
-    config = {"overlay-directory": overlays}
-    server = libvirtd.Daemon(keeper, config=config) if keeper else harness.Daemon(config=config)
-    try:
-        yield server.start()
-    finally:
-        server.close()
-        shutil.rmtree(overlays, ignore_errors=True)
-
 
 @contextlib.contextmanager
 def bench_libvirtd():
@@ -142,7 +129,8 @@ def fork_exec(vm, count):
 
 def measure_return(figures, quick):
     counts = COUNTS[:2] if quick else COUNTS
-    with bench_libvirtd() as keeper, bench_daemon(keeper) as with_libvirt, bench_daemon() as without:
+    with bench_libvirtd() as keeper, daemon(functools.partial(libvirtd.Daemon, keeper)) as with_libvirt, \
+            daemon() as without:
         domain = domain_vm(keeper, with_libvirt, max(counts))
         vm = harness.linux(without, memory=GUEST_MIB * MIB, pool=max(counts), tools=False)
         for count in counts:
@@ -176,7 +164,7 @@ def events_ms(text, event):
 
 def measure_pause(figures, quick):
     turns = 2 if quick else 10
-    with bench_libvirtd() as keeper, bench_daemon(keeper) as server:
+    with bench_libvirtd() as keeper, daemon(functools.partial(libvirtd.Daemon, keeper)) as server:
         vm = domain_vm(keeper, server, 1)
         watcher = subprocess.Popen(keeper.inside(["virsh", "event", NAME, "--event", "lifecycle", "--loop",
                                                   "--timestamp"]),
