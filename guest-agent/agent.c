@@ -519,8 +519,8 @@ static void usage(FILE *out)
           "  --hook-timeout MS    that one hook may take (default: 10000)\n"
           "  --group NAME         whose members may use the socket (default: " GROUP ")\n"
           "  --mode OCTAL         mode of the socket (default: 0660)\n"
-          "  --skip LIST          steps not to do in a clone, of rng,clock,hostname,hooks,network: for containers,\n"
-          "                       and for tests\n"
+          "  --skip LIST          steps not to do in a clone, of rng,clock,hostname,hooks,network, and\n"
+          "                       in a cluster's first VM of ssh: for containers and tests\n"
           "  --syslog             log to syslog instead of standard error\n"
           "  --verbose            log more\n"
           "  --version, --help\n",
@@ -536,7 +536,8 @@ static bool parse_skip(const char *list, unsigned *skip)
                   { "clock", AGENT_SKIP_CLOCK },
                   { "hostname", AGENT_SKIP_HOSTNAME },
                   { "hooks", AGENT_SKIP_HOOKS },
-                  { "network", AGENT_SKIP_NETWORK } };
+                  { "network", AGENT_SKIP_NETWORK },
+                  { "ssh", AGENT_SKIP_SSH } };
 
     while (*list != '\0') {
         size_t length = strcspn(list, ","), i;
@@ -668,7 +669,7 @@ int main(int argc, char **argv)
     if (!identity_init(&agent.identity, &agent.options)) {
         return EXIT_START;
     }
-    network_init(&agent.network, agent.options.names);
+    network_init(&agent.network, agent.options.names, !(agent.options.skip & AGENT_SKIP_SSH));
     slots_init(&agent.slots, &agent.identity, &agent.network);
     port_try(&agent.port);
     /* Its answer is what sf_clone() waits for in every clone, however busy the VM is. */

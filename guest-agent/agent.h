@@ -32,6 +32,7 @@ _Static_assert(AGENT_CONTROL_SPACE >= 3 * (SF_GP_HEADER_LENGTH + SF_GP_ERROR_LEN
 #define AGENT_SKIP_HOSTNAME    4u
 #define AGENT_SKIP_HOOKS       8u
 #define AGENT_SKIP_NETWORK     16u
+#define AGENT_SKIP_SSH         32u      /* in a cluster's first VM */
 
 struct agent_options {
     const char *port;           /* NULL: find the virtio-serial port by its name */

@@ -50,31 +50,79 @@ static char *read_others(const char *path, struct stat *status)
     return text;
 }
 
-static void put_line(FILE *file, uint32_t address, const char *name, uint32_t id)
+static void put_address(FILE *file, uint32_t address)
 {
     fprintf(file, "%u.%u.%u.%u ", address >> 24, address >> 16 & 0xff, address >> 8 & 0xff, address & 0xff);
-    if (id == 0) {
-        fprintf(file, "sf-parent %s\n", name);
-    } else {
-        fprintf(file, "sf-%u %s-%u\n", id, name, id);
+}
+
+static bool is_another_name(const char *host, const char *name)
+{
+    return host[0] && strcmp(host, name) != 0 && strcmp(host, "localhost") != 0 &&
+           host[strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")] == '\0';
+}
+
+/*
+ * A line of the others', without the parent's host name if it gives that a loopback address, as Debian does: of two
+ * addresses of one name programs may take the one that leads nowhere. The line is left out when nothing else is in it.
+ */
+static void put_other_line(FILE *file, char *line, const char *parent_host)
+{
+    char *rest = line, *word;
+    unsigned words = 0;
+
+    if (strncmp(line, "127.", 4) != 0 || strchr(line, '#') || !parent_host[0]) {
+        fputs(line, file);
+        return;
+    }
+    while ((word = strsep(&rest, " \t\n"))) {
+        if (*word && strcmp(word, parent_host) != 0) {
+            if (words == 1) {
+                fprintf(file, "%s", line); /* the address: strsep() has ended it */
+            }
+            if (words++ > 0) {
+                fprintf(file, " %s", word);
+            }
+        }
+    }
+    if (words > 1) {
+        fputc('\n', file);
     }
 }
 
-static bool write_all(FILE *file, const char *others, const struct sf_gp_network *value)
+static void put_others(FILE *file, const char *others, const char *parent_host)
 {
-    size_t length = strlen(others);
+    while (*others) {
+        size_t length = strcspn(others, "\n");
+        char *line = strndup(others, length + (others[length] == '\n'));
 
-    fputs(others, file);
-    fputs(length > 0 && others[length - 1] != '\n' ? "\n" BEGIN : BEGIN, file);
-    put_line(file, value->parent, value->name, 0);
+        if (line) {
+            put_other_line(file, line, parent_host);
+        }
+        free(line);
+        others += length + (others[length] == '\n');
+    }
+}
+
+static bool write_all(FILE *file, const char *others, const struct sf_gp_network *value, const char *parent_host)
+{
+    fputs(BEGIN, file);
+    put_address(file, value->parent);
+    fprintf(file, "sf-parent %s", value->name);
+    if (is_another_name(parent_host, value->name)) {
+        fprintf(file, " %s", parent_host);
+    }
+    fputc('\n', file);
     for (uint32_t id = 1; id <= value->count; id++) {
-        put_line(file, value->first + id - 1, value->name, id);
+        put_address(file, value->first + id - 1);
+        fprintf(file, "sf-%u %s-%u\n", id, value->name, id);
     }
     fputs(END, file);
+    put_others(file, others, parent_host);
     return fflush(file) == 0 && !ferror(file);
 }
 
-static bool replace(const char *path, const char *others, const struct stat *status, const struct sf_gp_network *value)
+static bool replace(const char *path, const char *others, const struct stat *status, const struct sf_gp_network *value,
+                    const char *parent_host)
 {
     char temporary[PATH_MAX];
     FILE *file;
@@ -88,7 +136,7 @@ static bool replace(const char *path, const char *others, const struct stat *sta
     if (!file) {
         return false;
     }
-    ok = write_all(file, others, value) && fchown(fd, status->st_uid, status->st_gid) == 0 &&
+    ok = write_all(file, others, value, parent_host) && fchown(fd, status->st_uid, status->st_gid) == 0 &&
          fchmod(fd, status->st_mode & 07777) == 0;
     fclose(file);
     ok = ok && rename(temporary, path) == 0;
@@ -101,12 +149,12 @@ static bool replace(const char *path, const char *others, const struct stat *sta
     return ok;
 }
 
-void names_write(const char *path, const struct sf_gp_network *value)
+void names_write(const char *path, const struct sf_gp_network *value, const char *parent_host)
 {
     struct stat status;
     char *others = read_others(path, &status);
 
-    if (!others || !replace(path, others, &status, value)) {
+    if (!others || !replace(path, others, &status, value, parent_host)) {
         agent_log(LOG_WARNING, "%s: the cluster's names are not written: %s", path, strerror(errno));
     }
     free(others);

@@ -6,9 +6,10 @@
 #include "libsf/wire/message.h"
 
 /*
- * Writes it anew, behind what others have written. The file is replaced as a whole; if that can't be done it stays as
- * it is, and the log says so: names are no reason to end a clone.
+ * Writes it anew, before what others have written, which loses only loopback addresses of the parent's host name
+ * (parent_host; empty: not known): whoever looks for that finds its address in the cluster. The file is replaced as a
+ * whole; if that can't be done it stays as it is, and the log says so: names are no reason to end a clone.
  */
-void names_write(const char *path, const struct sf_gp_network *value);
+void names_write(const char *path, const struct sf_gp_network *value, const char *parent_host);
 
 #endif

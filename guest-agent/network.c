@@ -35,6 +35,7 @@
 #include <unistd.h>
 
 #include "guest-agent/agent.h"
+#include "guest-agent/cluster_ssh.h"
 #include "guest-agent/names.h"
 #include "guest-agent/netlink.h"
 
@@ -460,7 +461,7 @@ bool network_become(struct network *network, struct sf_gp_error *error)
     ok = become(&netlink, &network->value, error);
     netlink_close(&netlink);
     if (ok) {
-        names_write(network->hosts, &network->value);
+        names_write(network->hosts, &network->value, network->parent_host);
     }
     return ok;
 }
@@ -477,10 +478,11 @@ static bool somebody_else_does(void)
     return false;
 }
 
-void network_init(struct network *network, const char *hosts)
+void network_init(struct network *network, const char *hosts, bool with_ssh)
 {
     memset(network, 0, sizeof(*network));
     network->hosts = hosts;
+    network->with_ssh = with_ssh;
 }
 
 /* A clone should not have to load the kernel's modules for it. */
@@ -502,18 +504,25 @@ void network_told(struct network *network, const struct sf_gp_network *value)
 
     network->value = *value;
     network->fresh = true;
+    if (gethostname(network->parent_host, sizeof(network->parent_host)) < 0) {
+        network->parent_host[0] = '\0';
+    }
+    network->parent_host[SF_GP_NAME_LEN] = '\0';
     if (value->id > 0) {
         return; /* a clone: IDENTITY comes, or has come to an earlier agent */
     }
     if (first) {
         warm_up();
     }
+    if (first && network->with_ssh) {
+        cluster_ssh_prepare(value);
+    }
     if (first && !somebody_else_does()) {
         network->setup_tries = SETUP_TRIES;
         network_retry(network);
     }
     if (value->count > 0) {
-        names_write(network->hosts, value);
+        names_write(network->hosts, value, network->parent_host);
     }
 }
 

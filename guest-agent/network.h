@@ -16,9 +16,11 @@ struct network {
     bool link_due;              /* a clone's programs wait for LINK */
     unsigned setup_tries;       /* left, to set the parent's NIC up */
     const char *hosts;          /* path of the file of names */
+    bool with_ssh;              /* the cluster gets a key for ssh */
+    char parent_host[SF_GP_NAME_LEN + 1]; /* host name of the parent, which a clone has at first; empty: too long */
 };
 
-void network_init(struct network *network, const char *hosts);
+void network_init(struct network *network, const char *hosts, bool with_ssh);
 
 /* NETWORK has come. In a parent names are written, and the NIC is set up soon (network_retry()). */
 void network_told(struct network *network, const struct sf_gp_network *value);

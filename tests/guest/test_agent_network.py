@@ -83,12 +83,12 @@ class Addresses(Base):
 
 @unittest.skipUnless(os.geteuid() == 0, 'needs root: sets addresses in a network namespace')
 class Kernel(Base):
-    skip, prefix = 'rng,clock,hostname', ('unshare', '--net')
+    skip, prefix = 'rng,clock,hostname,ssh', ('unshare', '--net')
 
     def setUp(self):
         super().setUp()
         with open(self.guest.names, 'w', encoding='utf-8') as file:
-            file.write('127.0.0.1 localhost\n192.0.2.5 elsewhere')
+            file.write('127.0.0.1 localhost\n127.0.1.1 %s\n192.0.2.5 elsewhere' % socket.gethostname())
         self.sh('ip link set lo up; ip link add nic address 02:5f:0a:4d:00:01 type veth peer name other;'
                 'ip link set other up')
 
@@ -124,8 +124,8 @@ class Kernel(Base):
         self.assertIn('SF_ID=2;', self.finish(clone))
         with open(self.guest.names, encoding='utf-8') as file:
             names = file.read()
-        self.assertTrue(names.startswith('127.0.0.1 localhost\n192.0.2.5 elsewhere\n#'), names)
-        self.assertIn('\n10.77.0.1 sf-parent vm1\n10.77.0.2 sf-1 vm1-1\n10.77.0.3 sf-2 vm1-2\n', names)
+        self.assertTrue(names.endswith('\n127.0.0.1 localhost\n192.0.2.5 elsewhere'), names)
+        self.assertIn('\n10.77.0.1 sf-parent vm1 %s\n10' % socket.gethostname() + '.77.0.2 sf-1 vm1-1\n10.77.0.3 sf-2 vm1-2\n', names)
         self.assertEqual(self.finish(self.guest.sf('address')), '10.77.0.3\n')
         self.assertEqual(self.finish(self.guest.sf('address', 'parent')), '10.77.0.1\n')
 
