@@ -199,7 +199,7 @@ class Host(harness.Daemon):
         return path
 
     def address(self):
-        return "%s:%d" % (self.ip, self.port)
+        return ("[%s]:%d" if ":" in self.ip else "%s:%d") % (self.ip, self.port)
 
     def add(self, other, **params):
         """Know another host, and wait until it is there."""

@@ -214,6 +214,34 @@ for line in sys.stdin:
                       input="".join(data.hex() + "\n" for data in datagrams))
 
 
+class Ipv6(Multicast):
+    """Hosts that know each other by IPv6 addresses: pages by unicast and multicast, and disks."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.link = hosts.Bridge(*NAMES, prefix="fd5f::")
+        cls.addClassCleanup(cls.link.close)
+        super().setUpClass()
+
+    def test_content(self):
+        """By multicast; then again while one host has to do without the group."""
+        ticket, probes = self.spread()
+        on_all(list(probes.values()), "verify m 1")
+        origin, b, c = (self.group(name, ticket) for name in NAMES)
+        self.assertRegex(origin["group"], "^ff15:")
+        self.assertEqual((b["state"], c["state"]), ("multicast", "multicast"), (b, c))
+        self.assertGreater(b["unasked"] + c["unasked"], 0, (b, c))
+        self.finish(probes)
+        self.link.drop("c", "udp dport %d" % PORT)
+        self.addCleanup(self.link.drop, "c", "")
+        self.probe("fill m 2")
+        state, probes = self.fork(2)
+        ticket = state["ticket"]
+        on_all(list(probes.values()), "verify m 2")
+        harness.wait(lambda: self.group("c", ticket)["state"] == "unicast", what="host c uses unicast")
+        self.finish(probes)
+
+
 @contextlib.contextmanager
 def capture(link, name, folder):
     """What passes a host's interface meanwhile; afterwards the result gives its UDP datagrams: (from, to port, data)."""
