@@ -346,6 +346,15 @@ static void on_link_object(SfPeerLink *link, JsonObject *object, gpointer owner)
     }
 }
 
+/* Says why and tries again, unless the host has dialled us meanwhile: it is up, and the dial's end is no news of it. */
+static void peer_dial_failed(SfPeer *peer, const GError *error)
+{
+    if (!peer->link) {
+        peer_set_reason(peer, error->message);
+        peer_dial_later(peer);
+    }
+}
+
 static void on_link_opened(SfPeerLink *link, gpointer owner)
 {
     SfPeers *peers = owner;
@@ -372,8 +381,7 @@ static void on_link_ended(SfPeerLink *link, const GError *error, gpointer owner)
         peer_forget_or_dial(up);
     } else if (dialled) {
         dialled->dialled = NULL;
-        peer_set_reason(dialled, error->message);
-        peer_dial_later(dialled);
+        peer_dial_failed(dialled, error);
     } else if (sf_peer_link_is_server(link) && !sf_peer_link_name(link)) {
         g_message("a connection from %s: %s", sf_peer_link_remote_ip(link), error->message);
     }
@@ -403,8 +411,7 @@ static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
             peer->dialled = sf_peer_link_new(peers->identity, connection, FALSE, &link_handlers, peers);
             g_ptr_array_add(peers->links, peer->dialled);
         } else {
-            peer_set_reason(peer, error->message);
-            peer_dial_later(peer);
+            peer_dial_failed(peer, error);
         }
     }
     sf_peers_unref(peers);
