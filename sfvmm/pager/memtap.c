@@ -51,7 +51,7 @@
 #define FAULT_SECONDS   60u            /* bound of one fault: a link that is cut for 10 s must fit */
 #define FAULTS_PER_READ 32             /* messages of one userfaultfd in one turn */
 #define UNIT_MIN        (64u << 10)    /* bytes around a fault */
-#define UNIT_MAX        (512u << 10)
+#define UNIT_MAX        (256u << 10)
 #define NEAR_RUNS_MAX   8u             /* reads for one fault's neighbours */
 #define NEAR_IN_FLIGHT  32u            /* reads on the near link; more are not asked for */
 #define RECORD_MAX      (1u << 16)     /* faults whose order is kept */

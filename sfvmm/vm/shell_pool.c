@@ -7,9 +7,9 @@
  *       +--- for a waiting take -+
  *
  * One rule, applied whenever something changes: as many shells are being started as takes wait, plus, while nobody
- * holds the pool, at most REFILLS_AT_ONCE towards the target. A started shell goes to the oldest waiting take, else to
- * the ready queue. A shell that dies in the queue is dropped and replaced; a start that fails is told to the oldest
- * waiting take, else tried again after a delay that doubles. Main thread only.
+ * holds the pool nor has held it in the last REST_MS, at most REFILLS_AT_ONCE towards the target. A started shell goes
+ * to the oldest waiting take, else to the ready queue. A shell that dies in the queue is dropped and replaced; a start
+ * that fails is told to the oldest waiting take, else tried again after a delay that doubles. Main thread only.
  */
 #include "sfvmm/vm/shell_pool.h"
 
@@ -17,6 +17,7 @@
 
 #define REFILLS_AT_ONCE 2u /* the host's other work goes on beside it */
 #define STARTS_AT_ONCE  8u /* for takes: more at once only make each later */
+#define REST_MS         500u /* new clones begin their work, those on other hosts may still be on their way */
 #define RETRY_MS_FIRST  1000u
 #define RETRY_MS_MAX    60000u
 #define SHELL_INFIX     "-shell-" /* PREFIX-shell-N */
@@ -32,6 +33,7 @@ struct SfShellPool {
     guint last_number;
     GQueue ready;   /* of SfVm */
     GQueue waiting; /* of GTask */
+    guint rest_timer;
     guint retry_timer;
     guint retry_ms;
     gboolean closed;
@@ -108,6 +110,15 @@ static gboolean on_retry(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+static gboolean on_rested(gpointer data)
+{
+    SfShellPool *pool = data;
+
+    pool->rest_timer = 0;
+    pool_review(pool);
+    return G_SOURCE_REMOVE;
+}
+
 static void start_failed(SfShellPool *pool, GError *error)
 {
     GTask *task = g_queue_pop_head(&pool->waiting);
@@ -168,7 +179,8 @@ static void pool_review(SfShellPool *pool)
     if (pool->closed) {
         return;
     }
-    if (wanted == 0 && pool->holds == 0 && !pool->retry_timer && pool->ready.length < pool->target) {
+    if (wanted == 0 && pool->holds == 0 && !pool->rest_timer && !pool->retry_timer &&
+        pool->ready.length < pool->target) {
         wanted = MIN(pool->target - pool->ready.length, REFILLS_AT_ONCE);
     }
     while (pool->starting < wanted) {
@@ -198,6 +210,7 @@ void sf_shell_pool_close(SfShellPool *pool)
     GTask *task;
 
     pool->closed = TRUE;
+    g_clear_handle_id(&pool->rest_timer, g_source_remove);
     g_clear_handle_id(&pool->retry_timer, g_source_remove);
     while ((shell = get_ready(pool))) {
         sf_vm_kill(shell);
@@ -260,7 +273,10 @@ void sf_shell_pool_release(SfShellPool *pool)
 {
     g_assert(pool->holds > 0);
     pool->holds--;
-    pool_review(pool);
+    if (pool->holds == 0 && !pool->closed) {
+        g_clear_handle_id(&pool->rest_timer, g_source_remove);
+        pool->rest_timer = g_timeout_add(REST_MS, on_rested, pool);
+    }
 }
 
 void sf_shell_pool_take_async(SfShellPool *pool, GAsyncReadyCallback callback, gpointer data)

@@ -29,7 +29,10 @@ void sf_shell_pool_foreach(SfShellPool *pool, void (*visit)(SfVm *shell, gpointe
 /* A shell adopted after a restart goes back into its pool. One that has got a clone's name already is killed. */
 void sf_shell_pool_give(SfShellPool *pool, SfVm *shell);
 
-/* Refilling competes with a fork for CPU: held while a fork runs. Nests. */
+/*
+ * Refilling competes with a fork for CPU: held while a fork runs, it goes on half a second after the last release.
+ * Nests.
+ */
 void sf_shell_pool_hold(SfShellPool *pool);
 void sf_shell_pool_release(SfShellPool *pool);
 
