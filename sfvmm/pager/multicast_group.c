@@ -25,7 +25,7 @@ struct SfMulticast {
 
 void sf_multicast_config_init(SfMulticastConfig *config)
 {
-    *config = (SfMulticastConfig){ .port = SF_UDP_GROUP_PORT, .hops = 1 };
+    *config = (SfMulticastConfig){ .mode = SF_MULTICAST_AUTO, .port = SF_UDP_GROUP_PORT, .hops = 1 };
     sf_udp_range_parse(DEFAULT_RANGE4, &config->v4, NULL);
     sf_udp_range_parse(DEFAULT_RANGE6, &config->v6, NULL);
 }
