@@ -26,7 +26,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 
 import harness                                      # noqa: E402
 import memory                                       # noqa: E402
-from lib import plot, run                           # noqa: E402
+from lib import plot, process, run                  # noqa: E402
 
 MIB = harness.MIB
 USED, FILE = 400, 64            # MiB
@@ -41,8 +41,9 @@ def usage(host, vm):
     return next(found for found in host.call("vm.usage")["vms"] if found["name"] == vm.name)
 
 
-def shared(host, vm):
-    return usage(host, vm)["shared"]
+def held(host, vm):
+    """Bytes of the host's memory that a VM's RAM takes, whether its process has touched them or not."""
+    return process.memfd_bytes(usage(host, vm)["pid"])
 
 
 def pages(host, vm):
@@ -72,9 +73,9 @@ def parent(made, more):
 
 def report(host, vm):
     """The parent reports its free pages from now on; returns when it has."""
-    full = shared(host, vm)
+    full = held(host, vm)
     vm.shell("modprobe virtio_balloon")
-    harness.wait(lambda: shared(host, vm) < full - USED * MIB * 3 // 4, harness.LONG, "free pages to be reported")
+    harness.wait(lambda: held(host, vm) < full - USED * MIB * 3 // 4, harness.LONG, "free pages to be reported")
 
 
 def fetched(made, vm, avoid, work):
