@@ -36,6 +36,7 @@ import traceback
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
 ASAN_BUILD = os.path.join(ROOT, "build-asan")
+TSAN_BUILD = os.path.join(ROOT, "build-tsan")
 RUN_BOUND = float(os.environ.get("SF_TEST_RUN_BOUND", 70 * 60))     # seconds; CI's own bound is 90 minutes, with set-up
 SCALE = float(os.environ.get("SF_TEST_TIMEOUT_SCALE", "1"))
 FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
@@ -244,7 +245,7 @@ class Executable:
         log = os.path.join(report.logs, self.name + ".log")
         begin = time.monotonic()
         process = Process(self.test["cmd"], log, env=dict(self.group.env, **self.test["env"]),
-                          cwd=self.test["workdir"] or ASAN_BUILD)
+                          cwd=self.test["workdir"] or ROOT)
         # Meson's own bound is for `meson test` on an idle machine: here a busy one must not fail.
         bound = max((self.test["timeout"] or 0) * SCALE, self.group.bound)
         status = process.wait(min(bound, deadline - begin))
@@ -322,6 +323,12 @@ SANITIZERS = {
 }
 
 
+THREADS = {
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions=" + os.path.join(TESTS, "tsan.supp"),
+    "SF_PAGE_SERVER": os.path.join(TSAN_BUILD, "tests", "pager", "page_server"),
+}
+
+
 class Group:
     """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take. One that
     mostly waits runs beside the group above it."""
@@ -344,11 +351,22 @@ def python_modules(group):
     return [PythonModule(group, path) for path in sorted(glob.glob(os.path.join(TESTS, group.name, "test_*.py")))]
 
 
-def meson_tests(group):
-    if not os.path.exists(os.path.join(ASAN_BUILD, "build.ninja")):
+def tests_of_build(group, build):
+    if not os.path.exists(os.path.join(build, "build.ninja")):
         return []
-    listed = subprocess.run(["meson", "introspect", "--tests", ASAN_BUILD], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["meson", "introspect", "--tests", build], capture_output=True, text=True, check=True)
     return [Executable(group, test) for test in json.loads(listed.stdout)]
+
+
+def meson_tests(group):
+    return tests_of_build(group, ASAN_BUILD)
+
+
+def threads_tests(group):
+    """What the alias tsan-targets builds."""
+    names = ("page_store", "memtap", "pager", "udp")
+    return [job for job in tests_of_build(group, TSAN_BUILD) if job.test["name"] in names] + \
+        [PythonModule(group, os.path.join(TESTS, "pager", "test_nbd.py"))]
 
 
 def fuzz_targets(group):
@@ -361,6 +379,7 @@ GROUPS = [
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
+    Group("tsan", threads_tests, needs=("tsan",), fast=True, beside=True, env=THREADS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
     Group("functional", python_modules, needs=("build", "qemu", "image"), jobs=2, bound=600),
@@ -373,6 +392,8 @@ def names_before_build(group):
         return [name for job in group.all_jobs() for name in [job.name + "/"] + job.list()]
     if group.make is meson_tests:
         return ["unit/" + folder + "/" for folder in os.listdir(os.path.join(TESTS, "unit"))]
+    if group.make is threads_tests:
+        return ["tsan/pager/", "tsan/test_nbd/"]
     sources = glob.glob(os.path.join(TESTS, "fuzz", "fuzz_*.c"))
     return ["fuzz/" + os.path.basename(path)[len("fuzz_"):-len(".c")] for path in sources]
 

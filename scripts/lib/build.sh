@@ -5,6 +5,7 @@
 # A compiler's new warning stops the tests, but nobody who only wants it to run.
 #   build/        what runs: sfvmmd, sf-pager, sfctl, libsf, sf-agent
 #   build-asan/   the same under ASan and UBSan, for the unit tests
+#   build-tsan/   sf-pager and its tests under ThreadSanitizer
 #   build-fuzz/   the fuzz targets, with clang
 #   build-guest/  the guest side alone, for the image (image.sh)
 
@@ -39,6 +40,11 @@ build_daemon_config() {
 build_asan() {
     build_make "$(build_dir asan)" meson-test-prereq -Dwerror=true -Db_sanitize=address,undefined -Dbuildtype=debug \
         -Doptimization=1
+}
+
+# Step.
+build_tsan() {
+    build_make "$(build_dir tsan)" tsan-targets -Dwerror=true -Db_sanitize=thread -Dbuildtype=debug -Doptimization=1
 }
 
 # Step.
