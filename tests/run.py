@@ -379,7 +379,7 @@ GROUPS = [
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
-    Group("tsan", threads_tests, needs=("tsan",), fast=True, beside=True, env=THREADS),
+    Group("tsan", threads_tests, needs=("tsan",), beside=True, env=THREADS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
     Group("functional", python_modules, needs=("build", "qemu", "image"), jobs=2, bound=600),
