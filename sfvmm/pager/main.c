@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include "sfvmm/pager/control.h"
-#include "sfvmm/pager/sandbox.h"
+#include "sfvmm/process/sandbox.h"
 
 #define FD_LISTENER  3
 #define HEAP_BYTES   (8 << 20)  /* buffers of this size are no mappings of their own: those fault anew each time */
@@ -62,7 +62,7 @@ int main(int argc, char **argv)
     mallopt(M_MMAP_THRESHOLD, HEAP_BYTES);
     mallopt(M_TRIM_THRESHOLD, HEAP_SPARE);
     signal(SIGPIPE, SIG_IGN);
-    if (!sandbox_enter("/proc/self/fd/4", &error)) {
+    if (!sf_sandbox_enter("sf-pager", "/proc/self/fd/4", &error)) {
         g_printerr("sf-pager: %s\n", error->message);
         return EXIT_FAILURE;
     }

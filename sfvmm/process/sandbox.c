@@ -3,19 +3,19 @@
  * Theory of operation: isolation in stages, each of which the next one can't undo.
  *
  *     sfvmmd, before the exec    own session, unprivileged user (when sfvmmd is root), no_new_privs, no descriptors but
- *                                two
+ *                                those that it is given
  *     here, before any input     no core file (it would hold keys) and not dumpable: processes of the same user, as a
  *                                QEMU that its guest has taken over, can't look into it; Landlock: no file may be
  *                                written or made, only system libraries, name service and the own directory are read;
  *                                seccomp: only the calls of the list below
- *     afterwards                 descriptors come over pager.sock; memory of clones is written only through them
+ *     afterwards                 descriptors come over the socket on which sfvmmd talks to it
  *
  * A call outside the list fails with EPERM. io_uring's operations pass seccomp by: there Landlock and the user's rights
  * count, and the page server restricts its ring to what it needs.
  *
  * A kernel without Landlock is no reason to stop: the rest holds.
  */
-#include "sfvmm/pager/sandbox.h"
+#include "sfvmm/process/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ static const char *const calls[] = {
     "poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2",
     "nanosleep", "clock_nanosleep", "futex", "restart_syscall", "sched_yield",
     /* sockets */
-    "socket", "socketpair", "connect", "bind", "accept4", "accept", "shutdown", "getsockopt", "setsockopt",
+    "socket", "socketpair", "connect", "bind", "accept4", "accept", "shutdown", "getsockopt", "setsockopt", "listen",
     "getsockname", "getpeername", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
     "io_uring_setup", "io_uring_enter", "io_uring_register",
     /* memory, threads, time */
@@ -94,7 +94,9 @@ static gboolean enter_landlock(const char *directory, GError **error)
     for (guint i = 0; i < G_N_ELEMENTS(readable); i++) {
         allow_reading(ruleset, readable[i]);
     }
-    allow_reading(ruleset, directory);
+    if (directory) {
+        allow_reading(ruleset, directory);
+    }
     ok = syscall(SYS_landlock_restrict_self, ruleset, 0) == 0 || fail(error, "Landlock", errno);
     close(ruleset);
     return ok;
@@ -122,7 +124,7 @@ static gboolean enter_seccomp(GError **error)
     return result == 0 || fail(error, "seccomp", -result);
 }
 
-gboolean sandbox_enter(const char *directory, GError **error)
+gboolean sf_sandbox_enter(const char *program, const char *directory, GError **error)
 {
     struct rlimit none = { 0, 0 };
 
@@ -136,7 +138,7 @@ gboolean sandbox_enter(const char *directory, GError **error)
         return fail(error, "not dumpable", errno);
     }
     if (geteuid() == 0) {
-        g_warning("sf-pager runs as root: set `user` (sfvmmd.conf) to an unprivileged user");
+        g_warning("%s runs as root: set `user` (sfvmmd.conf) to an unprivileged user", program);
     }
     return enter_landlock(directory, error) && enter_seccomp(error);
 }
