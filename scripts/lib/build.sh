@@ -32,8 +32,11 @@ build_project() {
 
 # Step: a configuration of sfvmmd that finds the patched QEMU of the cache.
 build_daemon_config() {
-    printf '[sfvmmd]\nqemu=%s/bin/qemu-system-x86_64\nqemu-img=%s/bin/qemu-img\nfirmware=%s\npager=%s/sfvmm/pager/sf-pager\n' \
-        "$(qemu_prefix)" "$(qemu_prefix)" "$qemu_firmware" "$(build_dir)" > "$(build_dir)/sfvmmd.conf"
+    {
+        printf '[sfvmmd]\nqemu=%s/bin/qemu-system-x86_64\nqemu-img=%s/bin/qemu-img\nfirmware=%s\n' \
+            "$(qemu_prefix)" "$(qemu_prefix)" "$qemu_firmware"
+        printf 'pager=%s/sfvmm/pager/sf-pager\nswitch=%s/sfvmm/net/sf-switch\n' "$(build_dir)" "$(build_dir)"
+    } > "$(build_dir)/sfvmmd.conf"
 }
 
 # Step.

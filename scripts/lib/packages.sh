@@ -6,7 +6,7 @@
 
 packages_build=(gcc libc6-dev make ninja-build meson ccache pkg-config git patch xz-utils libglib2.0-dev
     libjson-glib-dev libfdt-dev libgnutls28-dev libnbd-dev liblz4-dev libzstd-dev zlib1g-dev libnl-route-3-dev
-    libnftables-dev libvirt-dev libxml2-dev)
+    libnftables-dev libslirp-dev libvirt-dev libxml2-dev)
 packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev libslirp-dev
     liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev libgnutls28-dev)
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring iproute2 util-linux)

@@ -58,6 +58,7 @@ static const struct {
     { GROUP, "user" },
     { GROUP, "pager-user" },
     { GROUP, "cluster-links" },
+    { GROUP, "cluster-kind" },
     { CLUSTER, "resource-manager" },
     { CLUSTER, "policy" },
     { CLUSTER, "page-ports" },
@@ -225,6 +226,8 @@ static SfDaemonConfig *config_defaults(void)
     config->cluster.pages = SF_PAGER_X509;
     config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
     sf_multicast_config_init(&config->cluster.multicast);
+    config->network.bridge = geteuid() == 0;
+    config->network.switch_program = g_strdup(SF_SWITCH_DEFAULT);
     config->network.clusters = DEFAULT_CLUSTERS;
     config->network.port = DEFAULT_TUNNEL_PORT;
     config->network.links = DEFAULT_LINKS;
@@ -374,6 +377,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "firmware", &config->launcher.firmware },
         { GROUP, "state-directory", &config->state_directory },
         { GROUP, "pager", &config->pager },
+        { GROUP, "switch", &config->network.switch_program },
         { GROUP, "libvirt-uri", &config->launcher.libvirt_uri },
         { CLUSTER, "name", &config->cluster.name },
         { CLUSTER, "listen", &config->cluster.listen },
@@ -400,6 +404,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     };
     g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
     g_autofree char *links = g_key_file_get_string(file, GROUP, "cluster-links", NULL);
+    g_autofree char *kind = g_key_file_get_string(file, GROUP, "cluster-kind", NULL);
 
     if (!check_keys(file, path, texts, G_N_ELEMENTS(texts), uints, G_N_ELEMENTS(uints), error)) {
         return FALSE;
@@ -425,6 +430,10 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     if (memory) {
         config->limits.memory <<= 20;
     }
+    if (kind && strcmp(kind, "bridge") != 0 && strcmp(kind, "switch") != 0) {
+        return set_value_error(path, "cluster-kind", kind, "bridge or switch", error);
+    }
+    config->network.bridge = kind ? strcmp(kind, "bridge") == 0 : config->network.bridge;
     if (links && !read_links(config, links)) {
         return set_value_error(path, "cluster-links", links, "an IPv4 network like 198.18.0.0/16", error);
     }
@@ -475,6 +484,7 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->socket);
     g_free(config->group);
     g_free(config->pager);
+    g_free(config->network.switch_program);
     g_free(config->cluster.pages_directory);
     g_free(config->launcher.qemu);
     g_free(config->launcher.qemu_img);

@@ -23,9 +23,11 @@ typedef struct {
     guint settle_ms;        /* after the last clone, before memory and disks are made one again */
     char *state_directory;  /* what outlives a reboot */
     char *pager;            /* path of sf-pager */
-    uid_t pager_uid;        /* that sf-pager runs as; own uid when not root */
+    uid_t pager_uid;        /* that sf-pager and sf-switch run as; own uid when not root */
     gid_t pager_gid;
     struct {
+        gboolean bridge;    /* a cluster's network is the kernel's, else sf-switch's */
+        char *switch_program;
         guint clusters;     /* networks at a time, at most */
         guint rate;         /* of each member in each direction, KiB/s; 0: no limit */
         guint port;         /* UDP, of networks that span hosts */

@@ -14,6 +14,8 @@ G_STATIC_ASSERT(SF_VM_CLUSTER_MTU == SF_NET_MTU);
 struct SfNetworks {
     SfHost *host;         /* not owned */
     GHashTable *networks; /* key_of() a family -> SfNetwork */
+    char *directory;      /* of sf-switches */
+    SfNetworkPlace place; /* of these; program NULL: networks are bridges */
     SfForkNetwork for_forks;
 };
 
@@ -73,10 +75,15 @@ static int open_tap(gpointer owner, const char *vm, char **device, GError **erro
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "VM \"%s\": its cluster's network is gone", vm);
         return -1;
     }
-    return sf_network_open_tap(network, device, error);
+    return sf_network_open_port(network, device, error);
 }
 
 /* ---- networks ---- */
+
+static const SfNetworkPlace *place_of(const SfNetworks *networks)
+{
+    return networks->place.program ? &networks->place : NULL;
+}
 
 static gboolean options_of(SfNetworks *networks, const char *family, const SfVmConfig *config,
                            SfNetworkOptions *options, GArray **outside, GError **error)
@@ -93,6 +100,7 @@ static gboolean options_of(SfNetworks *networks, const char *family, const SfVmC
         .links_prefix = daemon->network.links_prefix,
         .rate = (guint64)daemon->network.rate << 10,
         .lent = is_lent(family),
+        .place = place_of(networks),
     };
     sf_gp_mac_of_address(options->gateway_mac, sf_network_gateway_address(config->address, config->prefix));
     return *outside != NULL;
@@ -352,24 +360,29 @@ void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
 
 /* ---- after a restart ---- */
 
+/* A bridge is found by a VM's tap. */
+static SfNetwork *adopt_by(const SfNetworkOptions *options, SfVm *vm, GError **error)
+{
+    int tap = options->place ? -1 : sf_vm_borrow_tap(vm, error);
+    SfNetwork *network = options->place || tap >= 0 ? sf_network_adopt(options, tap, error) : NULL;
+
+    if (tap >= 0) {
+        close(tap);
+    }
+    return network;
+}
+
 void sf_networks_adopt(SfNetworks *networks, const char *family, const SfVmConfig *config, SfVm *vm)
 {
     g_autoptr(GArray) outside = NULL;
     g_autoptr(GError) error = NULL;
     SfNetworkOptions options;
-    SfNetwork *network = NULL;
-    int tap = -1;
+    SfNetwork *network;
 
     if (!sf_vm_tap(vm) || network_of_key(networks, family)) {
         return;
     }
-    if (options_of(networks, family, config, &options, &outside, &error)) {
-        tap = sf_vm_borrow_tap(vm, &error);
-    }
-    if (tap >= 0) {
-        network = sf_network_adopt(&options, tap, &error);
-        close(tap);
-    }
+    network = options_of(networks, family, config, &options, &outside, &error) ? adopt_by(&options, vm, &error) : NULL;
     if (network) {
         g_hash_table_insert(networks->networks, key_of(family), network);
     } else {
@@ -380,6 +393,7 @@ void sf_networks_adopt(SfNetworks *networks, const char *family, const SfVmConfi
 
 void sf_networks_settle(SfNetworks *networks)
 {
+    g_autofree const char **live = (const char **)g_hash_table_get_keys_as_array(networks->networks, NULL);
     GHashTableIter iter;
     SfNetwork *network;
 
@@ -390,16 +404,22 @@ void sf_networks_settle(SfNetworks *networks)
             g_warning("%s", error->message);
         }
     }
-    sf_network_sweep();
+    sf_network_sweep(place_of(networks), live);
 }
 
 SfNetworks *sf_networks_new(SfHost *host, SfLauncher *launcher)
 {
     SfNetworks *networks = g_new0(SfNetworks, 1);
+    const SfDaemonConfig *config = sf_host_config(host);
     const SfTapProvider provider = { networks, open_tap };
 
     networks->host = host;
     networks->networks = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)sf_network_free);
+    networks->directory = g_build_filename(config->launcher.run_directory, "net", NULL);
+    if (!config->network.bridge) {
+        networks->place = (SfNetworkPlace){ config->network.switch_program, networks->directory, config->pager_uid,
+                                            config->pager_gid };
+    }
     networks->for_forks = (SfForkNetwork){ networks, describe_clone, admit_clone };
     sf_launcher_set_taps(launcher, &provider);
     return networks;
@@ -408,5 +428,6 @@ SfNetworks *sf_networks_new(SfHost *host, SfLauncher *launcher)
 void sf_networks_free(SfNetworks *networks)
 {
     g_hash_table_unref(networks->networks);
+    g_free(networks->directory);
     g_free(networks);
 }

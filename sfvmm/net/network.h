@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfNetwork: the network of one cluster on this host. A namespace of its own, with a bridge that the taps of VMs are
- * put on, one by one, when they may talk; and, if the policy allows anything outside, a cable to the host with NAT.
+ * SfNetwork: the network of one cluster on this host. VMs are put on it, one by one, when they may talk; and, if the
+ * policy allows anything outside, there is a gateway with NAT.
  *
- *     sf_network_new() --> sf_network_open_tap() --> sf_network_admit() --> sf_network_dismiss() --> sf_network_free()
+ *     sf_network_new() --> sf_network_open_port() --> sf_network_admit() --> sf_network_dismiss() --> sf_network_free()
  *                                  a VM is started        it has its own          it has ended
  *                                                         MAC and address
  *
- * sf_network_span() makes it one with the networks of other hosts.
+ * There are two kinds. Guests see no difference between them:
+ *
+ *     bridge    a network namespace with a bridge of the kernel; needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
+ *               sf_network_span() makes it one with the networks of other hosts
+ *     switch    a process, sf-switch, which is the bridge, the filter and the gateway; needs no privilege. This host
+ * only
  *
  * Any number of clusters may have the same addresses. Addresses are IPv4 in host byte order. Main thread only; each
- * call is done when it returns. CAP_NET_ADMIN and CAP_SYS_ADMIN are needed.
+ * call is done when it returns.
  */
 #ifndef SF_NETWORK_H
 #define SF_NETWORK_H
@@ -20,8 +25,16 @@
 
 #define SF_NET_MTU 1450u /* leaves room for VXLAN in Ethernet's 1500 */
 
+/* Where and how sf-switch runs. */
 typedef struct {
-    const char *name;      /* of the cluster, for messages */
+    const char *program;   /* absolute path */
+    const char *directory; /* for its sockets and logs; made when needed */
+    uid_t uid;             /* that it runs as; counts when we are root */
+    gid_t gid;
+} SfNetworkPlace;
+
+typedef struct {
+    const char *name;      /* of the cluster: for messages, and for files */
     guint32 address;       /* of its first VM */
     guint prefix;          /* of its subnet; the gateway is the last address of it */
     const GArray *outside; /* of SfNetRule (policy.h); copied. NULL: nothing is reachable outside */
@@ -30,7 +43,8 @@ typedef struct {
     guint links_prefix;
     guint64 rate; /* bytes/s of each member in each direction; 0: no limit */
     guint8 gateway_mac[SF_NET_MAC_LENGTH];
-    gboolean lent; /* the cluster's gateway, and so its way outside, is on another host */
+    gboolean lent;               /* the cluster's gateway, and so its way outside, is on another host */
+    const SfNetworkPlace *place; /* of a switch; NULL: a bridge */
 } SfNetworkOptions;
 
 typedef struct SfNetwork SfNetwork;
@@ -39,8 +53,8 @@ typedef struct SfNetwork SfNetwork;
 SfNetwork *sf_network_new(const SfNetworkOptions *options, GError **error);
 
 /*
- * After a restart of sfvmmd: the network that a VM's tap is in, with the cable that it has. Its members are not known:
- * admit() each, then settle(), from which on no other passes. Those who stay notice nothing.
+ * After a restart of sfvmmd: the network that a VM's tap is in (a bridge's; a switch is found by its name). Its members
+ * are not known: admit() each, then settle(), from which on no other passes. Those who stay notice nothing.
  */
 SfNetwork *sf_network_adopt(const SfNetworkOptions *options, int tap, GError **error);
 gboolean sf_network_settle(SfNetwork *network, GError **error);
@@ -53,7 +67,7 @@ gboolean sf_network_settle(SfNetwork *network, GError **error);
 gboolean sf_network_span(SfNetwork *network, guint32 number, guint port, const char *const *hosts, GError **error);
 guint32 sf_network_number(const SfNetwork *network); /* 0: it does not span hosts */
 
-/* All of it goes; taps that QEMUs still hold stay in a namespace that nothing else is in. */
+/* All of it goes; ports that QEMUs still hold lead nowhere. */
 void sf_network_free(SfNetwork *network);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfNetwork, sf_network_free)
 
@@ -61,10 +75,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfNetwork, sf_network_free)
 void sf_network_leave(SfNetwork *network);
 
 /*
- * A tap for a QEMU, which goes with it. It reaches nothing. Returns its descriptor, for the caller to close, and the
- * name of the device, to be freed; -1 + error.
+ * A port for a QEMU, which goes with it: a tap, or a stream socket of frames. It reaches nothing. Returns its
+ * descriptor, for the caller to close, and the name of the device, to be freed; -1 + error.
  */
-int sf_network_open_tap(SfNetwork *network, char **device, GError **error);
+int sf_network_open_port(SfNetwork *network, char **device, GError **error);
 
 /* A VM whose guest has its own MAC and address by now: it may talk, as these only. */
 gboolean sf_network_admit(SfNetwork *network, const char *device, const guint8 *mac, guint32 address, GError **error);
@@ -74,14 +88,14 @@ void sf_network_dismiss(SfNetwork *network, const char *device);
 
 /* Where members send what is not for the cluster; 0: nothing is reachable outside. */
 guint32 sf_network_gateway(const SfNetwork *network);
-int sf_network_netns(const SfNetwork *network); /* not owned by the caller */
 
 guint32 sf_network_gateway_address(guint32 address, guint prefix); /* that a subnet's gateway has, if there is one */
 
 /* The addresses of a subnet that VMs can have: without its first and last one and the gateway. */
 gboolean sf_network_address_is_usable(guint32 address, guint prefix);
 
-/* Removes filters of this host whose clusters are gone: a killed sfvmmd left them. */
-void sf_network_sweep(void);
+/* Removes what a killed sfvmmd left of clusters that are gone. place: as in options; live: names of those that are
+ * there. */
+void sf_network_sweep(const SfNetworkPlace *place, const char *const *live);
 
 #endif

@@ -13,10 +13,15 @@ static const struct {
     guint prefix;
     const char *what;
 } never[] = {
+    { 0x00000000, 8, "no address of a machine; systems take it for their own" },
     { 0x7f000000, 8, "loopback" },
     { 0xa9fe0000, 16, "link-local, where clouds keep credentials" },
     { 0xe0000000, 4, "multicast" },
     { 0xf0000000, 4, "reserved" },
+};
+
+static const char *const protocols[] = {
+    [SF_NET_ANY] = "", [SF_NET_TCP] = "tcp", [SF_NET_UDP] = "udp", [SF_NET_ICMP] = "icmp"
 };
 
 static guint32 mask_of(guint prefix)
@@ -78,10 +83,8 @@ static char *take_network(SfNetRule *rule, const char *text)
 
 static char *take_protocol(SfNetRule *rule, const char *text)
 {
-    static const char *const names[] = { [SF_NET_TCP] = "tcp", [SF_NET_UDP] = "udp", [SF_NET_ICMP] = "icmp" };
-
     for (guint i = SF_NET_TCP; i <= SF_NET_ICMP; i++) {
-        if (strcmp(text, names[i]) == 0) {
+        if (strcmp(text, protocols[i]) == 0) {
             rule->protocol = i;
             return NULL;
         }
@@ -153,32 +156,67 @@ gboolean sf_net_rule_parse(SfNetRule *rule, const char *text, GError **error)
     return FALSE;
 }
 
-static void append_ports(GString *text, const SfNetRule *rule)
+static void append_ports(GString *text, const SfNetRule *rule, const char *between)
 {
-    g_string_append(text, " dport { ");
     for (guint i = 0; i < rule->n_ports; i++) {
-        g_string_append_printf(text, "%s%u", i > 0 ? ", " : "", rule->ports[i].first);
+        g_string_append_printf(text, "%s%u", i > 0 ? between : "", rule->ports[i].first);
         if (rule->ports[i].last != rule->ports[i].first) {
             g_string_append_printf(text, "-%u", rule->ports[i].last);
         }
     }
-    g_string_append(text, " }");
+}
+
+char *sf_net_rule_to_text(const SfNetRule *rule)
+{
+    g_autofree char *address = sf_net_address_to_text(rule->address);
+    GString *text = g_string_new(NULL);
+
+    g_string_append_printf(text, "%s/%u %s ", address, rule->prefix, protocols[rule->protocol]);
+    append_ports(text, rule, ",");
+    return g_string_free(text, FALSE);
 }
 
 char *sf_net_rule_to_nft(const SfNetRule *rule)
 {
-    static const char *const protocols[] = { [SF_NET_TCP] = "tcp", [SF_NET_UDP] = "udp", [SF_NET_ICMP] = "icmp" };
     g_autofree char *address = sf_net_address_to_text(rule->address);
     GString *text = g_string_new(NULL);
 
     g_string_append_printf(text, "ip daddr %s/%u", address, rule->prefix);
     if (rule->protocol != SF_NET_ANY && rule->n_ports > 0) {
-        g_string_append_printf(text, " %s", protocols[rule->protocol]);
-        append_ports(text, rule);
+        g_string_append_printf(text, " %s dport { ", protocols[rule->protocol]);
+        append_ports(text, rule, ", ");
+        g_string_append(text, " }");
     } else if (rule->protocol != SF_NET_ANY) {
         g_string_append_printf(text, " ip protocol %s", protocols[rule->protocol]);
     }
     return g_string_free(text, FALSE);
+}
+
+static gboolean has_port(const SfNetRule *rule, guint16 port)
+{
+    for (guint i = 0; i < rule->n_ports; i++) {
+        if (port >= rule->ports[i].first && port <= rule->ports[i].last) {
+            return TRUE;
+        }
+    }
+    return rule->n_ports == 0;
+}
+
+gboolean sf_net_policy_allows(const GArray *rules, guint32 address, SfNetProtocol protocol, guint16 port)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(never); i++) {
+        if ((address & mask_of(never[i].prefix)) == never[i].address) {
+            return FALSE;
+        }
+    }
+    for (guint i = 0; i < rules->len; i++) {
+        const SfNetRule *rule = &g_array_index(rules, SfNetRule, i);
+        if ((address & mask_of(rule->prefix)) == rule->address &&
+            (rule->protocol == SF_NET_ANY || rule->protocol == protocol) && has_port(rule, port)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
 }
 
 GArray *sf_net_policy_parse(const char *const *texts, GError **error)

@@ -88,7 +88,10 @@ static void add_nic(GPtrArray *argv, const SfVmConfig *config, const SfCommandLi
     if (sf_vm_config_has_cluster(config)) {
         guint8 mac[SF_GP_MAC_LENGTH];
         sf_gp_mac_of_address(mac, config->address);
-        addf(argv, "-netdev", "tap,id=" SF_NETDEV_ID ",fd=%d,vhost=off", fds->tap);
+        addf(argv, "-netdev",
+             fds->tap_is_socket ? "stream,id=" SF_NETDEV_ID ",server=off,addr.type=fd,addr.str=%d"
+                                : "tap,id=" SF_NETDEV_ID ",fd=%d,vhost=off",
+             fds->tap);
         addf(argv, "-device",
              "virtio-net-pci,id=sf-nic,netdev=" SF_NETDEV_ID ",romfile=,addr=0x%x,host_mtu=%u,"
              "mac=%02x:%02x:%02x:%02x:%02x:%02x",

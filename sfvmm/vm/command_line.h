@@ -13,7 +13,8 @@ typedef struct {
     int console_log;         /* opened for appending */
     int kvm;
     int kernel, initrd;
-    int tap; /* of a NIC in a cluster */
+    int tap; /* of a NIC in a cluster; or a stream socket of frames: */
+    gboolean tap_is_socket;
 } SfCommandLineFds;
 
 #define SF_AGENT_PORT_ID     "sf-agent"

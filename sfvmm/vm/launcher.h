@@ -25,8 +25,9 @@ typedef struct {
 } SfLauncherOptions;
 
 /*
- * Who gives VMs of a cluster their NICs' taps; floor 4 does. vm: its name, that of its family or of one of its shells. The
- * descriptor is the launcher's to close; *device: the tap's name, to be freed.
+ * Who gives VMs of a cluster what their NICs are plugged into; floor 4 does. vm: its name, that of its family or of one
+ * of its shells. The descriptor, a tap or a stream socket of frames, is the launcher's to close; *device: its name among
+ * those of the cluster, to be freed.
  */
 typedef struct {
     gpointer owner;

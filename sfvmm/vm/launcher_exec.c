@@ -317,9 +317,10 @@ static gboolean disk_nodes(StartOp *op, GPtrArray *blockdevs, GPtrArray *top_nod
 }
 
 /* The tap is in QEMU alone when this start has ended: it goes with QEMU. */
-static gboolean open_tap(StartOp *op, int *number, GError **error)
+static gboolean open_tap(StartOp *op, SfCommandLineFds *fds, GError **error)
 {
     const SfTapProvider *taps = &op->launcher->taps;
+    struct stat st;
     int tap;
 
     if (!taps->open_tap) {
@@ -330,7 +331,8 @@ static gboolean open_tap(StartOp *op, int *number, GError **error)
     if (tap < 0) {
         return FALSE;
     }
-    *number = op->vm->tap_number = give_fd(op, tap);
+    fds->tap_is_socket = fstat(tap, &st) == 0 && S_ISSOCK(st.st_mode);
+    fds->tap = op->vm->tap_number = give_fd(op, tap);
     return TRUE;
 }
 
@@ -339,7 +341,7 @@ static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, G
     const SfVmConfig *config = op->config;
     int log;
 
-    *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1, -1 };
+    *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1, -1, FALSE };
     if (!listen_at(op, directory, SF_VM_FILE_QMP, &fds->qmp, error) ||
         !listen_at(op, directory, SF_VM_FILE_AGENT, &fds->agent, error) ||
         !listen_at(op, directory, SF_VM_FILE_CONSOLE, &fds->console, error) ||
@@ -350,7 +352,7 @@ static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, G
     if (strcmp(config->accel, "kvm") == 0 && !open_kvm(op, &fds->kvm, error)) {
         return FALSE;
     }
-    if (sf_vm_config_has_cluster(config) && !open_tap(op, &fds->tap, error)) {
+    if (sf_vm_config_has_cluster(config) && !open_tap(op, fds, error)) {
         return FALSE;
     }
     if (op->role != SF_VM_PARENT || !config->kernel) {

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests of cluster networks share: what guests and outside servers run, and a look at the frames of a namespace."""
+"""What tests of cluster networks share: what guests and outside servers run, a look at the frames of a namespace, a host
+with an outside (Lab), and tests of what members see, whatever their network is made of (Members).
+"""
+import concurrent.futures
 import ctypes
 import os
+import re
+import signal
 import socket
 import struct
 import subprocess
 import sys
-import threading
+
+import harness
+from harness import wait
 
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 3
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 PARENT = "10.77.0.1"    # the default: clones have the next addresses
+GATEWAY = "10.77.255.254"
+HOST, OUTSIDE = "192.0.2.1", "192.0.2.9"        # of a Lab
+ALLOWED, REFUSED = 80, 81
+CLONES = 3
 
 # In a guest: answers each line with its own address, the peer's, and the line. It listens when this is done.
 SERVE = r"""perl -MIO::Socket::INET -e '
@@ -56,6 +67,15 @@ def setns(path):
             raise OSError(ctypes.get_errno(), "setns")
 
 
+def in_namespace(path, function):
+    """What it starts there stays there; the caller's thread never leaves its own."""
+    def look():
+        setns(path)
+        return function()
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        return threads.submit(look).result()
+
+
 # Instructions of a packet filter (linux/filter.h): IPv4 and UDP. Memory that travels is TCP, and much.
 UDP_ONLY = [(0x28, 0, 0, 12), (0x15, 0, 3, 0x800), (0x30, 0, 0, 23), (0x15, 0, 1, 17), (0x06, 0, 0, 0xffff), (0x06, 0, 0, 0)]
 
@@ -64,12 +84,7 @@ class Capture:
     """All frames on all devices of a network namespace, from now on; or those that hold UDP."""
 
     def __init__(self, path, udp_only=False):
-        def look():
-            setns(path)
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        thread = threading.Thread(target=look)      # it never has to find its way back
-        thread.start()
-        thread.join()
+        self.socket = in_namespace(path, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
         if udp_only:
             program = b"".join(struct.pack("HBBI", *each) for each in UDP_ONLY)
@@ -115,3 +130,144 @@ class Server:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+
+
+class Lab:
+    """Two namespaces: the host's, in which the daemon is started, and the outside."""
+
+    def __init__(self):
+        self.holders, self.servers = [], []
+        self.host, self.outside = self.namespace(), self.namespace()
+        self.run(self.host, "ip link add wan type veth peer name lan netns %d; ip address add %s/24 dev wan;"
+                            "ip link set wan up; ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward" % (self.outside, HOST))
+        self.run(self.outside, "ip address add %s/24 dev lan; ip link set lan up; ip link set lo up" % OUTSIDE)
+
+    def namespace(self):
+        holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.holders.append(holder)
+        own = os.readlink("/proc/self/ns/net")
+        wait(lambda: os.readlink("/proc/%d/ns/net" % holder.pid) != own, what="a network namespace")
+        return holder.pid
+
+    def run(self, where, command):
+        return subprocess.run(["nsenter", "--net=/proc/%d/ns/net" % where, "sh", "-ec", command], check=True,
+                              capture_output=True, text=True).stdout
+
+    def serve(self, where, *ports):
+        self.servers.append(Server("/proc/%d/ns/net" % where, *ports))
+        return self.servers[-1]
+
+    def leftovers(self):
+        """Lines about devices, filter tables and routes of the host that are a cluster's."""
+        return re.findall(r".*\bsfn.*", self.run(self.host, "ip -brief link; nft list tables; ip route show table all"))
+
+    def close(self):
+        for server in self.servers:
+            server.close()
+        for holder in self.holders:
+            holder.kill()
+            holder.wait()
+
+
+class Members:
+    """For test cases: tests of members of one cluster in a Lab, whose policy allows one port outside."""
+
+    FORKS = 20      # that a connection of the parent outlives
+
+    @classmethod
+    def open_lab(cls, daemon):
+        """Boots the parent."""
+        cls.lab = Lab()
+        cls.addClassCleanup(cls.lab.close)
+        cls.server = cls.lab.serve(cls.lab.outside, ALLOWED, REFUSED)
+        cls.own = cls.lab.serve(cls.lab.host, ALLOWED)
+        cls.daemon = daemon
+        cls.addClassCleanup(daemon.close)
+        cls.start_in_lab()
+        cls.parent = harness.linux(daemon, name="red", network="cluster", pool=CLONES, tools=False,
+                                   outside=["%s tcp %d" % (OUTSIDE, ALLOWED)])
+        cls.parent.shell(SERVE)
+
+    @classmethod
+    def start_in_lab(cls):
+        in_namespace("/proc/%d/ns/net" % cls.lab.host, cls.daemon.start)
+
+    def fork(self, parent=None, count=CLONES):
+        """Parent and clones."""
+        parent = parent or self.parent
+        ticket = parent.clone(count)
+        self.addCleanup(self.end, ticket["ticket"])
+        self.assertEqual([c["state"] for c in ticket["clones"]], ["running"] * count, ticket)
+        return ticket["ticket"], [parent] + [vm.follow(parent) for vm in self.daemon.clones(ticket)]
+
+    def end(self, ticket):
+        if ticket in [each["ticket"] for each in self.daemon.call("ticket.list")["tickets"]]:
+            self.daemon.end_ticket(ticket)
+
+    def all_reach_all(self, everyone):
+        for number, vm in enumerate(everyone):
+            vm.begin("; ".join(ASK % (member(other), "hello") for other in range(len(everyone))))
+        for number, vm in enumerate(everyone):
+            self.assertEqual(re.findall(r"(\S+) (\S+) hello", vm.finish()),
+                             [(member(other), member(number)) for other in range(len(everyone))], vm.name)
+
+    @staticmethod
+    def words(vm, command):
+        """What a command prints, without what the agent says on the console of a fresh clone."""
+        return re.sub(r"sf-agent: .*\n", "", vm.shell(command)).split()
+
+    def test_identity(self):
+        """Each has a MAC, an address and names of its own; all reach each other, by name too; then nothing is left."""
+        before = self.lab.leftovers()
+        ticket, everyone = self.fork()
+        for number, vm in enumerate(everyone):
+            text = vm.shell("ip address show eth0; ip route; cat /etc/hosts; sf address; sf address parent; sf address 2")
+            self.assertIn("link/ether 02:5f:0a:4d:00:%02x " % (number + 1), text)
+            self.assertEqual(re.findall(r"inet6? (\S+)/", text), [member(number), "fe80::5f:aff:fe4d:%x" % (number + 1)])
+            self.assertIn("default via %s dev eth0" % GATEWAY, text)
+            self.assertIn("\n%s sf-2 red-2\n" % member(2), text)
+            self.assertEqual(text.split()[-3:], [member(number), PARENT, member(2)])
+        self.all_reach_all(everyone)
+        self.assertIn(member(1), everyone[3].shell(ASK % ("sf-1", "hello")))
+        self.assertEqual([vm["address"] for vm in self.daemon.call("vm.list")["vms"]], [member(n) for n in range(4)])
+        self.end(ticket)
+        self.assertEqual(self.lab.leftovers(), before, "what is the parent's: a cable, its routes and its table")
+
+    def test_outside(self):
+        """The policy's port is reached, by NAT, nothing else. A connection of the parent outlives many forks; a clone's
+        copy of it ends at once.
+        """
+        ask = "echo %s >&%d; read -t 60 -u %d answer; echo \"= $? $answer\""
+        self.parent.shell("exec 5<>/dev/tcp/%s/%d" % (OUTSIDE, ALLOWED))
+        self.addCleanup(self.parent.shell, "exec 5>&-")
+        for number in range(self.FORKS):
+            ticket = self.parent.clone(1, wait="resumed" if number else "answered")
+            if number == 0:
+                self.outside_from_clone(self.daemon.clones(ticket)[0].follow(self.parent), ask)
+            self.assertIn("= 0 %s word%d" % (HOST, number), self.parent.shell(ask % ("word%d" % number, 5, 5)))
+            self.end(ticket["ticket"])
+        self.assertEqual(self.own.heard(), "", "who has reached the host itself")
+        self.assertEqual(set(self.server.heard().splitlines()), {"connection from " + HOST})
+
+    def outside_from_clone(self, clone, ask):
+        text = clone.shell("read -t 60 -u 5 answer; echo \"= $?\"")
+        self.assertIn("= 1", text, "more than 128: the connection was not ended, the read timed out")
+        self.assertIn("= 0 %s new" % HOST, clone.shell("exec 6<>/dev/tcp/%s/%d; " % (OUTSIDE, ALLOWED) + ask % ("new", 6, 6)))
+        for address, port in ((OUTSIDE, REFUSED), (HOST, ALLOWED), ("169.254.169.254", 80), ("198.18.0.0", ALLOWED)):
+            text = clone.shell("timeout 60 bash -c '< /dev/tcp/%s/%d' 2>&1; echo \"= $?\"" % (address, port))
+            self.assertIn("= 1", text, "refused at once: %s %d: %s" % (address, port, text))
+        text = clone.shell("timeout 2 bash -c '< /dev/tcp/%s/%d' 2>&1; echo \"= $?\"" % (GATEWAY, ALLOWED))
+        self.assertNotIn("= 0", text, "the gateway has no services")
+
+    def test_restart(self):
+        """sfvmmd is killed: members go on talking; the next one finds the network again and forks into it."""
+        ticket, everyone = self.fork(count=2)
+        self.parent.shell("exec 5<>/dev/tcp/%s/7" % member(1))
+        self.daemon.end(signal.SIGKILL)
+        self.assertIn(member(1), self.parent.shell("echo during >&5; read -t 60 -u 5 answer; echo $answer"))
+        self.start_in_lab()
+        self.assertIn("after", self.parent.shell("echo after >&5; read -t 60 -u 5 answer; echo $answer; exec 5>&-"))
+        self.all_reach_all(everyone)
+        _, more = self.fork(count=1)
+        self.assertEqual(self.words(more[1], "sf address"), [member(3)])
+        self.assertIn(member(1), more[1].shell(ASK % (member(1), "hello")))

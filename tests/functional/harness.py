@@ -239,7 +239,8 @@ class Daemon:
         if self.user:
             os.chown(self.top, self.user.pw_uid, self.user.pw_gid)
             os.chown(self.run, self.user.pw_uid, self.user.pw_gid)
-        self.config = {"firmware": environment("SF_FIRMWARE", "firmware"), "settle-ms": SETTLE_MS}
+        self.config = {"firmware": environment("SF_FIRMWARE", "firmware"), "settle-ms": SETTLE_MS,
+                       "switch": program("sfvmm/net/sf-switch")}
         if os.geteuid() == 0 and not user:
             self.config["user"] = qemu_user()
             self.config["pager-user"] = account("snowflock-pager", "nobody")
@@ -247,6 +248,7 @@ class Daemon:
         self.path = path or os.environ.get("SF_TEST_SFVMMD") or program("sfvmm/control/sfvmmd")
         if self.user:
             self.path = shutil.copy(self.path, self.top)    # the checkout may be closed to that user
+            self.config["switch"] = shutil.copy(self.config["switch"], self.top)
         self.log_path = os.path.join(logs(), "sfvmmd-%s.log" % os.path.basename(self.top))
         self.socket_path = os.path.join(self.run, "control.sock")
         self.process = None

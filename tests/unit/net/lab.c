@@ -8,12 +8,15 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "sfvmm/net/link.h"
 #include "sfvmm/net/netns.h"
 #include "sfvmm/net/nft.h"
 
+#define HEAD_MAX       10
 #define VNET_HEADER    10 /* of a frame at a tap, all zero: nothing is left to be done to it */
+#define LENGTH_HEADER  4  /* of a frame in a stream: its length, big-endian */
 #define PROTOCOL_TCP   6
 #define PROTOCOL_UDP   17
 #define PROTOCOL_ICMP6 58
@@ -118,8 +121,12 @@ void lab_join(LabMember *member, SfNetwork *network, guint32 address, gboolean a
     g_autoptr(GError) error = NULL;
     const guint8 mac[] = { 0x02, 0x5f, address >> 24, address >> 16 & 0xff, address >> 8 & 0xff, address & 0xff };
 
-    member->tap = sf_network_open_tap(network, &member->device, &error);
+    struct stat st;
+
+    member->port = sf_network_open_port(network, &member->device, &error);
     g_assert_no_error(error);
+    g_assert_cmpint(fstat(member->port, &st), ==, 0);
+    member->is_socket = S_ISSOCK(st.st_mode);
     memcpy(member->mac, mac, sizeof(mac));
     member->address = address;
     if (admit) {
@@ -130,7 +137,7 @@ void lab_join(LabMember *member, SfNetwork *network, guint32 address, gboolean a
 
 void lab_leave(LabMember *member, SfNetwork *network)
 {
-    close(member->tap);
+    close(member->port);
     if (network) {
         sf_network_dismiss(network, member->device);
     }
@@ -269,31 +276,60 @@ void lab_ipv6(LabFrame *frame, const guint8 *from, const guint8 *source, guint8 
 
 void lab_send(const LabMember *member, const LabFrame *frame)
 {
-    guint8 bytes[VNET_HEADER + sizeof(frame->bytes)] = { 0 };
+    guint8 bytes[HEAD_MAX + sizeof(frame->bytes)] = { 0 };
+    gsize head = member->is_socket ? LENGTH_HEADER : VNET_HEADER;
+    gssize size = (gssize)(head + frame->length);
+    guint32 length = htonl(frame->length);
 
-    memcpy(bytes + VNET_HEADER, frame->bytes, frame->length);
-    g_assert_cmpint(write(member->tap, bytes, VNET_HEADER + frame->length), ==, VNET_HEADER + (gssize)frame->length);
+    memcpy(bytes + head, frame->bytes, frame->length);
+    if (member->is_socket) {
+        memcpy(bytes, &length, sizeof(length));
+        g_assert_true(send(member->port, bytes, size, MSG_NOSIGNAL) == size || errno == EPIPE); /* it was dismissed */
+    } else {
+        g_assert_cmpint(write(member->port, bytes, size), ==, size);
+    }
+}
+
+/* One frame that is there. FALSE: the port is closed. */
+static gboolean read_frame(const LabMember *member, LabFrame *frame)
+{
+    guint8 bytes[VNET_HEADER + sizeof(frame->bytes)];
+    guint32 length;
+    gssize got;
+
+    if (member->is_socket) {
+        got = recv(member->port, &length, sizeof(length), MSG_WAITALL);
+        if (got == 0) {
+            return FALSE;
+        }
+        g_assert_cmpint(got, ==, sizeof(length));
+        frame->length = ntohl(length);
+        g_assert_cmpuint(frame->length, <=, sizeof(frame->bytes));
+        g_assert_cmpint(recv(member->port, frame->bytes, frame->length, MSG_WAITALL), ==, (gssize)frame->length);
+    } else {
+        got = read(member->port, bytes, sizeof(bytes));
+        g_assert_cmpint(got, >, VNET_HEADER);
+        frame->length = got - VNET_HEADER;
+        memcpy(frame->bytes, bytes + VNET_HEADER, frame->length);
+    }
+    return TRUE;
 }
 
 gboolean lab_receive(const LabMember *member, const void *wanted, gsize length, int ms, LabFrame *frame)
 {
     gint64 end = g_get_monotonic_time() + ms * 1000;
+    LabFrame own;
 
     for (;;) {
-        struct pollfd look = { .fd = member->tap, .events = POLLIN };
+        struct pollfd look = { .fd = member->port, .events = POLLIN };
         gint64 left = (end - g_get_monotonic_time()) / 1000;
-        guint8 bytes[VNET_HEADER + sizeof(frame->bytes)];
-        gssize got;
 
-        if (poll(&look, 1, (int)MAX(0, left)) <= 0) {
+        if (poll(&look, 1, (int)MAX(0, left)) <= 0 || !(look.revents & POLLIN) || !read_frame(member, &own)) {
             return FALSE;
         }
-        got = read(member->tap, bytes, sizeof(bytes));
-        g_assert_cmpint(got, >, VNET_HEADER);
-        if (memmem(bytes + VNET_HEADER, got - VNET_HEADER, wanted, length)) {
+        if (memmem(own.bytes, own.length, wanted, length)) {
             if (frame) {
-                frame->length = got - VNET_HEADER;
-                memcpy(frame->bytes, bytes + VNET_HEADER, frame->length);
+                *frame = own;
             }
             return TRUE;
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A laboratory for the network tests: the process is moved to a namespace of its own (the "host"), which has a cable to
- * another one (the "outside"), and members of clusters are played by writing and reading frames at their taps.
+ * another one (the "outside"), and members of clusters are played by writing and reading frames at their ports.
  *
  *     outside 192.0.2.9 --- host 192.0.2.1 --- clusters
  */
@@ -22,13 +22,14 @@
 
 /* FALSE: not possible here; the reason is printed as a TAP skip. */
 gboolean lab_open(void);
-int lab_outside_socket(int type, guint16 port); /* bound to 192.0.2.9, in the outside; listening if SOCK_STREAM */
+int lab_outside_socket(int type, guint16 port);     /* bound to 192.0.2.9, in the outside; listening if SOCK_STREAM */
 void lab_visit(SfNetnsFunc *inside, gpointer data); /* in a thread that is in the outside, which plays another host */
-guint lab_count(const char *pattern);           /* devices and filter tables of the host whose names have it */
+guint lab_count(const char *pattern);               /* devices and filter tables of the host whose names have it */
 
-/* A member by its tap. */
+/* A member by its port: a tap, or a stream socket. */
 typedef struct {
-    int tap;
+    int port;
+    gboolean is_socket;
     char *device;
     guint8 mac[6];
     guint32 address;
@@ -52,7 +53,7 @@ void lab_ipv6(LabFrame *frame, const guint8 *from, const guint8 *source, guint8 
 
 void lab_send(const LabMember *member, const LabFrame *frame);
 
-/* The next frame at the member's tap that has these bytes anywhere; FALSE: none within `ms`. */
+/* The next frame at the member's port that has these bytes anywhere; FALSE: none within `ms`. */
 gboolean lab_receive(const LabMember *member, const void *bytes, gsize length, int ms, LabFrame *frame);
 void lab_drain(const LabMember *member);
 

@@ -21,12 +21,16 @@ static void test_accepted(void)
 
     for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(GError) error = NULL;
-        g_autofree char *nft = NULL;
-        SfNetRule rule;
+        g_autofree char *nft = NULL, *again = NULL;
+        SfNetRule rule, same;
         g_assert_true(sf_net_rule_parse(&rule, cases[i].text, &error));
         g_assert_no_error(error);
         nft = sf_net_rule_to_nft(&rule);
         g_assert_cmpstr(nft, ==, cases[i].nft);
+        again = sf_net_rule_to_text(&rule);
+        g_assert_true(sf_net_rule_parse(&same, again, &error));
+        g_assert_no_error(error);
+        g_assert_cmpmem(&rule, sizeof(rule), &same, sizeof(same));
     }
 }
 
@@ -49,6 +53,7 @@ static void test_refused(void)
         { "192.0.2.0/", "no prefix" },
         { "192.0.2.0/024", "no prefix" },
         { "192.0.2.7/24", "192.0.2.0/24 is the network" },
+        { "0.0.0.0", "no address of a machine" },
         { "127.0.0.1 tcp 80", "loopback" },
         { "169.254.169.254 tcp 80", "credentials" },
         { "224.0.0.0/4", "multicast" },
@@ -96,6 +101,34 @@ static void test_many(void)
     g_assert_nonnull(strstr(error->message, "more than"));
 }
 
+static void test_allows(void)
+{
+    static const char *const texts[] = {
+        "192.0.2.0/24 tcp 80,8000-8099", "192.0.2.7 udp", "198.51.100.0/24", "0.0.0.0/0 udp 53", "192.0.2.9 icmp", NULL
+    };
+    static const struct {
+        guint32 address;
+        SfNetProtocol protocol;
+        guint16 port;
+        gboolean allowed;
+    } cases[] = {
+        { 0xc0000201, SF_NET_TCP, 80, TRUE },   { 0xc0000201, SF_NET_TCP, 81, FALSE },
+        { 0xc00002ff, SF_NET_TCP, 8099, TRUE }, { 0xc0000301, SF_NET_TCP, 80, FALSE },
+        { 0xc0000201, SF_NET_UDP, 80, FALSE },  { 0xc0000207, SF_NET_UDP, 9, TRUE },
+        { 0xc6336405, SF_NET_ANY, 0, TRUE },    { 0xc6336405, SF_NET_TCP, 1, TRUE },
+        { 0x08080808, SF_NET_UDP, 53, TRUE },   { 0x08080808, SF_NET_TCP, 53, FALSE },
+        { 0xc0000209, SF_NET_ICMP, 0, TRUE },   { 0xc0000208, SF_NET_ICMP, 0, FALSE },
+        { 0x7f000001, SF_NET_UDP, 53, FALSE },  { 0x00000000, SF_NET_UDP, 53, FALSE },
+        { 0xa9fea9fe, SF_NET_UDP, 53, FALSE },  { 0xffffffff, SF_NET_UDP, 53, FALSE },
+    };
+    g_autoptr(GArray) rules = sf_net_policy_parse(texts, NULL);
+
+    for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_assert_cmpint(sf_net_policy_allows(rules, cases[i].address, cases[i].protocol, cases[i].port), ==,
+                        cases[i].allowed);
+    }
+}
+
 static void test_usable_addresses(void)
 {
     g_assert_true(sf_network_address_is_usable(0x0a4d0001, 16));
@@ -113,6 +146,7 @@ int main(int argc, char **argv)
     g_test_add_func("/net/policy/accepted", test_accepted);
     g_test_add_func("/net/policy/refused", test_refused);
     g_test_add_func("/net/policy/many", test_many);
+    g_test_add_func("/net/policy/allows", test_allows);
     g_test_add_func("/net/policy/usable-addresses", test_usable_addresses);
     return g_test_run();
 }
