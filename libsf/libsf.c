@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * libsf: the calls of snowflock.h that are about this VM and its tickets. join.c has those about its clones,
- * checkpoint.c and address.c those about checkpoints and addresses.
+ * checkpoint.c and address.c those about checkpoints and addresses, array.c what stands on them all.
  *
- *     libsf.c  join.c  checkpoint.c  address.c     the public calls
+ *     libsf.c  join.c  checkpoint.c  address.c     the public calls; array.c calls them
  *        |        |
  *     workers.c   |                     a hierarchical ticket: worker processes in a clone, and who keeps them
  *        |        |

@@ -116,6 +116,48 @@ int sf_kill(sf_ticket *ticket);
 int sf_release(sf_ticket *ticket);
 
 /*
+ * An array of slots, all of one size, that the clones (or workers) of a ticket fill together. It is made before the fork; a
+ * clone fills the slots that are its share and hands them over at its end, which is its result; the parent has all of them
+ * after the join.
+ *
+ *     sf_array *prices = sf_array_new(1000, sizeof(double));
+ *     int id = sf_clone(ticket);
+ *     if (id > 0) {
+ *         for (unsigned i = id - 1; i < 1000; i += granted) {
+ *             *(double *)sf_array_fill(prices, i) = price(i);
+ *         }
+ *         sf_array_exit(prices, 0);
+ *     }
+ *     sf_array_join(prices, ticket, NULL, 0);
+ *
+ * An array belongs to one thread, and is to be freed with sf_array_free() (NULL is allowed).
+ */
+typedef struct sf_array sf_array;
+
+/* slots slots of slot_size bytes, all zero; NULL: EINVAL, ENOMEM. */
+sf_array *sf_array_new(size_t slots, size_t slot_size);
+
+/* The memory of a slot, to be written: it counts as filled from now on. NULL: EINVAL, there is no such slot. */
+void *sf_array_fill(sf_array *array, size_t slot);
+
+/* The memory of a slot, to be read. NULL: EINVAL, there is no such slot. */
+const void *sf_array_get(const sf_array *array, size_t slot);
+
+/* How many slots there are. */
+size_t sf_array_length(const sf_array *array);
+
+/* sf_exit_with() the filled slots. Returns only when they could not be handed over: -1. */
+int sf_array_exit(sf_array *array, int status);
+
+/*
+ * sf_join(), then the slots that clones have handed over are put into the array; of a slot that several have filled it has
+ * that of the highest id. EPROTO: what a clone handed over is no part of this array.
+ */
+int sf_array_join(sf_array *array, sf_ticket *ticket, struct sf_result *results, size_t n);
+
+void sf_array_free(sf_array *array);
+
+/*
  * Checkpoints: fork now, make the clones later. The VM's state is saved on its host under a name (1..SF_MAX_CHECKPOINT of
  * a-z, 0-9 and '-', a letter or digit first), while the VM runs on; clones of it can be made at any time, and again.
  *

@@ -2,7 +2,8 @@
 /*
  * libsf against any agent: the first byte chooses the call, the rest is cut into the packets that it receives. The
  * library is compiled in here with connect() replaced, so that no thread and no socket file is needed: the other end
- * of the connection has written its packets and closed before the library asks.
+ * of the connection has written its packets and closed before the library asks. With the first byte ARRAY, the rest is what a
+ * clone handed over of an array.
  */
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@ static int fuzz_connect(int fd, const struct sockaddr *address, socklen_t length
 #include "libsf/call.c"
 #undef connect
 #include "libsf/address.c"
+#include "libsf/array.c"
 #include "libsf/checkpoint.c"
 #include "libsf/join.c"
 #include "libsf/libsf.c"
@@ -27,6 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define CLONES 200
 #define PER_VM 2
+#define ARRAY  0xff
+#define SLOTS  40
 
 static const uint8_t *packets;
 static size_t packets_left;
@@ -79,6 +83,25 @@ static int fuzz_connect(int fd, const struct sockaddr *address, socklen_t length
     return 0;
 }
 
+/* What was taken in is handed on as it came: the runs may be others. */
+static void fuzz_array(const uint8_t *data, size_t size)
+{
+    sf_array *array = sf_array_new(SLOTS, sizeof(uint16_t)), *copy = sf_array_new(SLOTS, sizeof(uint16_t));
+    size_t length;
+    unsigned char *packed;
+
+    if (sf_array_unpack(array, data, size)) {
+        packed = sf_array_pack(array, &length);
+        if (!packed || !sf_array_unpack(copy, packed, length) ||
+            memcmp(array->data, copy->data, SLOTS * sizeof(uint16_t)) != 0) {
+            abort();
+        }
+        free(packed);
+    }
+    sf_array_free(array);
+    sf_array_free(copy);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct sf_result results[CLONES];
@@ -86,6 +109,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char buffer[100];
     int count;
 
+    if (size > 0 && data[0] == ARRAY) {
+        fuzz_array(data + 1, size - 1);
+        size = 0;
+    }
     packets = data + 1;
     packets_left = size > 0 ? size - 1 : 0;
     switch (size > 0 ? data[0] % 10 : 0) {

@@ -91,6 +91,20 @@ class Examples(unittest.TestCase):
         self.assertEqual(out.split('\n\n')[:SLICES],
                          ['Hello from clone %d of %d' % (i, SLICES) for i in range(1, SLICES + 1)])
 
+    def test_primes(self):
+        """An array that clones fill together."""
+        primes = Forked(self.example('primes', 'sf-primes'), str(SLICES + 1))
+        for ident in range(1, SLICES + 1):
+            primes.clone(ident)
+        self.assertEqual(primes.parent(None), (0, '78498 below 1000000\n148933 below 2000000\n216816 below 3000000\n'
+                                                  '283146 below 4000000\n', ''))
+        status, out, err = primes.parent(2)
+        self.assertEqual((status, out.splitlines()[1], err), (0, '78498 below 2000000', ''))
+        primes.results[3] = primes.results[3][:-1]
+        status, out, err = primes.parent(None)
+        self.assertEqual((status, out, err),
+                         (1, '', 'sf-primes: what clone 3 handed over is no part of this array\n'))
+
     def test_bowtie2(self):
         program = self.example('bowtie2', 'sf-bowtie2')
         if not shutil.which('bowtie2') or not os.path.isdir('/usr/share/doc/bowtie2/examples/reads'):
