@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module, `sf mapreduce`, and
-the applications of examples/apps in their small size, sandboxes."""
+"""What programs do with libsf, in a guest with two CPUs: hierarchical tickets, the Python module, `sf mapreduce`,
+`sf-mpiexec`, and the applications of examples/apps in their small size, sandboxes."""
+import os
 import re
+import unittest
 
 import harness
+import test_network_programs
 
 VCPUS = 2
 WORKERS = 5                     # of three clones, the last with one
@@ -14,6 +17,8 @@ APPS = "/usr/share/snowflock/apps"
 APP_CLONES = 2                  # more are more translation under TCG, and no other test
 SANDBOX_KIB = 4                 # that a sandbox may print
 BOUND = 3 * harness.LONG        # an application under TCG
+ROOT = os.geteuid() == 0
+needs_network = unittest.skipUnless(ROOT, "cluster networks need root")
 
 
 class Apps(harness.Case):
@@ -24,7 +29,8 @@ class Apps(harness.Case):
         cls.daemon = harness.Daemon()
         cls.addClassCleanup(cls.daemon.close)
         cls.daemon.start()
-        cls.parent = harness.linux(cls.daemon, memory=MEMORY, vcpus=VCPUS, pool=CLONES)
+        cls.parent = harness.linux(cls.daemon, memory=MEMORY, vcpus=VCPUS, pool=CLONES, name="red",
+                                   **({"network": "cluster"} if ROOT else {}))
 
     def setUp(self):
         super().setUp()
@@ -99,11 +105,29 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
         self.assertIn("sf mapreduce: f2: the map command failed", failed)
         self.assertTrue(failed.endswith("\n1\n") and "reduced" not in failed, failed)
 
-    def application(self, name, *programs):
-        """The forked run's output is that of the unchanged program."""
+    def need(self, *programs):
         for program in programs:
             if self.parent.shell("command -v %s || echo none" % program).strip() == "none":
                 self.skipTest("%s is not in the guest image" % program)
+
+    @needs_network
+    def test_mpiexec(self):
+        """Ranks in two clones, two in the first; input to rank 0; a rank that fails; a proxy that is killed."""
+        self.need("mpiexec.hydra", "python3")
+        run = self.parent.shell
+        run("cat > /tmp/mpi.py << 'END'%sEND" % test_network_programs.MPI)
+        text = run("sf-mpiexec -n 3 python3 /tmp/mpi.py")
+        self.assertEqual(sorted(re.findall(r"rank (\d) of (\S+) sum (\d+)", text)),
+                         [("0", "red-1", "111"), ("1", "red-1", "111"), ("2", "red-2", "111")], text)
+        text = run("echo given | sf-mpiexec -n 3 sh -c 'read x; echo $PMI_RANK $x; exit $PMI_RANK' 2>&1; echo = $?")
+        self.assertIn("0 given\n", text)
+        self.assertIn("= 2\n", text)
+        text = run("sf-mpiexec -n 1 sh -c 'kill -9 $PPID' 2>&1; echo = $?", timeout=harness.SHORT * 2)
+        self.assertRegex(text, r"= [1-9]")
+
+    def application(self, name, *programs):
+        """The forked run's output is that of the unchanged program."""
+        self.need(*programs)
         digests = []
         for way in "--plain", "-n %d" % APP_CLONES:
             text = self.parent.shell("%s/%s %s" % (APPS, name, way), timeout=BOUND)
