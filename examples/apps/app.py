@@ -7,8 +7,8 @@
 
 With --wait it prepares, says so, and begins when it reads a line: so that several begin at once.
 
-All print how long it took and a digest of the output, which is the same however the job was done. --size says how much
-work it is: 1 is what a test has time for.
+All print how long it took and a digest of the output, which is the same however the job was done; -n also prints those
+of the parts. --size says how much work it is: 1 is what a test has time for.
 """
 import argparse
 import hashlib
@@ -24,7 +24,6 @@ class App:
 
     def __init__(self, size):
         self.size = size
-        self.joining = 0.0              # seconds of forked() that were for join()
 
     def prepare(self):
         """What both ways need and neither is measured with: inputs unpacked, caches warm."""
@@ -42,7 +41,7 @@ class App:
         return b"".join(parts)
 
     def forked(self, clones):
-        """The output by way of clones. Each is told how many there really are."""
+        """The parts, by way of clones. Each is told how many there really are."""
         with snowflock.Ticket(clones) as ticket:
             number = ticket.clone()
             if number:
@@ -50,11 +49,7 @@ class App:
             for clone in ticket.join():
                 if (clone.state, clone.status) != (snowflock.EXITED, 0):
                     raise SystemExit("clone %d: %s %d %s" % (clone.id, clone.state, clone.status, clone.text))
-            parts = [ticket.result(number) for number in range(1, ticket.granted + 1)]
-            started = time.monotonic()
-            output = self.join(parts)
-            self.joining = time.monotonic() - started
-            return output
+            return [ticket.result(number) for number in range(1, ticket.granted + 1)]
 
 
 def run(*command, **kwargs):
@@ -67,7 +62,11 @@ def share(items, number, count):
     return items[len(items) * number // count:len(items) * (number + 1) // count]
 
 
-def main(kind):
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def command_line(kind):
     parser = argparse.ArgumentParser(description=kind.__doc__)
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--plain", action="store_true", help="the unchanged program, no fork")
@@ -76,24 +75,31 @@ def main(kind):
     parser.add_argument("--size", type=int, default=1, help="how much work (1)")
     parser.add_argument("--wait", action="store_true", help="begin when a line comes")
     parser.add_argument("-o", "--output", help="where the output goes")
-    arguments = parser.parse_args()
-    app = kind(arguments.size)
+    return parser.parse_args()
+
+
+def main(kind):
+    arguments = command_line(kind)
+    app, parts = kind(arguments.size), []
     app.prepare()
     if arguments.wait:
         print("prepared", flush=True)
         sys.stdin.readline()
-    started = time.monotonic()
+    started = joining = time.monotonic()
     if arguments.plain:
         output = app.plain()
     elif arguments.part:
         number, count = map(int, arguments.part.split("/"))
         output = app.part(number - 1, count)
     else:
-        output = app.forked(arguments.clones)
-    seconds = time.monotonic() - started
+        parts = app.forked(arguments.clones)
+        joining = time.monotonic()
+        output = app.join(parts)
+    ended = time.monotonic()
     if arguments.output:
         with open(arguments.output, "wb") as file:
             file.write(output)
-    print("%s: %.2f s, %d bytes, sha256 %s, joined in %.2f s" % (kind.__name__.lower(), seconds, len(output),
-                                                                 hashlib.sha256(output).hexdigest(), app.joining))
+    print("%s: %.2f s, %d bytes, sha256 %s" % (kind.__name__.lower(), ended - started, len(output), digest(output)))
+    if parts:
+        print("joined in %.2f s, parts %s" % (ended - joining, " ".join(digest(part) for part in parts)))
     sys.stdout.flush()

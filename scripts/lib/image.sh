@@ -19,10 +19,15 @@ image_packages() {
     awk -v flavour="$1" '!/^#/ && ($1 == "minimal" || $1 == flavour) { print $2 }' "$SF_ROOT/scripts/image.packages"
 }
 
+image_sources() {
+    awk -v kind="$1-source" '!/^#/ && $1 == kind { print $2 }' "$SF_ROOT/scripts/image.packages"
+}
+
 image_base_key() {
     {
         packages_release
         image_packages "$1"
+        image_sources "$1"
         echo "$image_size $image_cmdline"
         cd "$SF_ROOT/scripts"
         find guest-files lib/image-customize ! -type d -printf '%p %m %l\n' | LC_ALL=C sort
@@ -41,7 +46,7 @@ image_dir() {
 
 # Step: the base layer of a flavour.
 image_base() {
-    local flavour=$1 dir key uuid new mirror
+    local flavour=$1 dir key uuid new mirror signed sources
     cache_lock image
     dir=$(image_base_dir "$flavour")
     if cache_is_complete "$dir"; then
@@ -54,6 +59,8 @@ image_base() {
     rm -rf "$dir" "$new"
     mkdir -p "$new"
     mirror=$(packages_mirror)
+    sources=$(image_sources "$flavour" | paste -sd' ')
+    signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
     # Hooks may run as the root of a user namespace, which cannot look into a home of mode 0700: what they need goes in,
     # and what they made comes out, by mmdebstrap's own copies.
     mmdebstrap --mode=auto --variant=minbase --architectures=amd64 \
@@ -61,13 +68,14 @@ image_base() {
         --aptopt='Acquire::Retries "3"' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook="copy-in '$SF_ROOT/scripts/guest-files' '$SF_ROOT/scripts/lib/image-customize' /tmp" \
-        --customize-hook="sh \"\$1/tmp/image-customize\" \"\$1\" \"\$1/tmp/guest-files\" $image_size $uuid" \
+        --customize-hook="sh \"\$1/tmp/image-customize\" \"\$1\" \"\$1/tmp/guest-files\" $image_size $uuid $sources" \
         --customize-hook="download /image/base.ext4.zst '$new/base.ext4.zst'" \
         --customize-hook="download /image/vmlinuz '$new/vmlinuz'" \
         --customize-hook="download /image/initrd.img '$new/initrd.img'" \
         --customize-hook="download /image/packages '$new/packages'" \
         "$(packages_release)" /dev/null \
-        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $(packages_release) main"
+        "deb $signed $mirror $(packages_release) main" \
+        ${sources:+"deb-src $signed $mirror $(packages_release) main"}
     zstd -q -d --sparse --rm "$new/base.ext4.zst"
     e2fsck -fn "$new/base.ext4"
     echo "$image_cmdline" > "$new/cmdline"

@@ -146,6 +146,10 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
     def test_clustalw(self):
         self.application("clustalw", "clustalw")
 
+    @needs_network
+    def test_distcc(self):
+        self.application("distcc", "distccd", "gcc", "make")
+
     def test_povray(self):
         self.application("povray", "povray")
 

@@ -17,9 +17,9 @@ map() is the whole story for most programs. What it is made of:
 A clone has all memory of its parent, so functions and their arguments need not be pickled; what a function returns, or
 raises, is. It stands on libsf (snowflock(7)) by ctypes.
 """
-from ._libsf import (EXITED, FAILED, KILLED, LOST, MAX_CLONES, MAX_RESULT, RUNNING, STARTING, Clone, Error, Ticket, count,
-                     exit, id, sync)
+from ._libsf import (EXITED, FAILED, KILLED, LOST, MAX_CLONES, MAX_RESULT, RUNNING, STARTING, Clone, Error, Ticket,
+                     address, count, exit, id, sync)
 from ._map import Array, CloneError, RemoteTraceback, map
 
-__all__ = ["Array", "Clone", "CloneError", "Error", "RemoteTraceback", "Ticket", "count", "exit", "id", "map", "sync",
-           "EXITED", "FAILED", "KILLED", "LOST", "MAX_CLONES", "MAX_RESULT", "RUNNING", "STARTING"]
+__all__ = ["Array", "Clone", "CloneError", "Error", "RemoteTraceback", "Ticket", "address", "count", "exit", "id",
+           "map", "sync", "EXITED", "FAILED", "KILLED", "LOST", "MAX_CLONES", "MAX_RESULT", "RUNNING", "STARTING"]

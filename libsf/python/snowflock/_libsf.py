@@ -17,6 +17,8 @@ MAX_CLONES = 1024
 MAX_RESULT = 64 * 1024 * 1024
 HIERARCHICAL = 1
 TEXT_LENGTH = 256
+ADDRESS_LENGTH = 64
+SELF = -1
 STARTING, RUNNING, EXITED, FAILED, LOST, KILLED = "starting", "running", "exited", "failed", "lost", "killed"
 
 
@@ -39,6 +41,7 @@ _PROTOTYPES = {
                                           ctypes.c_uint64]),
     "sf_kill": (ctypes.c_int, [ctypes.c_void_p]),
     "sf_release": (ctypes.c_int, [ctypes.c_void_p]),
+    "sf_address": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]),
     "sf_id": (ctypes.c_int, []),
     "sf_count": (ctypes.c_int, []),
     "sf_error": (ctypes.c_char_p, []),
@@ -93,6 +96,13 @@ def id():
 def count():
     """How many clones (or workers) were made with this one; 0 in a VM that is no clone."""
     return _checked(_free.sf_count())
+
+
+def address(number=SELF):
+    """An address in the cluster's network: of this VM, of the parent (0), of a clone. The fork is the newest of this VM."""
+    text = ctypes.create_string_buffer(ADDRESS_LENGTH)
+    _checked(_free.sf_address(number, text, len(text)))
+    return text.value.decode()
 
 
 def sync(result):
