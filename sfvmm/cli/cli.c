@@ -250,6 +250,7 @@ SfStyle sf_ctl_state_style(const char *state)
         { "starting", SF_STYLE_CYAN }, { "forking", SF_STYLE_CYAN },  { "granted", SF_STYLE_CYAN },
         { "placing", SF_STYLE_CYAN },  { "paused", SF_STYLE_YELLOW }, { "killed", SF_STYLE_YELLOW },
         { "failed", SF_STYLE_RED },    { "lost", SF_STYLE_RED },      { "gone", SF_STYLE_DIM },
+        { "revoked", SF_STYLE_RED },
     };
     for (guint i = 0; state && i < G_N_ELEMENTS(styles); i++) {
         if (strcmp(state, styles[i].state) == 0) {

@@ -15,7 +15,7 @@
 #define RESULT_PIECE    (512 * 1024)               /* bytes that one `result` call returns at most */
 #define RESULT_MAX      (G_GINT64_CONSTANT(64) << 20)   /* bytes that a clone may hand back */
 
-static char *option_avoid, *option_count, *option_timeout, *option_ticket, *option_results;
+static char *option_avoid, *option_count, *option_timeout, *option_ticket, *option_results, *option_queue;
 static gboolean option_no_wait, option_all, option_quiet, option_keep, option_check;
 
 static const GOptionEntry clone_options[] = {
@@ -24,6 +24,7 @@ static const GOptionEntry clone_options[] = {
       "TICKET" },
     { "avoid", 0, 0, G_OPTION_ARG_STRING, &option_avoid,
       "What clones on other hosts need not fetch: all, none, free, read (default: avoid= in sfvmmd.conf)", "WHAT" },
+    { "queue", 0, 0, G_OPTION_ARG_STRING, &option_queue, "Wait at most so long for room, if there is none", "TIME" },
     { "timeout", 't', 0, G_OPTION_ARG_STRING, &option_timeout, "Fail when it takes longer", "TIME" },
     { "no-wait", 0, 0, G_OPTION_ARG_NONE, &option_no_wait, "Return when the clones run; don't wait for their agents",
       NULL },
@@ -32,9 +33,10 @@ static const GOptionEntry clone_options[] = {
 };
 
 static const GOptionEntry ticket_options[] = {
-    {"all", 0, 0, G_OPTION_ARG_NONE, &option_all, "All N or an error, not fewer", NULL},
-    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &option_quiet, "Print only the ticket", NULL},
-    {NULL},
+    { "all", 0, 0, G_OPTION_ARG_NONE, &option_all, "All N or an error, not fewer", NULL },
+    { "queue", 0, 0, G_OPTION_ARG_STRING, &option_queue, "Wait at most so long for room, if there is none", "TIME" },
+    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &option_quiet, "Print only the ticket", NULL },
+    { NULL },
 };
 
 static const GOptionEntry tickets_options[] = {
@@ -75,6 +77,23 @@ static void set_timeout(JsonObject *params, int timeout)
     }
 }
 
+/* --queue, into the params of a request for a ticket. FALSE: wrong, and said so. */
+static gboolean set_queue(const char *command, JsonObject *params)
+{
+    g_autoptr(GError) error = NULL;
+    int queue;
+
+    if (!option_queue) {
+        return TRUE;
+    }
+    if (!sf_units_parse_duration("--queue", option_queue, &queue, &error)) {
+        sf_ctl_usage(command, "%s: %s", command, error->message);
+        return FALSE;
+    }
+    json_object_set_int_member(params, "queue_ms", queue);
+    return TRUE;
+}
+
 /* Fewer than asked is no error, but nothing that should go unnoticed. */
 static void note_fewer(const SfCtl *ctl, JsonObject *result, gint64 asked)
 {
@@ -99,13 +118,13 @@ static int run_clone(SfCtl *ctl, int argc, char **argv)
     if ((argc == 1) == (option_ticket != NULL)) {
         return sf_ctl_usage("clone", "clone: give a VM, or --ticket TICKET");
     }
-    if (option_ticket && option_count) {
-        return sf_ctl_usage("clone", "clone: --count and --ticket: the ticket has its count");
+    if (option_ticket && (option_count || option_queue)) {
+        return sf_ctl_usage("clone", "clone: --count or --queue and --ticket: the ticket has been granted");
     }
     if (option_count && !sf_units_parse_count("--count", option_count, 1, COUNT_MAX, &count, &error)) {
         return sf_ctl_usage("clone", "clone: %s", error->message);
     }
-    if (!get_timeout("clone", &timeout)) {
+    if (!get_timeout("clone", &timeout) || !set_queue("clone", params)) {
         return SF_CTL_USAGE;
     }
     set_timeout(params, timeout);
@@ -148,12 +167,17 @@ static int run_ticket(SfCtl *ctl, int argc, char **argv)
     if (!sf_units_parse_count("N", argv[1], 1, COUNT_MAX, &count, &error)) {
         return sf_ctl_usage("ticket", "ticket: %s", error->message);
     }
-    JsonObject *params = sf_ctl_params("vm", argv[0]);
+    g_autoptr(JsonObject) params = sf_ctl_params("vm", argv[0]);
     json_object_set_int_member(params, "count", count);
     if (option_all) {
         json_object_set_boolean_member(params, "all", TRUE);
     }
-    g_autoptr(JsonObject) result = sf_client_call(ctl->client, "ticket.request", params, SF_CTL_SOON_MS, &error);
+    if (!set_queue("ticket", params)) {
+        return SF_CTL_USAGE;
+    }
+    g_autofree char *what = g_strdup_printf("VM \"%s\" waits for room", argv[0]);
+    g_autoptr(JsonObject) result = sf_ctl_call_patiently(ctl, what, "ticket.request", g_steal_pointer(&params),
+                                                         option_queue ? SF_CTL_NO_LIMIT : SF_CTL_SOON_MS, &error);
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
     }

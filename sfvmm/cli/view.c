@@ -351,6 +351,8 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
     print_line("of VM", sf_ctl_string(ticket, "vm"));
     print_line("asked for", ago);
     print_line("reason", sf_ctl_string(ticket, "reason"));
+    print_line("allocation", sf_ctl_string(ticket, "allocation"));
+    print_line("revoked", sf_ctl_string(ticket, "revoked"));
     g_autofree char *clones_text = states ? g_strdup_printf("%" G_GINT64_FORMAT ": %s", granted, states)
                                           : g_strdup_printf("%" G_GINT64_FORMAT ", none made yet", granted);
     print_line("clones", clones_text);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Quotas, the books of each host, and the list of hosts: what all kinds share. A grant is the smallest of what was
- * asked, of what each quota leaves, and of what the hosts have room for; what leaves too little is named in the error.
+ * The books of each host, and the list of hosts: what all kinds share. A grant is the smallest of what was asked, of
+ * what each quota leaves (admit()), and of what the hosts have room for (place()); what leaves too little is named in
+ * the error. request.c has the requests, and calls these.
  */
 #include "sfvmm/cluster/resource_manager.h"
 
@@ -68,8 +69,7 @@ static SfClusterHost *find_host_or_fail(SfResourceManager *manager, const char *
     return host;
 }
 
-/* As tickets write it. */
-static const char *place_name(SfResourceManager *manager, const SfClusterHost *host)
+const char *sf_resource_manager_place_name(SfResourceManager *manager, const SfClusterHost *host)
 {
     return host == own_host(manager) ? "" : host->name;
 }
@@ -100,7 +100,8 @@ static guint64 host_memory_left(const SfClusterHost *host)
 
 static gboolean has_refused(SfResourceManager *manager, const SfClusterHost *host, const SfTicket *ticket)
 {
-    return g_ptr_array_find_with_equal_func(ticket->refused_by, place_name(manager, host), g_str_equal, NULL);
+    return g_ptr_array_find_with_equal_func(ticket->refused_by, sf_resource_manager_place_name(manager, host),
+                                            g_str_equal, NULL);
 }
 
 gboolean sf_resource_manager_has_room(SfResourceManager *manager, const SfClusterHost *host, const SfTicket *ticket)
@@ -193,6 +194,7 @@ gboolean sf_resource_manager_drain_host(SfResourceManager *manager, const char *
 
     if (host) {
         host->draining = drain;
+        sf_requests_wake(manager);
     }
     return host != NULL;
 }
@@ -207,6 +209,7 @@ void sf_resource_manager_host_up(SfResourceManager *manager, const char *name, g
         host->told_slots = slots;
         host->told_memory = memory;
         host->told_draining = draining;
+        sf_requests_wake(manager);
     }
 }
 
@@ -220,20 +223,6 @@ void sf_resource_manager_host_down(SfResourceManager *manager, const char *name)
 }
 
 /* ---- books ---- */
-
-static guint vm_clones(SfResourceManager *manager, const char *vm)
-{
-    return GPOINTER_TO_UINT(g_hash_table_lookup(manager->per_vm, vm));
-}
-
-static void set_vm_clones(SfResourceManager *manager, const char *vm, guint clones)
-{
-    if (clones) {
-        g_hash_table_insert(manager->per_vm, g_strdup(vm), GUINT_TO_POINTER(clones));
-    } else {
-        g_hash_table_remove(manager->per_vm, vm);
-    }
-}
 
 static void book(SfClusterHost *host, guint clones, guint64 each)
 {
@@ -257,14 +246,22 @@ void sf_resource_manager_restore(SfResourceManager *manager, const SfTicket *tic
         }
     }
     if (!ticket->origin) {
-        set_vm_clones(manager, ticket->vm, vm_clones(manager, ticket->vm) + ticket->granted);
+        sf_quotas_book(manager->quotas, ticket->vm, ticket->user, ticket->granted, ticket->reserved, 1);
+    }
+    if (ticket->allocation && !ticket->revoked && manager->kind->restore) {
+        manager->kind->restore(manager, ticket);
+    }
+}
+
+void sf_resource_manager_restored(SfResourceManager *manager)
+{
+    if (manager->kind->restored) {
+        manager->kind->restored(manager);
     }
 }
 
 void sf_resource_manager_release(SfResourceManager *manager, const SfTicket *ticket)
 {
-    guint clones = vm_clones(manager, ticket->vm);
-
     for (guint i = 0; i < ticket->places->len; i++) {
         const SfPlace *place = g_ptr_array_index(ticket->places, i);
         SfClusterHost *host = find_host(manager, place->host);
@@ -273,7 +270,24 @@ void sf_resource_manager_release(SfResourceManager *manager, const SfTicket *tic
         }
     }
     if (!ticket->origin) {
-        set_vm_clones(manager, ticket->vm, clones - MIN(clones, ticket->granted));
+        sf_quotas_unbook(manager->quotas, ticket->vm, ticket->user, ticket->granted, ticket->reserved, 1);
+    }
+    if (ticket->allocation && !ticket->revoked && manager->kind->release) {
+        manager->kind->release(manager, ticket);
+    }
+    sf_requests_wake(manager);
+}
+
+void sf_resource_manager_set_revoked_handler(SfResourceManager *manager, SfRevokedHandler handler, gpointer owner)
+{
+    manager->revoked = handler;
+    manager->revoked_owner = owner;
+}
+
+void sf_resource_manager_revoke(SfResourceManager *manager, guint64 ticket, const char *reason)
+{
+    if (manager->revoked) {
+        manager->revoked(ticket, reason, manager->revoked_owner);
     }
 }
 
@@ -290,7 +304,7 @@ static guint take_places(SfResourceManager *manager, SfTicket *ticket, guint cou
             break;
         }
         book(host, 1, ticket->reserved);
-        sf_ticket_add_place(ticket, place_name(manager, host), 1);
+        sf_ticket_add_place(ticket, sf_resource_manager_place_name(manager, host), 1);
         taken++;
     }
     return taken;
@@ -332,60 +346,72 @@ static void set_capacity_error(SfResourceManager *manager, const SfTicket *ticke
     }
 }
 
-static SfTicket *request_places(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                gboolean all, guint32 request, gboolean here, GError **error)
+static void set_quota_error(SfResourceManager *manager, const SfTicketRequest *request, const char *why, guint room,
+                            GError **error)
 {
-    const SfLimits *limits = &manager->limits;
-    guint booked = vm_clones(manager, vm);
-    guint by_vm = limits->clones_per_vm > booked ? limits->clones_per_vm - booked : 0;
-    guint wanted = MIN(count, MIN(limits->clones_per_ticket, by_vm));
-    g_autoptr(SfTicket) ticket = NULL;
+    if (why) {
+        g_set_error(
+            error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
+            "VM \"%s\": %u clones asked, but %s, and only %u clones are left of that; join or kill a ticket first",
+            request->vm, request->count, why, room);
+    } else {
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
+                    "VM \"%s\": %u clones asked, but a ticket may have %u (clones-per-ticket in sfvmmd.conf)",
+                    request->vm, request->count, manager->limits.clones_per_ticket);
+    }
+}
 
-    if (wanted == 0 || (all && wanted < count)) {
-        if (by_vm == wanted) {
-            g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
-                        "VM \"%s\": %u clones asked, but of its quota of %u clones only %u are free; join or kill a "
-                        "ticket first (clones-per-vm in sfvmmd.conf)",
-                        vm, count, limits->clones_per_vm, by_vm);
-        } else {
-            g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_QUOTA,
-                        "VM \"%s\": %u clones asked, but a ticket may have %u (clones-per-ticket in sfvmmd.conf)", vm,
-                        count, limits->clones_per_ticket);
-        }
+SfTicket *sf_resource_manager_admit(SfResourceManager *manager, const SfTicketRequest *request, GError **error)
+{
+    const guint64 each = sf_resource_manager_clone_memory(request->memory);
+    const guint most = MIN(request->count, manager->limits.clones_per_ticket);
+    g_autofree char *why = NULL;
+    guint room = sf_quotas_room(manager->quotas, request->vm, request->user, each, most, &why);
+    SfTicket *ticket;
+
+    if (room == 0 || (request->all && room < request->count)) {
+        set_quota_error(manager, request, why, room, error);
         return NULL;
     }
-    ticket = sf_ticket_new(sf_ticket_random_id(), vm, 0, request);
-    ticket->reserved = sf_resource_manager_clone_memory(vm_memory);
-    for (guint i = 1; here && i < manager->hosts->len; i++) {
+    ticket = sf_ticket_new(sf_ticket_random_id(), request->vm, room, request->request);
+    ticket->user = request->user;
+    ticket->reserved = each;
+    for (guint i = 1; request->here && i < manager->hosts->len; i++) {
         const SfClusterHost *other = g_ptr_array_index(manager->hosts, i);
         g_ptr_array_add(ticket->refused_by, g_strdup(other->name));
     }
-    ticket->granted = take_places(manager, ticket, wanted);
-    set_vm_clones(manager, vm, booked + ticket->granted);
-    if (ticket->granted == 0 || (all && ticket->granted < count)) {
-        set_capacity_error(manager, ticket, count, ticket->granted, error);
-        sf_resource_manager_release(manager, ticket);
-        return NULL;
+    sf_quotas_book(manager->quotas, ticket->vm, ticket->user, ticket->granted, each, 1);
+    return ticket;
+}
+
+void sf_resource_manager_dismiss(SfResourceManager *manager, SfTicket *ticket)
+{
+    sf_quotas_unbook(manager->quotas, ticket->vm, ticket->user, ticket->granted, ticket->reserved, 1);
+    sf_ticket_free(ticket);
+}
+
+gboolean sf_resource_manager_place(SfResourceManager *manager, SfTicket *ticket, const SfTicketRequest *request,
+                                   GError **error)
+{
+    guint placed = take_places(manager, ticket, ticket->granted);
+
+    if (placed == 0 || (request->all && placed < request->count)) {
+        set_capacity_error(manager, ticket, request->count, placed, error);
+        for (guint i = 0; i < ticket->places->len; i++) {
+            const SfPlace *place = g_ptr_array_index(ticket->places, i);
+            unbook(find_host(manager, place->host), place->count, ticket->reserved);
+        }
+        g_ptr_array_set_size(ticket->places, 0);
+        return FALSE;
     }
-    return g_steal_pointer(&ticket);
-}
-
-SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                      gboolean all, guint32 request, GError **error)
-{
-    return request_places(manager, vm, vm_memory, count, all, request, FALSE, error);
-}
-
-SfTicket *sf_resource_manager_request_here(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                           gboolean all, guint32 request, GError **error)
-{
-    return request_places(manager, vm, vm_memory, count, all, request, TRUE, error);
+    sf_quotas_unbook(manager->quotas, ticket->vm, ticket->user, ticket->granted - placed, ticket->reserved, 0);
+    ticket->granted = placed;
+    return TRUE;
 }
 
 void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket, const char *name, guint count)
 {
     SfClusterHost *host = find_host(manager, name);
-    guint clones = vm_clones(manager, ticket->vm);
 
     g_return_if_fail(sf_ticket_count_at(ticket, name) >= count);
     if (host) {
@@ -394,15 +420,16 @@ void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket,
     sf_ticket_add_place(ticket, name, -(gint)count);
     ticket->granted -= count;
     if (!ticket->origin) {
-        set_vm_clones(manager, ticket->vm, clones - MIN(clones, count));
+        sf_quotas_unbook(manager->quotas, ticket->vm, ticket->user, count, ticket->reserved, 0);
     }
+    sf_requests_wake(manager);
 }
 
 GPtrArray *sf_resource_manager_reassign(SfResourceManager *manager, SfTicket *ticket, const char *name, guint count,
                                         GError **error)
 {
     SfClusterHost *host = find_host(manager, name);
-    const char *from = host ? place_name(manager, host) : name;
+    const char *from = host ? sf_resource_manager_place_name(manager, host) : name;
     g_autoptr(SfTicket) part = sf_ticket_new(ticket->id, ticket->vm, count, ticket->request);
     g_autoptr(GPtrArray) places = NULL;
     guint taken;
@@ -414,6 +441,11 @@ GPtrArray *sf_resource_manager_reassign(SfResourceManager *manager, SfTicket *ti
     part->reserved = ticket->reserved;
     for (guint i = 0; i < ticket->refused_by->len; i++) {
         g_ptr_array_add(part->refused_by, g_strdup(g_ptr_array_index(ticket->refused_by, i)));
+    }
+    for (guint i = 0; i < ticket->allotted->len; i++) {
+        const SfPlace *slots = g_ptr_array_index(ticket->allotted, i);
+        guint used = sf_ticket_count_at(ticket, slots->host);
+        sf_places_add(part->allotted, slots->host, (gint)(slots->count - MIN(slots->count, used)));
     }
     taken = take_places(manager, part, count);
     if (taken < count) {
@@ -467,7 +499,8 @@ SfResourceManager *sf_resource_manager_new(const SfResourceManagerKind *kind, co
 
     manager->kind = kind;
     manager->limits = *limits;
-    manager->per_vm = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    manager->quotas = sf_quotas_new(&limits->quotas);
+    manager->allocating = g_ptr_array_new();
     manager->hosts = g_ptr_array_new_with_free_func((GDestroyNotify)host_free);
     host->name = g_strdup(name);
     host->slots = limits->clones;
@@ -479,9 +512,15 @@ SfResourceManager *sf_resource_manager_new(const SfResourceManagerKind *kind, co
 
 void sf_resource_manager_free(SfResourceManager *manager)
 {
-    if (manager) {
-        g_ptr_array_unref(manager->hosts);
-        g_hash_table_unref(manager->per_vm);
-        g_free(manager);
+    if (!manager) {
+        return;
     }
+    sf_requests_end(manager);
+    if (manager->kind->free) {
+        manager->kind->free(manager);
+    }
+    g_ptr_array_unref(manager->allocating);
+    g_ptr_array_unref(manager->hosts);
+    sf_quotas_free(manager->quotas);
+    g_free(manager);
 }

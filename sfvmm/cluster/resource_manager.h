@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * SfResourceManager: decides how many clones a VM gets. One interface; `local` (this host's capacity) is the default,
- * `static` gives slots on a list of hosts. It only counts: starting and ending clones is fork/'s work.
+ * SfResourceManager: decides how many clones a VM gets, and on which hosts. One interface; docs/resource-managers.md
+ * says how to write another one.
+ *
+ *     local    this host's capacity; the default
+ *     static   slots on a list of hosts
+ *     slurm    allocations of the cluster's scheduler
+ *
+ * It only counts: starting and ending clones is fork/'s work.
  *
  *     request() -> ticket with places     on this host and on others
  *     lend()    -> ticket of another host's VM, all of its places here
@@ -13,6 +19,7 @@
 #ifndef SF_RESOURCE_MANAGER_H
 #define SF_RESOURCE_MANAGER_H
 
+#include "sfvmm/cluster/quota.h"
 #include "sfvmm/cluster/ticket.h"
 
 #define SF_CLUSTER_ERROR (sf_cluster_error_quark())
@@ -21,16 +28,18 @@ typedef enum {
     SF_CLUSTER_ERROR_QUOTA,    /* the VM or the user has all that it may have; asking again helps only after a join */
     SF_CLUSTER_ERROR_CAPACITY, /* the hosts are full now; asking later may help */
     SF_CLUSTER_ERROR_NO_SUCH_HOST,
-    SF_CLUSTER_ERROR_EXISTS, /* a host of this name was added already */
-    SF_CLUSTER_ERROR_HOST,   /* it can't be done with this host, or not with this manager */
+    SF_CLUSTER_ERROR_EXISTS,    /* a host of this name was added already */
+    SF_CLUSTER_ERROR_HOST,      /* it can't be done with this host, or not with this manager */
+    SF_CLUSTER_ERROR_SCHEDULER, /* what gives the manager its slots can't be asked, or refuses for good */
 } SfClusterError;
 
-/* Quotas: upper bounds, each of them counts. */
+/* Upper bounds, each of them counts. */
 typedef struct {
     guint clones_per_ticket;
-    guint clones_per_vm; /* of all live tickets of one VM */
-    guint clones;        /* of this host */
-    guint64 memory;      /* bytes that all clones of this host together may be expected to use privately */
+    SfQuotaRules quotas;
+    guint clones;   /* of this host */
+    guint64 memory; /* bytes that all clones of this host together may be expected to use privately */
+    guint waiting;  /* requests that wait */
 } SfLimits;
 
 /* How `static` chooses among hosts that have room. */
@@ -56,24 +65,44 @@ typedef struct {
 
 typedef struct SfResourceManager SfResourceManager;
 
-/* The resource manager of this host alone. */
+/* The resource manager of this host alone. Each borrows the tables of limits->quotas. */
 SfResourceManager *sf_resource_manager_local_new(const SfLimits *limits);
 
 /* This host, called `name`, and those that are added. limits->clones and ->memory are this host's, the quotas all's. */
 SfResourceManager *sf_resource_manager_static_new(const SfLimits *limits, const char *name, SfPolicy policy);
-void sf_resource_manager_free(SfResourceManager *manager);
+void sf_resource_manager_free(SfResourceManager *manager); /* requests that wait fail */
 const char *sf_resource_manager_name(SfResourceManager *manager);
 
-/*
- * Up to `count` clones of a VM with `vm_memory` bytes of RAM, at least one, or an error. With `all`, exactly count or
- * an error. The ticket belongs to the caller, who gives its slots back with release() before freeing it.
- */
-SfTicket *sf_resource_manager_request(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                      gboolean all, guint32 request, GError **error);
+/* A ticket that is asked for. */
+typedef struct {
+    const char *vm;
+    guint32 user;    /* uid of who started it */
+    guint64 memory;  /* bytes of RAM that it has */
+    guint vcpus;     /* that it has */
+    guint count;     /* clones */
+    gboolean all;    /* exactly count, else from one to count */
+    gboolean here;   /* with places on this host only: other hosts can't make clones of it */
+    guint32 request; /* of its agent, 0: an operator's */
+    guint wait_ms;   /* how long it may wait when it can't be granted at once; 0: not at all */
+} SfTicketRequest;
 
-/* The same, with places on this host only: for a VM that other hosts can't make clones of. */
-SfTicket *sf_resource_manager_request_here(SfResourceManager *manager, const char *vm, guint64 vm_memory, guint count,
-                                           gboolean all, guint32 request, GError **error);
+/*
+ * The ticket belongs to the caller, who gives its slots back with release() before freeing it. Requests that wait are
+ * served in the order that they came; one that waits for room holds back those behind it, one that waits for a quota of
+ * its VM or user does not. Errors: SF_CLUSTER_ERROR_QUOTA, _CAPACITY, _SCHEDULER.
+ */
+void sf_resource_manager_request_async(SfResourceManager *manager, const SfTicketRequest *request,
+                                       GAsyncReadyCallback callback, gpointer data);
+SfTicket *sf_resource_manager_request_finish(SfResourceManager *manager, GAsyncResult *result, GError **error);
+void sf_resource_manager_forget_vm(SfResourceManager *manager, const char *vm); /* it has ended: its requests fail */
+guint sf_resource_manager_waiting(SfResourceManager *manager);                  /* requests that wait */
+
+/*
+ * The scheduler has taken back, before its release, what it gave for a ticket: its clones have no right to run any
+ * more. The ticket is still to be released.
+ */
+typedef void (*SfRevokedHandler)(guint64 ticket, const char *reason, gpointer owner);
+void sf_resource_manager_set_revoked_handler(SfResourceManager *manager, SfRevokedHandler handler, gpointer owner);
 
 /* The ticket is `count` clones smaller: those that `host` was to take. It may have none left. */
 void sf_resource_manager_give_back(SfResourceManager *manager, SfTicket *ticket, const char *host, guint count);
@@ -111,8 +140,9 @@ void sf_resource_manager_host_down(SfResourceManager *manager, const char *name)
 GList *sf_resource_manager_hosts(SfResourceManager *manager);
 const SfClusterHost *sf_resource_manager_host(SfResourceManager *manager, const char *name); /* NULL: not known */
 
-/* Book a ticket that was granted before a restart of sfvmmd. */
+/* Book a ticket that was granted before a restart of sfvmmd; then, once: those were all. */
 void sf_resource_manager_restore(SfResourceManager *manager, const SfTicket *ticket);
+void sf_resource_manager_restored(SfResourceManager *manager);
 void sf_resource_manager_release(SfResourceManager *manager, const SfTicket *ticket);
 
 /* What a clone of a VM with that much RAM is expected to use privately, bytes. */

@@ -40,6 +40,7 @@ SfTicket *sf_ticket_new(guint64 id, const char *vm, guint granted, guint32 reque
     ticket->created = g_get_monotonic_time();
     ticket->places = g_ptr_array_new_with_free_func((GDestroyNotify)sf_place_free);
     ticket->refused_by = g_ptr_array_new_with_free_func(g_free);
+    ticket->allotted = g_ptr_array_new_with_free_func((GDestroyNotify)sf_place_free);
     return ticket;
 }
 
@@ -50,39 +51,52 @@ void sf_ticket_free(SfTicket *ticket)
     }
     g_ptr_array_unref(ticket->places);
     g_ptr_array_unref(ticket->refused_by);
+    g_ptr_array_unref(ticket->allotted);
+    g_free(ticket->allocation);
+    g_free(ticket->revoked);
     g_free(ticket->origin);
     g_free(ticket->vm);
     g_free(ticket);
 }
 
-void sf_ticket_add_place(SfTicket *ticket, const char *host, gint count)
+void sf_places_add(GPtrArray *places, const char *host, gint count)
 {
-    for (guint i = 0; i < ticket->places->len; i++) {
-        SfPlace *place = g_ptr_array_index(ticket->places, i);
+    for (guint i = 0; i < places->len; i++) {
+        SfPlace *place = g_ptr_array_index(places, i);
         if (strcmp(place->host, host) != 0) {
             continue;
         }
         if (count < 0 && (guint)-count >= place->count) {
-            g_ptr_array_remove_index(ticket->places, i);
+            g_ptr_array_remove_index(places, i);
         } else {
             place->count += (guint)count;
         }
         return;
     }
     if (count > 0) {
-        g_ptr_array_insert(ticket->places, *host ? -1 : 0, sf_place_new(host, (guint)count));
+        g_ptr_array_insert(places, *host ? -1 : 0, sf_place_new(host, (guint)count));
     }
 }
 
-guint sf_ticket_count_at(const SfTicket *ticket, const char *host)
+guint sf_places_count_at(GPtrArray *places, const char *host)
 {
-    for (guint i = 0; i < ticket->places->len; i++) {
-        const SfPlace *place = g_ptr_array_index(ticket->places, i);
+    for (guint i = 0; i < places->len; i++) {
+        const SfPlace *place = g_ptr_array_index(places, i);
         if (strcmp(place->host, host) == 0) {
             return place->count;
         }
     }
     return 0;
+}
+
+void sf_ticket_add_place(SfTicket *ticket, const char *host, gint count)
+{
+    sf_places_add(ticket->places, host, count);
+}
+
+guint sf_ticket_count_at(const SfTicket *ticket, const char *host)
+{
+    return sf_places_count_at(ticket->places, host);
 }
 
 gboolean sf_ticket_is_local(const SfTicket *ticket)
@@ -145,12 +159,12 @@ static gint64 integer_of(JsonObject *object, const char *member)
     return node ? MAX(json_node_get_int(node), -1) : -1;
 }
 
-static JsonArray *places_to_json(const SfTicket *ticket)
+static JsonArray *places_to_json(GPtrArray *places)
 {
     JsonArray *array = json_array_new();
 
-    for (guint i = 0; i < ticket->places->len; i++) {
-        const SfPlace *place = g_ptr_array_index(ticket->places, i);
+    for (guint i = 0; i < places->len; i++) {
+        const SfPlace *place = g_ptr_array_index(places, i);
         JsonObject *object = json_object_new();
         json_object_set_string_member(object, "host", place->host);
         json_object_set_int_member(object, "count", place->count);
@@ -172,7 +186,7 @@ JsonObject *sf_ticket_to_json(const SfTicket *ticket)
     json_object_set_int_member(object, "created", ticket->created);
     json_object_set_boolean_member(object, "used", ticket->used);
     json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->avoid));
-    json_object_set_array_member(object, "places", places_to_json(ticket));
+    json_object_set_array_member(object, "places", places_to_json(ticket->places));
     if (ticket->refused_by->len > 0) {
         JsonArray *hosts = json_array_new();
         for (guint i = 0; i < ticket->refused_by->len; i++) {
@@ -183,34 +197,56 @@ JsonObject *sf_ticket_to_json(const SfTicket *ticket)
     if (ticket->origin) {
         json_object_set_string_member(object, "origin", ticket->origin);
     }
+    json_object_set_int_member(object, "user", ticket->user);
+    if (ticket->allocation) {
+        json_object_set_string_member(object, "allocation", ticket->allocation);
+        json_object_set_array_member(object, "allotted", places_to_json(ticket->allotted));
+    }
+    if (ticket->revoked) {
+        json_object_set_string_member(object, "revoked", ticket->revoked);
+    }
     return object;
+}
+
+/* The places of a list in a record, `most` of them at most; returns how many, 0: it is damaged. */
+static guint read_places(JsonNode *node, guint most, GPtrArray *places)
+{
+    JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+    guint sum = 0;
+
+    for (guint i = 0; array && i < json_array_get_length(array); i++) {
+        JsonNode *item = json_array_get_element(array, i);
+        JsonObject *place = JSON_NODE_HOLDS_OBJECT(item) ? json_node_get_object(item) : NULL;
+        const char *host = text_of(place, "host");
+        gint64 count = integer_of(place, "count");
+        if (!host || count < 1 || count > (gint64)(most - sum) || sf_places_count_at(places, host) > 0) {
+            return 0;
+        }
+        sf_places_add(places, host, (gint)count);
+        sum += (guint)count;
+    }
+    return sum;
 }
 
 /* What a record says of a ticket's places; one without them (of an earlier version) is of this host. */
 static gboolean places_from_json(SfTicket *ticket, JsonObject *object)
 {
     JsonNode *node = json_object_get_member(object, "places");
-    guint sum = 0;
 
     if (!node) {
         sf_ticket_add_place(ticket, "", (gint)ticket->granted);
         return TRUE;
     }
-    if (!JSON_NODE_HOLDS_ARRAY(node)) {
-        return FALSE;
-    }
-    for (guint i = 0; i < json_array_get_length(json_node_get_array(node)); i++) {
-        JsonNode *item = json_array_get_element(json_node_get_array(node), i);
-        JsonObject *place = JSON_NODE_HOLDS_OBJECT(item) ? json_node_get_object(item) : NULL;
-        const char *host = text_of(place, "host");
-        gint64 count = integer_of(place, "count");
-        if (!host || count < 1 || count > (gint64)(ticket->granted - sum) || sf_ticket_count_at(ticket, host) > 0) {
-            return FALSE;
-        }
-        sf_ticket_add_place(ticket, host, (gint)count);
-        sum += (guint)count;
-    }
-    return sum == ticket->granted;
+    return read_places(node, ticket->granted, ticket->places) == ticket->granted;
+}
+
+/* What its scheduler gave for it, which may be more than it uses. */
+static gboolean allocation_from_json(SfTicket *ticket, JsonObject *object)
+{
+    ticket->allocation = g_strdup(text_of(object, "allocation"));
+    ticket->revoked = g_strdup(text_of(object, "revoked"));
+    return !ticket->allocation ||
+           read_places(json_object_get_member(object, "allotted"), G_MAXUINT16, ticket->allotted) > 0;
 }
 
 static void refused_from_json(SfTicket *ticket, JsonObject *object)
@@ -245,11 +281,12 @@ SfTicket *sf_ticket_from_json(JsonObject *object, GError **error)
     ticket->created = created >= 0 ? created : ticket->created;
     ticket->used = used && json_node_get_boolean(used);
     ticket->origin = g_strdup(text_of(object, "origin"));
+    ticket->user = (guint32)CLAMP(integer_of(object, "user"), 0, G_MAXUINT32);
     if (text_of(object, "avoid") && !sf_avoid_parse(text_of(object, "avoid"), &ticket->avoid, error)) {
         return NULL;
     }
     refused_from_json(ticket, object);
-    if (!places_from_json(ticket, object)) {
+    if (!places_from_json(ticket, object) || !allocation_from_json(ticket, object)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "ticket \"%s\": its record of places is damaged",
                     id_text);
         return NULL;

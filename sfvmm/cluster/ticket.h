@@ -42,6 +42,10 @@ typedef struct {
     GPtrArray *places;     /* of SfPlace, one per host, this one first; the counts add up to `granted`. Owned */
     GPtrArray *refused_by; /* char *: hosts that took none of it when asked; they are not offered again. Owned */
     char *origin;          /* host whose VM this is, when we only lend it places; NULL: the VM is ours */
+    guint32 user;          /* uid of who started the VM; of no meaning with an origin */
+    char *allocation;      /* what the resource manager's scheduler calls what it gave for it; NULL: it has none */
+    GPtrArray *allotted;   /* of SfPlace: what that is, at least what `places` use. Empty without one. Owned */
+    char *revoked;         /* why the scheduler took it back; NULL: it has not */
 } SfTicket;
 
 /* Without places; add them up to `granted`. */
@@ -53,6 +57,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfTicket, sf_ticket_free)
 void sf_ticket_add_place(SfTicket *ticket, const char *host, gint count);
 guint sf_ticket_count_at(const SfTicket *ticket, const char *host); /* 0: none; "": this host */
 gboolean sf_ticket_is_local(const SfTicket *ticket);                /* all its clones are on this host */
+
+/* The same for a list of places of its own. */
+void sf_places_add(GPtrArray *places, const char *host, gint count);
+guint sf_places_count_at(GPtrArray *places, const char *host);
 
 /* A fresh random id from getrandom(2). */
 guint64 sf_ticket_random_id(void);

@@ -57,6 +57,8 @@ static const char *cluster_error_code(const GError *error, const char **hint)
         return "no-such-host";
     case SF_CLUSTER_ERROR_EXISTS:
         return "exists";
+    case SF_CLUSTER_ERROR_SCHEDULER:
+        return "scheduler";
     default:
         return "bad-params";
     }
@@ -396,7 +398,7 @@ static void api_vm_run(SfHost *host, JsonObject *params, SfCall *call)
         return;
     }
     if (int_param(params, "pool", 0, daemon->pool_max, daemon->pool, &pool, call)) {
-        sf_host_run_async(host, text_param(params, "name"), config, (guint)pool, on_run, call);
+        sf_host_run_async(host, text_param(params, "name"), sf_call_user(call), config, (guint)pool, on_run, call);
     }
 }
 
@@ -571,12 +573,16 @@ static gboolean request_ticket(SfHost *host, JsonObject *params, gboolean all, S
                                GAsyncReadyCallback callback, gpointer data)
 {
     SfHostVm *hvm = vm_param(host, params, call);
-    gint64 count;
+    SfHostTicketOrder order = { .all = all };
+    gint64 count, queue_ms;
 
-    if (!hvm || !int_param(params, "count", 1, SF_GP_MAX_CLONES, 0, &count, call)) {
+    if (!hvm || !int_param(params, "count", 1, SF_GP_MAX_CLONES, 0, &count, call) ||
+        !int_param(params, "queue_ms", 0, TIMEOUT_MAX_MS, 0, &queue_ms, call)) {
         return FALSE;
     }
-    sf_host_request_ticket_async(host, hvm, (guint)count, all, 0, callback, data);
+    order.count = (guint)count;
+    order.queue_ms = (guint)queue_ms;
+    sf_host_request_ticket_async(host, hvm, &order, callback, data);
     return TRUE;
 }
 
@@ -1023,10 +1029,12 @@ static const SfApiMethod methods[] = {
     { "vm.check", api_vm_check, { VM_REQUIRED } },
     { "vm.pool", api_vm_pool, { VM_REQUIRED, { "target", INTEGER, TRUE } } },
     { "vm.usage", api_vm_usage, { { 0 } } },
-    { "ticket.request", api_ticket_request, { VM_REQUIRED, { "count", INTEGER, TRUE }, { "all", BOOLEAN, FALSE } } },
+    { "ticket.request", api_ticket_request, { VM_REQUIRED, { "count", INTEGER, TRUE }, { "all", BOOLEAN, FALSE },
+      { "queue_ms", INTEGER, FALSE } } },
     { "ticket.list", api_ticket_list, { { 0 } } },
     { "ticket.status", api_ticket_status, { TICKET_REQUIRED } },
-    { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "ticket", TEXT, FALSE },
+    { "clone", api_clone, { { "vm", TEXT, FALSE }, { "count", INTEGER, FALSE }, { "queue_ms", INTEGER, FALSE },
+      { "ticket", TEXT, FALSE },
       { "wait", TEXT, FALSE }, { "avoid", TEXT, FALSE }, TIMEOUT } },
     { "join", api_join, { TICKET_REQUIRED, { "release", BOOLEAN, FALSE }, TIMEOUT } },
     { "complete", api_complete, { TICKET_REQUIRED, TIMEOUT } },

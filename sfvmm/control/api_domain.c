@@ -30,7 +30,7 @@ static void api_domain_adopt(SfHost *host, JsonObject *params, SfCall *call)
         sf_call_fail(call, error);
         return;
     }
-    sf_host_adopt_async(host, json_object_get_string_member_with_default(params, "name", NULL),
+    sf_host_adopt_async(host, json_object_get_string_member_with_default(params, "name", NULL), sf_call_user(call),
                         json_object_get_string_member_with_default(params, "uri", NULL),
                         json_object_get_string_member(params, "domain"), (guint)pool, on_adopted, call);
 }

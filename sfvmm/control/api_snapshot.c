@@ -277,7 +277,8 @@ static void api_clone(SfHost *host, JsonObject *params, SfCall *call)
     wait->call = call;
     wait->until = g_strdup(until);
     wait->timeout_ms = (guint)timeout;
-    sf_snapshots_clone_async(sf_snapshots_of(host), text_param(params, "name"), (guint)count, NULL, 0, on_forked, wait);
+    sf_snapshots_clone_async(sf_snapshots_of(host), text_param(params, "name"), (guint)count, sf_call_user(call), NULL,
+                             0, on_forked, wait);
 }
 
 /* clang-format off */

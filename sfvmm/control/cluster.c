@@ -32,9 +32,13 @@ SfCluster *sf_cluster_of(SfHost *host)
 
 SfResourceManager *sf_cluster_manager_new(const SfDaemonConfig *config)
 {
-    return config->cluster.many_hosts
-               ? sf_resource_manager_static_new(&config->limits, config->cluster.name, config->cluster.policy)
-               : sf_resource_manager_local_new(&config->limits);
+    switch (config->cluster.manager) {
+    case SF_MANAGER_LOCAL:
+        return sf_resource_manager_local_new(&config->limits);
+    case SF_MANAGER_STATIC:
+        return sf_resource_manager_static_new(&config->limits, config->cluster.name, config->cluster.policy);
+    }
+    g_assert_not_reached();
 }
 
 JsonObject *sf_cluster_facts(SfCluster *cluster)

@@ -8,6 +8,7 @@
 
 #include "libsf/wire/guest_protocol.h"
 #include "sfvmm/cluster/peer.h"
+#include "sfvmm/control/config_quotas.h"
 #include "sfvmm/net/policy.h"
 
 #define GROUP        "sfvmmd"
@@ -30,6 +31,7 @@
 #define LINKS_PREFIX_MIN         8u
 #define LINKS_PREFIX_MAX         30u
 #define DEFAULT_AWAY_SECONDS   60u
+#define DEFAULT_WAITING          64u
 #define MULTICAST_HOPS_MAX     255u
 #define MULTICAST_MBIT_MAX     400000u
 #define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
@@ -55,6 +57,8 @@ static const struct {
     const char *group, *key;
 } special_keys[] = {
     { GROUP, "memory" },
+    { GROUP, "memory-per-vm" },
+    { GROUP, "memory-per-user" },
     { GROUP, "user" },
     { GROUP, "pager-user" },
     { GROUP, "cluster-links" },
@@ -107,9 +111,13 @@ static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *text
     g_auto(GStrv) groups = g_key_file_get_groups(file, NULL);
 
     for (char **group = groups; *group; group++) {
+        if (sf_config_quotas_vm(*group) || sf_config_quotas_user(*group)) {
+            continue; /* it looks at its keys itself */
+        }
         if (strcmp(*group, GROUP) != 0 && strcmp(*group, CLUSTER) != 0) {
             g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                        "\"%s\": group [%s] is not known; [%s] and [%s] are", path, *group, GROUP, CLUSTER);
+                        "\"%s\": group [%s] is not known; [%s], [%s], [vm NAME] and [user NAME] are", path,
+                        *group, GROUP, CLUSTER);
             return FALSE;
         }
         if (!check_group(file, path, *group, texts, n_texts, uints, n_uints, error)) {
@@ -136,17 +144,18 @@ static gboolean read_uint(GKeyFile *file, const char *path, const UintKey *key, 
     return TRUE;
 }
 
-/* The account that a program runs as, named by that key of the file: only root can change to it. */
-static gboolean find_user(GKeyFile *file, const char *key, const char *by_default, const char *program, uid_t *uid,
-                          gid_t *gid, GError **error)
+/* The account that a program runs as, named by that key of the file: only root can change to it. by_default NULL: ours.
+ */
+static gboolean find_user(GKeyFile *file, const char *group, const char *key, const char *by_default,
+                          const char *program, uid_t *uid, gid_t *gid, GError **error)
 {
-    g_autofree char *user = g_key_file_get_string(file, GROUP, key, NULL);
+    g_autofree char *user = g_key_file_get_string(file, group, key, NULL);
     const char *name = user ? user : by_default;
     const struct passwd *entry;
 
     *uid = getuid();
     *gid = getgid();
-    if (geteuid() != 0) {
+    if (geteuid() != 0 || !name) {
         return TRUE;
     }
     entry = getpwnam(name);
@@ -212,7 +221,8 @@ static SfDaemonConfig *config_defaults(void)
     config->launcher.libvirt_uri = g_strdup(geteuid() == 0 ? "qemu:///system" : "qemu:///session");
     config->limits = (SfLimits){
         .clones_per_ticket = 256,
-        .clones_per_vm = 256,
+        .quotas = { .vm = { .clones = 256 } },
+        .waiting = DEFAULT_WAITING,
         .clones = 512,
         .memory = host_memory() / 100 * MEMORY_SHARE_PERCENT,
     };
@@ -301,18 +311,32 @@ static gboolean read_multicast(SfMulticastConfig *multicast, GKeyFile *file, con
            read_range(file, path, "multicast-range6", AF_INET6, &multicast->v6, error);
 }
 
+static gboolean read_manager(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
+{
+    static const char *const names[] = { "local", "static" }; /* as in SfResourceManagerName */
+    g_autofree char *manager = g_key_file_get_string(file, CLUSTER, "resource-manager", NULL);
+
+    config->cluster.manager = config->cluster.pki_directory ? SF_MANAGER_STATIC : SF_MANAGER_LOCAL;
+    for (guint i = 0; manager && i < G_N_ELEMENTS(names); i++) {
+        if (strcmp(manager, names[i]) == 0) {
+            config->cluster.manager = (SfResourceManagerName)i;
+            return TRUE;
+        }
+    }
+    return !manager || set_value_error(path, "resource-manager", manager, "local or static", error);
+}
+
 /* The keys of [cluster] that are no plain texts, and what its keys ask of each other. */
 static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
 {
-    g_autofree char *manager = g_key_file_get_string(file, CLUSTER, "resource-manager", NULL);
     g_autofree char *policy = g_key_file_get_string(file, CLUSTER, "policy", NULL);
     g_autofree char *ports = g_key_file_get_string(file, CLUSTER, "page-ports", NULL);
     g_autofree char *pages = g_key_file_get_string(file, CLUSTER, "pages", NULL);
     g_autofree char *complete = g_key_file_get_string(file, CLUSTER, "complete", NULL);
     g_autofree char *avoid = g_key_file_get_string(file, CLUSTER, "avoid", NULL);
 
-    if (manager && strcmp(manager, "local") != 0 && strcmp(manager, "static") != 0) {
-        return set_value_error(path, "resource-manager", manager, "local or static", error);
+    if (!read_manager(config, file, path, error)) {
+        return FALSE;
     }
     if (policy && strcmp(policy, "spread") != 0 && strcmp(policy, "pack") != 0) {
         return set_value_error(path, "policy", policy, "spread or pack", error);
@@ -339,9 +363,8 @@ static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char 
     if (config->cluster.pki_directory) {
         config->cluster.pages_directory = g_build_filename(config->cluster.pki_directory, "pages", NULL);
     }
-    config->cluster.many_hosts = manager ? strcmp(manager, "static") == 0 : config->cluster.pki_directory != NULL;
     config->cluster.policy = policy && strcmp(policy, "pack") == 0 ? SF_POLICY_PACK : SF_POLICY_SPREAD;
-    if (!config->cluster.pki_directory && (config->cluster.listen || config->cluster.many_hosts)) {
+    if (!config->cluster.pki_directory && (config->cluster.listen || config->cluster.manager == SF_MANAGER_STATIC)) {
         g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
                     "\"%s\": other hosts need pki-directory= in group [%s]; `sfctl pki host NAME` makes one", path, CLUSTER);
         return FALSE;
@@ -385,7 +408,11 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     };
     const UintKey uints[] = {
         { GROUP, "clones-per-ticket", &config->limits.clones_per_ticket, 1, SF_GP_MAX_CLONES },
-        { GROUP, "clones-per-vm", &config->limits.clones_per_vm, 1, G_MAXUINT16 },
+        { GROUP, "clones-per-vm", &config->limits.quotas.vm.clones, 1, G_MAXUINT16 },
+        { GROUP, "clones-per-user", &config->limits.quotas.user.clones, 1, G_MAXUINT16 },
+        { GROUP, "tickets-per-vm", &config->limits.quotas.vm.tickets, 1, G_MAXUINT16 },
+        { GROUP, "tickets-per-user", &config->limits.quotas.user.tickets, 1, G_MAXUINT16 },
+        { GROUP, "waiting", &config->limits.waiting, 0, G_MAXUINT16 },
         { GROUP, "clones", &config->limits.clones, 1, G_MAXUINT16 },
         { GROUP, "vms", &config->vms, 1, MAX_VMS },
         { GROUP, "pool", &config->pool, 0, MAX_POOL },
@@ -402,7 +429,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { CLUSTER, "multicast-min-rate", &config->cluster.multicast.min_mbit, 1, MULTICAST_MBIT_MAX },
         { CLUSTER, "multicast-max-rate", &config->cluster.multicast.max_mbit, 1, MULTICAST_MBIT_MAX },
     };
-    g_autofree char *memory = g_key_file_get_string(file, GROUP, "memory", NULL);
+    SfQuotaRules *quotas = &config->limits.quotas;
     g_autofree char *links = g_key_file_get_string(file, GROUP, "cluster-links", NULL);
     g_autofree char *kind = g_key_file_get_string(file, GROUP, "cluster-kind", NULL);
 
@@ -421,14 +448,11 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
             return FALSE;
         }
     }
-    if (memory &&
-        !g_ascii_string_to_unsigned(g_strstrip(memory), 10, 1, G_MAXUINT64 >> 20, &config->limits.memory, NULL)) {
-        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                    "\"%s\": memory=%s: a number of MiB is needed", path, memory);
+    if (!sf_config_read_mib(file, path, GROUP, "memory", &config->limits.memory, error) ||
+        !sf_config_read_mib(file, path, GROUP, "memory-per-vm", &quotas->vm.memory, error) ||
+        !sf_config_read_mib(file, path, GROUP, "memory-per-user", &quotas->user.memory, error) ||
+        !sf_config_quotas_read(quotas, file, path, error)) {
         return FALSE;
-    }
-    if (memory) {
-        config->limits.memory <<= 20;
     }
     if (kind && strcmp(kind, "bridge") != 0 && strcmp(kind, "switch") != 0) {
         return set_value_error(path, "cluster-kind", kind, "bridge or switch", error);
@@ -454,8 +478,9 @@ SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const
     } else if (!read_file(config, file, path, error)) {
         return NULL;
     }
-    if (!find_user(file, "user", DEFAULT_USER, "QEMU", &config->launcher.uid, &config->launcher.gid, error) ||
-        !find_user(file, "pager-user", DEFAULT_PAGER_USER, "sf-pager", &config->pager_uid, &config->pager_gid, error)) {
+    if (!find_user(file, GROUP, "user", DEFAULT_USER, "QEMU", &config->launcher.uid, &config->launcher.gid, error) ||
+        !find_user(file, GROUP, "pager-user", DEFAULT_PAGER_USER, "sf-pager", &config->pager_uid, &config->pager_gid,
+                   error)) {
         return NULL;
     }
     if (run_directory) {
@@ -496,5 +521,6 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->cluster.name);
     g_free(config->cluster.listen);
     g_free(config->cluster.pki_directory);
+    sf_config_quotas_clear(&config->limits.quotas);
     g_free(config);
 }

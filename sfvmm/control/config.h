@@ -10,6 +10,8 @@
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/launcher.h"
 
+typedef enum { SF_MANAGER_LOCAL, SF_MANAGER_STATIC } SfResourceManagerName;
+
 typedef struct {
     char *socket; /* control socket, path */
     char *group;  /* that may use it, or NULL: the owner alone */
@@ -38,7 +40,7 @@ typedef struct {
         char *name;          /* of this host among others */
         char *listen;        /* for other hosts, or NULL: none can connect */
         char *pki_directory; /* of this host, with host/ and pages/ in it; NULL: there are no other hosts */
-        gboolean many_hosts; /* resource manager `static`, else `local` */
+        SfResourceManagerName manager;
         SfPolicy policy;
         guint page_port_first, page_port_last; /* for page sources; 0: any port */
         SfPagerSecurity pages; /* how pages and disks travel: X509, or PLAIN when asked for */

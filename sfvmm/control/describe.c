@@ -139,10 +139,12 @@ JsonObject *sf_describe_ticket(SfHostTicket *ticket)
     json_object_set_string_member(object, "origin", ticket->grant->origin ? ticket->grant->origin : "");
     json_object_set_array_member(object, "places", describe_places(ticket));
     json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->grant->avoid));
+    json_object_set_string_member(object, "allocation", ticket->grant->allocation ? ticket->grant->allocation : "");
+    json_object_set_string_member(object, "revoked", ticket->grant->revoked ? ticket->grant->revoked : "");
     if (ticket->fork) {
         sf_fork_describe(ticket->fork, object);
     } else {
-        json_object_set_string_member(object, "state", "granted");
+        json_object_set_string_member(object, "state", ticket->grant->revoked ? "revoked" : "granted");
         json_object_set_array_member(object, "clones", json_array_new());
     }
     return object;
@@ -182,7 +184,7 @@ JsonObject *sf_describe_host(SfHost *host)
     json_object_set_string_member(object, "accel_reason", reason ? reason : "");
     json_object_set_string_member(object, "launcher", "exec");
     json_object_set_int_member(limits, "clones_per_ticket", config->limits.clones_per_ticket);
-    json_object_set_int_member(limits, "clones_per_vm", config->limits.clones_per_vm);
+    json_object_set_int_member(limits, "clones_per_vm", config->limits.quotas.vm.clones);
     json_object_set_int_member(limits, "clones", config->limits.clones);
     json_object_set_int_member(limits, "vms", config->vms);
     json_object_set_int_member(limits, "memory", (gint64)config->limits.memory);
@@ -191,6 +193,7 @@ JsonObject *sf_describe_host(SfHost *host)
     json_object_set_int_member(object, "clones", clones);
     json_object_set_int_member(object, "shells", count_shells(host));
     json_object_set_int_member(object, "tickets", g_list_length(tickets));
+    json_object_set_int_member(object, "waiting", sf_resource_manager_waiting(sf_host_manager(host)));
     return object;
 }
 

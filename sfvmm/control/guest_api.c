@@ -258,6 +258,7 @@ static void handle_ticket(const Request *request)
     SfHost *host = request->api->host;
     PendingKey key = { request->hvm->vm, request->header->request };
     struct sf_gp_ticket asked;
+    SfHostTicketOrder order;
     SfHostTicket *ticket;
     TicketCall *call;
 
@@ -281,7 +282,8 @@ static void handle_ticket(const Request *request)
     call->key = (PendingKey){ g_object_ref(request->hvm->vm), request->header->request };
     call->api = request->api;
     g_hash_table_add(request->api->tickets, &call->key);
-    sf_host_request_ticket_async(host, request->hvm, asked.count, FALSE, request->header->request, on_ticket, call);
+    order = (SfHostTicketOrder){ .count = asked.count, .request = request->header->request };
+    sf_host_request_ticket_async(host, request->hvm, &order, on_ticket, call);
 }
 
 static void handle_clone(const Request *request)

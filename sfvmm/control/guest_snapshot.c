@@ -263,8 +263,8 @@ void sf_guest_create(const SfGuestRequest *request)
     }
     order = order_new(request);
     if (order) {
-        sf_snapshots_clone_async(snapshots, name, asked.count, sf_vm_name(request->hvm->vm), request->header->request,
-                                 on_created, order);
+        sf_snapshots_clone_async(snapshots, name, asked.count, request->hvm->family->user, sf_vm_name(request->hvm->vm),
+                                 request->header->request, on_created, order);
     }
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "sfvmm/control/host.h"
 
-#include <errno.h>
 #include <glib/gstdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -114,6 +113,7 @@ void sf_host_family_save(SfHost *host, SfFamily *family)
 
     json_object_set_object_member(object, "config", sf_vm_config_to_json(family->config));
     json_object_set_int_member(object, "pool", family->pool_target);
+    json_object_set_int_member(object, "user", family->user);
     if (family->working_set) {
         sf_working_set_to_json(family->working_set, object, "working_set");
     }
@@ -125,11 +125,12 @@ void sf_host_family_save(SfHost *host, SfFamily *family)
     }
 }
 
-SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target)
+SfFamily *sf_host_family_new(SfHost *host, const char *name, guint32 user, SfVmConfig *config, guint pool_target)
 {
     SfFamily *family = g_new0(SfFamily, 1);
 
     family->name = g_strdup(name);
+    family->user = user;
     family->config = sf_vm_config_ref(config);
     family->pool_target = pool_target;
     family->pool = sf_shell_pool_new(host->launcher, name, config, 0);
@@ -315,6 +316,7 @@ static void on_vm_exited(SfVm *vm, const char *reason, SfHostVm *hvm)
     }
     g_hash_table_remove(host->vms, name);
     sf_host_event(host, "vm.exited", data);
+    sf_resource_manager_forget_vm(host->manager, name);
     drop_tickets_of(host, name);
     sf_host_family_settle_later(host, family);
     sf_host_family_leave(host, family);
@@ -387,6 +389,7 @@ GList *sf_host_families(SfHost *host)
 
 typedef struct {
     char *name;
+    guint32 user;
     SfVmConfig *config;
     guint pool_target;
 } RunCall;
@@ -441,7 +444,7 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
         g_task_return_error(task, g_steal_pointer(&error));
         return;
     }
-    family = sf_host_family_new(host, call->name, sf_vm_config(vm), call->pool_target);
+    family = sf_host_family_new(host, call->name, call->user, sf_vm_config(vm), call->pool_target);
     family->root = vm;
     sf_shell_pool_set_target(family->pool, call->pool_target);
     hvm = sf_host_add_vm(host, vm, family);
@@ -478,13 +481,14 @@ static gboolean run_is_allowed(SfHost *host, GTask *task, const RunCall *call)
     return FALSE;
 }
 
-void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
+void sf_host_run_async(SfHost *host, const char *name, guint32 user, SfVmConfig *config, guint pool_target,
                        GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(host, NULL, callback, data);
     RunCall *call = g_new0(RunCall, 1);
 
     call->name = name ? g_strdup(name) : next_free_name(host);
+    call->user = user;
     call->config = sf_vm_config_ref(config);
     call->pool_target = pool_target;
     g_task_set_task_data(task, call, run_call_free);
@@ -525,8 +529,8 @@ static SfHostVm *vm_of_domain(SfHost *host, const char *uri, const char *domain)
     return NULL;
 }
 
-void sf_host_adopt_async(SfHost *host, const char *name, const char *uri, const char *domain, guint pool_target,
-                         GAsyncReadyCallback callback, gpointer data)
+void sf_host_adopt_async(SfHost *host, const char *name, guint32 user, const char *uri, const char *domain,
+                         guint pool_target, GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(host, NULL, callback, data);
     SfHostVm *known = vm_of_domain(host, uri, domain);
@@ -539,6 +543,7 @@ void sf_host_adopt_async(SfHost *host, const char *name, const char *uri, const 
     }
     call = g_new0(RunCall, 1);
     call->name = name ? g_strdup(name) : name_of_domain(domain);
+    call->user = user;
     call->pool_target = pool_target;
     g_task_set_task_data(task, call, run_call_free);
     if (run_is_allowed(host, task, call)) {
@@ -625,98 +630,6 @@ SfHostTicket *sf_host_add_ticket(SfHost *host, SfTicket *grant, SfFamily *family
     return ticket;
 }
 
-static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
-{
-    g_autoptr(GTask) task = data;
-    SfHost *host = SF_HOST(source);
-    GError *error = NULL;
-    SfHostTicket *ticket = sf_borrow_reserve_finish(host, result, &error);
-    gboolean all = GPOINTER_TO_INT(g_task_get_task_data(task));
-
-    if (ticket && (ticket->grant->granted == 0 || (all && !sf_borrow_is_whole(ticket)))) {
-        error = g_error_new(SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY, "VM \"%s\": %s", ticket->grant->vm,
-                            sf_borrow_reason(ticket));
-        sf_host_release_ticket(host, ticket);
-        ticket = NULL;
-    }
-    if (!ticket) {
-        g_task_return_error(task, error);
-        return;
-    }
-    sf_host_ticket_save(ticket);
-    sf_host_event(host, "ticket.granted", sf_describe_ticket(ticket));
-    g_task_return_pointer(task, g_memdup2(&ticket->grant->id, sizeof(guint64)), g_free);
-}
-
-/*
- * What has its gateway on another host has its forks here: that host gives the other ones their part of the network. So
- * has a domain of this host's libvirt.
- */
-static SfTicket *request_grant(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
-{
-    const char *name = sf_vm_name(hvm->vm);
-    guint64 memory = hvm->family->config->memory;
-
-    if (!host->peers || hvm->family->config->domain_xml ||
-        (sf_vm_config_has_cluster(hvm->family->config) && sf_networks_is_lent(hvm->family))) {
-        return sf_resource_manager_request_here(host->manager, name, memory, count, all, request, error);
-    }
-    return sf_resource_manager_request(host->manager, name, memory, count, all, request, error);
-}
-
-static SfHostTicket *new_ticket(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request, GError **error)
-{
-    const char *name = sf_vm_name(hvm->vm);
-    SfTicket *grant;
-    SfHostTicket *ticket;
-
-    if (count < 1 || count > SF_GP_MAX_CLONES) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_BAD_PARAMS,
-                    "VM \"%s\": a ticket for %u clones was asked; 1 to %u can be had", name, count, SF_GP_MAX_CLONES);
-        return NULL;
-    }
-    grant = request_grant(host, hvm, count, all, request, error);
-    if (!grant) {
-        return NULL;
-    }
-    grant->avoid = host->config->cluster.avoid;
-    ticket = sf_host_add_ticket(host, grant, hvm->family);
-    if (g_mkdir(ticket->directory, 0700) < 0) {
-        g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "ticket of VM \"%s\": can't make \"%s\": %s", name,
-                    ticket->directory, g_strerror(errno));
-        sf_host_release_ticket(host, ticket);
-        return NULL;
-    }
-    sf_host_take_pager(host, ticket); /* it is known who may fetch from whom before the hosts are asked */
-    return ticket;
-}
-
-void sf_host_request_ticket_async(SfHost *host, SfHostVm *hvm, guint count, gboolean all, guint32 request,
-                                  GAsyncReadyCallback callback, gpointer data)
-{
-    GTask *task = g_task_new(host, NULL, callback, data);
-    GError *error = NULL;
-    SfHostTicket *ticket = new_ticket(host, hvm, count, all, request, &error);
-    SfBorrowSubject subject;
-
-    if (!ticket) {
-        g_task_return_error(task, error);
-        g_object_unref(task);
-        return;
-    }
-    g_task_set_task_data(task, GINT_TO_POINTER(all), NULL);
-    subject = sf_borrow_subject_of_vm(hvm);
-    sf_borrow_reserve_async(ticket, &subject, on_reserved, task);
-}
-
-/* By its id: it may have been released since. */
-SfHostTicket *sf_host_request_ticket_finish(SfHost *host, GAsyncResult *result, GError **error)
-{
-    g_autofree guint64 *id = g_task_propagate_pointer(G_TASK(result), error);
-
-    return id ? sf_host_ticket(host, *id, error) : NULL;
-}
-
 SfHostTicket *sf_host_ticket(SfHost *host, guint64 id, GError **error)
 {
     SfHostTicket *ticket = g_hash_table_lookup(host->tickets, &id);
@@ -760,6 +673,25 @@ SfClone *sf_host_clone_of(SfHost *host, SfHostVm *hvm)
     SfHostTicket *ticket = hvm->ticket ? g_hash_table_lookup(host->tickets, &hvm->ticket) : NULL;
 
     return ticket && ticket->fork ? sf_fork_clone_of_vm(ticket->fork, hvm->vm) : NULL;
+}
+
+/* Its scheduler has ended what it gave for a ticket. */
+static void on_revoked(guint64 id, const char *reason, gpointer owner)
+{
+    SfHost *host = owner;
+    SfHostTicket *ticket = sf_host_ticket(host, id, NULL);
+
+    if (!ticket) {
+        return;
+    }
+    g_message("ticket %016" G_GINT64_MODIFIER "x: %s", id, reason);
+    g_free(ticket->grant->revoked);
+    ticket->grant->revoked = g_strdup(reason);
+    sf_host_ticket_save(ticket);
+    sf_host_event(host, "ticket.revoked", sf_describe_ticket(ticket));
+    if (ticket->fork) {
+        sf_fork_kill(ticket->fork, reason);
+    }
 }
 
 void sf_host_ticket_unbook(SfHostTicket *ticket)
@@ -982,6 +914,12 @@ SfFork *sf_host_fork(SfHost *host, SfHostTicket *ticket, guint32 clone_request, 
                     "ticket %016" G_GINT64_MODIFIER "x: it has forked already; ask for another", ticket->grant->id);
         return NULL;
     }
+    if (ticket->grant->revoked) {
+        g_set_error(error, SF_CLUSTER_ERROR, SF_CLUSTER_ERROR_CAPACITY,
+                    "ticket %016" G_GINT64_MODIFIER "x: %s; ask for another", ticket->grant->id,
+                    ticket->grant->revoked);
+        return NULL;
+    }
     if (!options.parent) {
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_NO_SUCH_VM, "VM \"%s\": it has ended", ticket->grant->vm);
         return NULL;
@@ -1043,5 +981,6 @@ SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResour
     host->started = g_get_monotonic_time();
     host->remote = sf_borrow_remote(host);
     host->networks = sf_networks_new(host, launcher);
+    sf_resource_manager_set_revoked_handler(manager, on_revoked, host);
     return host;
 }

@@ -49,6 +49,7 @@ typedef struct {
     SfVmConfig *config;
     SfShellPool *pool;
     guint pool_target;
+    guint32 user;        /* uid of who started the VM: quotas count for it */
     GBytes *working_set; /* what the first clone on another host touched first, for the next; NULL: not known yet */
     SfVm *root;         /* the VM that was started; NULL when it has ended */
     JsonObject *network; /* networks_hosts.h's record of its network between hosts; NULL: it is on this host alone */
@@ -103,15 +104,15 @@ gint64 sf_host_uptime_ms(SfHost *host);
 void sf_host_recover_async(SfHost *host, GAsyncReadyCallback callback, gpointer data);
 void sf_host_recover_finish(SfHost *host, GAsyncResult *result);
 
-/* Start a VM. name NULL: the next free vmN. */
-void sf_host_run_async(SfHost *host, const char *name, SfVmConfig *config, guint pool_target,
+/* Start a VM. name NULL: the next free vmN. user: uid of who asks for it. */
+void sf_host_run_async(SfHost *host, const char *name, guint32 user, SfVmConfig *config, guint pool_target,
                        GAsyncReadyCallback callback, gpointer data);
 /*
  * Take a running libvirt domain as a VM; one that is taken already is found. name NULL: made from the domain's. uri
  * NULL: the default. Finishes by sf_host_run_finish().
  */
-void sf_host_adopt_async(SfHost *host, const char *name, const char *uri, const char *domain, guint pool_target,
-                         GAsyncReadyCallback callback, gpointer data);
+void sf_host_adopt_async(SfHost *host, const char *name, guint32 user, const char *uri, const char *domain,
+                         guint pool_target, GAsyncReadyCallback callback, gpointer data);
 SfHostVm *sf_host_run_finish(SfHost *host, GAsyncResult *result, GError **error);
 
 SfHostVm *sf_host_vm(SfHost *host, const char *name, GError **error);
@@ -126,10 +127,16 @@ GList *sf_host_tickets(SfHost *host); /* of SfHostTicket, oldest first; free the
 /* An unused ticket that was granted to this request of this VM's agent, or NULL. */
 SfHostTicket *sf_host_ticket_of_request(SfHost *host, const char *vm, guint32 request);
 /*
- * A ticket for a VM. Finishes when every host that shall have clones of it has been asked and has answered, or its time
- * is over; then the ticket may have fewer clones than the first grant.
+ * A ticket for a VM. Finishes when it has been granted, and every host that shall have clones of it has been asked and
+ * has answered, or its time is over; then the ticket may have fewer clones than the first grant.
  */
-void sf_host_request_ticket_async(SfHost *host, SfHostVm *vm, guint count, gboolean all, guint32 request,
+typedef struct {
+    guint count;     /* clones */
+    gboolean all;    /* exactly count, else up to count */
+    guint32 request; /* of its agent, 0: an operator's */
+    guint queue_ms;  /* how long it may wait to be granted; 0: not at all */
+} SfHostTicketOrder;
+void sf_host_request_ticket_async(SfHost *host, SfHostVm *vm, const SfHostTicketOrder *order,
                                   GAsyncReadyCallback callback, gpointer data);
 SfHostTicket *sf_host_request_ticket_finish(SfHost *host, GAsyncResult *result, GError **error);
 

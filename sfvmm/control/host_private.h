@@ -14,7 +14,7 @@ GHashTable *sf_host_table(SfHost *host, const char *key, GHashFunc hash, GEqualF
                           GDestroyNotify free_value);
 
 /* With an empty pool: it begins to fill when its target is set. */
-SfFamily *sf_host_family_new(SfHost *host, const char *name, SfVmConfig *config, guint pool_target);
+SfFamily *sf_host_family_new(SfHost *host, const char *name, guint32 user, SfVmConfig *config, guint pool_target);
 SfFamily *sf_host_family(SfHost *host, const char *name);
 void sf_host_family_set_working_set(SfHost *host, SfFamily *family, GBytes *runs); /* and puts it on record */
 void sf_host_family_save(SfHost *host, SfFamily *family);                          /* puts it on record */

@@ -410,7 +410,7 @@ static SfFamily *take_family(SfHost *host, const char *origin, guint64 id, const
         refuse(error, "clones of an earlier VM \"%s\" are still here", params->vm);
         return NULL;
     }
-    return family ? family : sf_host_family_new(host, name, params->config, 0);
+    return family ? family : sf_host_family_new(host, name, 0, params->config, 0);
 }
 
 static void warm_pool(SfHost *host, SfHostTicket *ticket)

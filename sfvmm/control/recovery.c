@@ -47,7 +47,7 @@ static void recover_family(SfHost *host, const char *file)
     g_autofree char *name = NULL;
     SfFamily *family;
     JsonNode *node;
-    gint64 target;
+    gint64 target, user;
 
     if (!object || !g_str_has_suffix(file, ".json")) {
         g_warning("family \"%s\": %s", file, error ? error->message : "not a state file");
@@ -62,7 +62,9 @@ static void recover_family(SfHost *host, const char *file)
     name = g_strndup(file, strlen(file) - strlen(".json"));
     target = json_object_get_int_member_with_default(object, "pool", 0);
     working_set = sf_working_set_from_json(object, "working_set");
-    family = sf_host_family_new(host, name, config, (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
+    user = json_object_get_int_member_with_default(object, "user", 0);
+    family = sf_host_family_new(host, name, (guint32)CLAMP(user, 0, G_MAXUINT32), config,
+                                (guint)CLAMP(target, 0, SF_GP_MAX_CLONES));
     node = json_object_get_member(object, "network");
     if (node && JSON_NODE_HOLDS_OBJECT(node)) {
         family->network = json_object_ref(json_node_get_object(node));
@@ -322,6 +324,7 @@ static void recovery_step_done(GTask *task)
         sort_vm(host, g_ptr_array_index(recovery->vms, i));
     }
     recover_tickets(host, recovery->vms);
+    sf_resource_manager_restored(sf_host_manager(host));
     admit_members(host);
     sweep_clones(host, recovery->vms);
     sf_pager_records_end(host);

@@ -28,6 +28,7 @@ typedef struct {
     int refs;
     SfServer *server; /* NULL when closed */
     GSocketConnection *stream;
+    guint32 user; /* uid of the peer */
     SfJsonLineReader *reader;
     GQueue output; /* of GBytes */
     gsize output_bytes;
@@ -166,6 +167,11 @@ void sf_call_fail(SfCall *call, const GError *error)
     call_send(call, "error", object);
 }
 
+guint32 sf_call_user(SfCall *call)
+{
+    return call->connection->user;
+}
+
 void sf_call_subscribe(SfCall *call)
 {
     call->connection->subscribed = TRUE;
@@ -287,6 +293,15 @@ static void connection_read(Connection *connection)
                               READ_SIZE, G_PRIORITY_DEFAULT, NULL, on_read, connection_ref(connection));
 }
 
+/* Who cannot be told from the daemon's own user counts as that: the socket lets nobody else in without a group. */
+static guint32 user_of(GSocketConnection *stream)
+{
+    g_autoptr(GCredentials) peer = g_socket_get_credentials(g_socket_connection_get_socket(stream), NULL);
+    uid_t user = peer ? g_credentials_get_unix_user(peer, NULL) : (uid_t)-1;
+
+    return user == (uid_t)-1 ? geteuid() : user;
+}
+
 static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, GObject *source, SfServer *server)
 {
     Connection *connection;
@@ -299,6 +314,7 @@ static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, 
     connection->refs = 1;
     connection->server = server;
     connection->stream = g_object_ref(stream);
+    connection->user = user_of(stream);
     connection->reader = sf_json_line_reader_new();
     g_queue_init(&connection->output);
     g_ptr_array_add(server->connections, connection);

@@ -15,6 +15,7 @@ typedef struct SfServer SfServer;
 typedef struct SfCall SfCall;
 void sf_call_reply(SfCall *call, JsonObject *result); /* takes result */
 void sf_call_fail(SfCall *call, const GError *error);
+guint32 sf_call_user(SfCall *call);   /* uid of who has sent it */
 void sf_call_subscribe(SfCall *call); /* events go to its connection from now on */
 
 /*

@@ -440,6 +440,7 @@ typedef struct {
     char *name, *owner;
     guint count;
     guint32 request; /* of the owner's agent, or 0 */
+    guint32 user;    /* uid */
     SfSaved *saved;
     SfDescriptor *descriptor; /* read by the worker */
     SfVmConfig *config;
@@ -830,21 +831,13 @@ static SfFamily *take_family(CloneCall *call, GError **error)
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_EXISTS, "clones of another snapshot or VM \"%s\" live", name);
         return NULL;
     }
-    return family ? family : sf_host_family_new(host, name, call->config, 0);
+    return family ? family : sf_host_family_new(host, name, call->user, call->config, 0);
 }
 
-static gboolean take_ticket(CloneCall *call, GError **error)
+/* Takes grant. */
+static gboolean take_ticket(CloneCall *call, SfTicket *grant, GError **error)
 {
-    SfHost *host = call->snapshots->host;
-    const char *vm = call->owner ? call->owner : call->family->name;
-    guint64 memory = call->config->memory;
-    SfTicket *grant = (sf_host_peers(host) ? sf_resource_manager_request : sf_resource_manager_request_here)(
-        sf_host_manager(host), vm, memory, call->count, FALSE, call->request, error);
-
-    if (!grant) {
-        return FALSE;
-    }
-    call->ticket = sf_host_add_ticket(host, grant, call->family);
+    call->ticket = sf_host_add_ticket(call->snapshots->host, grant, call->family);
     call->ticket->saved = g_strdup(call->name);
     call->ticket_id = grant->id;
     if (g_mkdir(call->ticket->directory, 0700) < 0) {
@@ -855,21 +848,14 @@ static gboolean take_ticket(CloneCall *call, GError **error)
     return TRUE;
 }
 
-static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
+static void on_granted(GObject *source, GAsyncResult *result, gpointer data)
 {
     GTask *task = data;
     CloneCall *call = g_task_get_task_data(task);
     GError *error = NULL;
+    SfTicket *grant = sf_resource_manager_request_finish(sf_host_manager(call->snapshots->host), result, &error);
 
-    if (!g_task_propagate_boolean(G_TASK(result), &error) || !can_run(call, &error)) {
-        clone_fail(task, error);
-        return;
-    }
-    call->family = take_family(call, &error);
-    if (call->family) {
-        sf_host_family_join(call->family);
-    }
-    if (!call->family || !take_ticket(call, &error)) {
+    if (!grant || !take_ticket(call, grant, &error)) {
         clone_fail(task, error);
         return;
     }
@@ -886,6 +872,36 @@ static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
             clone_fail(task, error);
         }
     }
+}
+
+static void on_prepared(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    CloneCall *call = g_task_get_task_data(task);
+    SfHost *host = call->snapshots->host;
+    SfTicketRequest request;
+    GError *error = NULL;
+
+    if (!g_task_propagate_boolean(G_TASK(result), &error) || !can_run(call, &error)) {
+        clone_fail(task, error);
+        return;
+    }
+    call->family = take_family(call, &error);
+    if (!call->family) {
+        clone_fail(task, error);
+        return;
+    }
+    sf_host_family_join(call->family);
+    request = (SfTicketRequest){
+        .vm = call->owner ? call->owner : call->family->name,
+        .user = call->family->user,
+        .memory = call->config->memory,
+        .vcpus = call->config->vcpus,
+        .count = call->count,
+        .here = sf_host_peers(host) == NULL,
+        .request = call->request,
+    };
+    sf_resource_manager_request_async(sf_host_manager(host), &request, on_granted, task);
 }
 
 static gboolean check_disk(CloneCall *call, const SfSavedDisk *disk, GError **error)
@@ -929,8 +945,8 @@ static void prepare_thread(GTask *task, gpointer source, gpointer data, GCancell
     }
 }
 
-void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner, guint32 request,
-                              GAsyncReadyCallback callback, gpointer data)
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, guint32 user, const char *owner,
+                              guint32 request, GAsyncReadyCallback callback, gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
     CloneCall *call = g_new0(CloneCall, 1);
@@ -939,6 +955,7 @@ void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint co
 
     call->snapshots = snapshots;
     call->name = g_strdup(name);
+    call->user = user;
     call->owner = g_strdup(owner);
     call->count = count;
     call->request = request;

@@ -31,11 +31,11 @@ void sf_snapshots_save_async(SfSnapshots *snapshots, const char *name, SfHostVm 
 gboolean sf_snapshots_save_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
 
 /*
- * Clones of a saved snapshot. owner: the VM whose ticket it shall be (it joins them), and the request of its agent; NULL
- * and 0: an operator's. Finishes with a ticket whose fork has begun.
+ * Clones of a saved snapshot. user: uid of who asks, whose quotas count. owner: the VM whose ticket it shall be (it
+ * joins them), and the request of its agent; NULL and 0: an operator's. Finishes with a ticket whose fork has begun.
  */
-void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, const char *owner, guint32 request,
-                              GAsyncReadyCallback callback, gpointer data);
+void sf_snapshots_clone_async(SfSnapshots *snapshots, const char *name, guint count, guint32 user, const char *owner,
+                              guint32 request, GAsyncReadyCallback callback, gpointer data);
 SfHostTicket *sf_snapshots_clone_finish(SfSnapshots *snapshots, GAsyncResult *result, GError **error);
 
 /* What a clone of it on another host needed first, packed (working_sets.h): kept for later ones, if nothing is yet. */

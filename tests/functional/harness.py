@@ -229,7 +229,7 @@ class Control:
 class Daemon:
     """A sfvmmd of its own. What it starts carries SF_TEST_RUN or the run directory's name, and is ended by close()."""
 
-    def __init__(self, user=None, config=None, run_directory=None, path=None):
+    def __init__(self, user=None, config=None, run_directory=None, path=None, groups=None):
         self.top = tempfile.mkdtemp(prefix="sft")
         os.chmod(self.top, 0o755)
         self.run = run_directory or os.path.join(self.top, "run")
@@ -245,6 +245,7 @@ class Daemon:
             self.config["user"] = qemu_user()
             self.config["pager-user"] = account("snowflock-pager", "nobody")
         self.config.update(config or {})
+        self.groups = dict(groups or {})        # of sfvmmd.conf, besides [sfvmmd]: {group: {key: value}}
         self.path = path or os.environ.get("SF_TEST_SFVMMD") or program("sfvmm/control/sfvmmd")
         if self.user:
             self.path = shutil.copy(self.path, self.top)    # the checkout may be closed to that user
@@ -264,9 +265,10 @@ class Daemon:
         self.config["qemu"] = self.qemu_path or qemu()
         self.config["qemu-img"] = qemu_img()
         with open(name, "w") as file:
-            file.write("[sfvmmd]\n")
-            for key, value in self.config.items():
-                file.write("%s=%s\n" % (key, value))
+            for group, keys in {"sfvmmd": self.config, **self.groups}.items():
+                file.write("[%s]\n" % group)
+                for key, value in keys.items():
+                    file.write("%s=%s\n" % (key, value))
         os.chmod(name, 0o644)
         return name
 

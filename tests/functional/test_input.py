@@ -285,6 +285,36 @@ class Quotas(harness.Case):
         self.daemon.end_tickets()
         self.assertEqual(granted(first, 3, all=True)["granted"], 3)
 
+    def test_users_and_waiting(self):
+        """A user's VMs share a quota, a VM has its own, both after a restart too; who waits is served when one ends."""
+        self.daemon = self.start_daemon(config={"clones-per-user": 3, "waiting": 1}, groups={"vm small": {"clones": 1}})
+        vm, small = tiny.start(self.daemon), tiny.start(self.daemon, name="small")
+
+        def granted(vm, count):
+            return self.daemon.call("ticket.request", vm=vm.name, count=count)["ticket"]
+        first, second = granted(small, 5), granted(vm, 5)
+        self.assertEqual((first["granted"], second["granted"]), (1, 2))
+        self.daemon.restart()
+        self.error("quota", "ticket.request", "clones in [vm small]", vm="small", count=1)
+        self.error("quota", "clone", "clones-per-user", vm=vm.name, count=1)
+        waiting = self.daemon.client()
+        self.addCleanup(waiting.close)
+        number = waiting.send("ticket.request", vm=vm.name, count=2, queue_ms=600000)
+        harness.wait(lambda: self.daemon.call("daemon.status")["waiting"], what="a request that waits")
+        self.error("no-capacity", "clone", "waiting in sfvmmd.conf", vm=vm.name, count=1, queue_ms=600000)
+        self.daemon.end_ticket(first["ticket"])
+        self.assertEqual(waiting.answer(number)["ticket"]["granted"], 1)
+        done = subprocess.run([harness.program("sfvmm/cli/sfctl"), "--socket", self.daemon.socket_path, "ticket",
+                               vm.name, "1", "--queue", "100ms"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("within 100 ms", done.stderr)
+        number = waiting.send("ticket.request", vm=small.name, count=1, queue_ms=600000)
+        harness.wait(lambda: self.daemon.call("daemon.status")["waiting"], what="a request that waits")
+        small.stop()
+        with self.assertRaises(harness.ControlError) as caught:
+            waiting.answer(number)
+        self.assertIn("it has ended", caught.exception.message)
+
     def test_memory_quota(self):
         """Less memory for clones than one of them needs: the refusal says so."""
         self.daemon = self.start_daemon(config={"memory": 1})
