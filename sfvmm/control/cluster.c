@@ -37,6 +37,8 @@ SfResourceManager *sf_cluster_manager_new(const SfDaemonConfig *config)
         return sf_resource_manager_local_new(&config->limits);
     case SF_MANAGER_STATIC:
         return sf_resource_manager_static_new(&config->limits, config->cluster.name, config->cluster.policy);
+    case SF_MANAGER_SLURM:
+        return sf_resource_manager_slurm_new(&config->limits, config->cluster.name, &config->cluster.slurm);
     }
     g_assert_not_reached();
 }

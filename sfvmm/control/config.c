@@ -13,6 +13,7 @@
 
 #define GROUP        "sfvmmd"
 #define CLUSTER      "cluster"
+#define SLURM              "slurm"
 #define DEFAULT_USER       "snowflock-qemu"
 #define DEFAULT_PAGER_USER "snowflock-pager"
 #define DEFAULT_POOL 8u
@@ -32,6 +33,9 @@
 #define LINKS_PREFIX_MAX         30u
 #define DEFAULT_AWAY_SECONDS   60u
 #define DEFAULT_WAITING          64u
+#define DEFAULT_SLURM_MINUTES    60u
+#define MAX_SLURM_MINUTES        527040u /* a year */
+#define DEFAULT_SLURM_POLL       5u
 #define MULTICAST_HOPS_MAX     255u
 #define MULTICAST_MBIT_MAX     400000u
 #define MEMORY_SHARE_PERCENT   80u /* of the host's RAM, for all clones' private pages */
@@ -59,6 +63,7 @@ static const struct {
     { GROUP, "memory" },
     { GROUP, "memory-per-vm" },
     { GROUP, "memory-per-user" },
+    { SLURM, "user" },
     { GROUP, "user" },
     { GROUP, "pager-user" },
     { GROUP, "cluster-links" },
@@ -114,10 +119,10 @@ static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *text
         if (sf_config_quotas_vm(*group) || sf_config_quotas_user(*group)) {
             continue; /* it looks at its keys itself */
         }
-        if (strcmp(*group, GROUP) != 0 && strcmp(*group, CLUSTER) != 0) {
+        if (strcmp(*group, GROUP) != 0 && strcmp(*group, CLUSTER) != 0 && strcmp(*group, SLURM) != 0) {
             g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                        "\"%s\": group [%s] is not known; [%s], [%s], [vm NAME] and [user NAME] are", path,
-                        *group, GROUP, CLUSTER);
+                        "\"%s\": group [%s] is not known; [%s], [%s], [%s], [vm NAME] and [user NAME] are", path,
+                        *group, GROUP, CLUSTER, SLURM);
             return FALSE;
         }
         if (!check_group(file, path, *group, texts, n_texts, uints, n_uints, error)) {
@@ -235,6 +240,8 @@ static SfDaemonConfig *config_defaults(void)
     config->pager = g_strdup(SF_PAGER_DEFAULT);
     config->cluster.pages = SF_PAGER_X509;
     config->cluster.away_seconds = DEFAULT_AWAY_SECONDS;
+    config->cluster.slurm.minutes = DEFAULT_SLURM_MINUTES;
+    config->cluster.slurm.poll_seconds = DEFAULT_SLURM_POLL;
     sf_multicast_config_init(&config->cluster.multicast);
     config->network.bridge = geteuid() == 0;
     config->network.switch_program = g_strdup(SF_SWITCH_DEFAULT);
@@ -313,7 +320,7 @@ static gboolean read_multicast(SfMulticastConfig *multicast, GKeyFile *file, con
 
 static gboolean read_manager(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
 {
-    static const char *const names[] = { "local", "static" }; /* as in SfResourceManagerName */
+    static const char *const names[] = { "local", "static", "slurm" }; /* as in SfResourceManagerName */
     g_autofree char *manager = g_key_file_get_string(file, CLUSTER, "resource-manager", NULL);
 
     config->cluster.manager = config->cluster.pki_directory ? SF_MANAGER_STATIC : SF_MANAGER_LOCAL;
@@ -323,7 +330,7 @@ static gboolean read_manager(SfDaemonConfig *config, GKeyFile *file, const char 
             return TRUE;
         }
     }
-    return !manager || set_value_error(path, "resource-manager", manager, "local or static", error);
+    return !manager || set_value_error(path, "resource-manager", manager, "local, static or slurm", error);
 }
 
 /* The keys of [cluster] that are no plain texts, and what its keys ask of each other. */
@@ -405,6 +412,10 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { CLUSTER, "name", &config->cluster.name },
         { CLUSTER, "listen", &config->cluster.listen },
         { CLUSTER, "pki-directory", &config->cluster.pki_directory },
+        { SLURM, "account", &config->cluster.slurm.account },
+        { SLURM, "partition", &config->cluster.slurm.partition },
+        { SLURM, "constraint", &config->cluster.slurm.constraint },
+        { SLURM, "conf", &config->cluster.slurm.conf },
     };
     const UintKey uints[] = {
         { GROUP, "clones-per-ticket", &config->limits.clones_per_ticket, 1, SF_GP_MAX_CLONES },
@@ -423,6 +434,8 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "clusters", &config->network.clusters, 0, MAX_CLUSTERS },
         { GROUP, "member-rate", &config->network.rate, 0, G_MAXINT32 },
         { GROUP, "cluster-port", &config->network.port, 1, G_MAXUINT16 },
+        { SLURM, "minutes", &config->cluster.slurm.minutes, 1, MAX_SLURM_MINUTES },
+        { SLURM, "poll-seconds", &config->cluster.slurm.poll_seconds, 1, MAX_SECONDS },
         { CLUSTER, "away-seconds", &config->cluster.away_seconds, 1, MAX_SECONDS },
         { CLUSTER, "multicast-port", &config->cluster.multicast.port, 1, G_MAXUINT16 },
         { CLUSTER, "multicast-hops", &config->cluster.multicast.hops, 1, MULTICAST_HOPS_MAX },
@@ -480,7 +493,9 @@ SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const
     }
     if (!find_user(file, GROUP, "user", DEFAULT_USER, "QEMU", &config->launcher.uid, &config->launcher.gid, error) ||
         !find_user(file, GROUP, "pager-user", DEFAULT_PAGER_USER, "sf-pager", &config->pager_uid, &config->pager_gid,
-                   error)) {
+                   error) ||
+        !find_user(file, SLURM, "user", NULL, "Slurm's commands", &config->cluster.slurm.uid,
+                   &config->cluster.slurm.gid, error)) {
         return NULL;
     }
     if (run_directory) {
@@ -521,6 +536,10 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->cluster.name);
     g_free(config->cluster.listen);
     g_free(config->cluster.pki_directory);
+    g_free(config->cluster.slurm.account);
+    g_free(config->cluster.slurm.partition);
+    g_free(config->cluster.slurm.constraint);
+    g_free(config->cluster.slurm.conf);
     sf_config_quotas_clear(&config->limits.quotas);
     g_free(config);
 }

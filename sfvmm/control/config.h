@@ -6,11 +6,12 @@
 #define SF_DAEMON_CONFIG_H
 
 #include "sfvmm/cluster/resource_manager.h"
+#include "sfvmm/cluster/slurm.h"
 #include "sfvmm/pager/multicast_group.h"
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/launcher.h"
 
-typedef enum { SF_MANAGER_LOCAL, SF_MANAGER_STATIC } SfResourceManagerName;
+typedef enum { SF_MANAGER_LOCAL, SF_MANAGER_STATIC, SF_MANAGER_SLURM } SfResourceManagerName;
 
 typedef struct {
     char *socket; /* control socket, path */
@@ -41,6 +42,7 @@ typedef struct {
         char *listen;        /* for other hosts, or NULL: none can connect */
         char *pki_directory; /* of this host, with host/ and pages/ in it; NULL: there are no other hosts */
         SfResourceManagerName manager;
+        SfSlurmOptions slurm; /* its texts are owned */
         SfPolicy policy;
         guint page_port_first, page_port_last; /* for page sources; 0: any port */
         SfPagerSecurity pages; /* how pages and disks travel: X509, or PLAIN when asked for */

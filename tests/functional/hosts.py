@@ -216,13 +216,14 @@ class Host(harness.Daemon):
         return [pid for pid in self.processes() if "sf-pager" in harness.command_line(pid)]
 
 
-def cluster(case, names, config=None, link=None, **kwargs):
-    """Started hosts that all know each other. case: whose clean-up ends them. kwargs: keys of [cluster]."""
+def cluster(case, names, config=None, link=None, groups=None, **kwargs):
+    """Started hosts that all know each other. case: whose clean-up ends them. kwargs: keys of [cluster]; groups: other
+    groups of sfvmmd.conf."""
     keys = Keys()
     case.addClassCleanup(keys.close)
     hosts = {}
     for name in names:
-        hosts[name] = Host(name, keys, config=config, cluster=dict(kwargs), link=link)
+        hosts[name] = Host(name, keys, config=config, cluster=dict(kwargs), link=link, groups=groups)
         case.addClassCleanup(hosts[name].close)
         hosts[name].start()
     for one in hosts.values():

@@ -217,7 +217,7 @@ class Alone(harness.Case):
             self.assertIn(word, text)
 
     def test_bad_configuration(self):
-        for key, value in (("resource-manager", "slurm"), ("policy", "fair"), ("page-ports", "9-8"),
+        for key, value in (("resource-manager", "pbs"), ("policy", "fair"), ("page-ports", "9-8"),
                            ("page-ports", "1"), ("page-ports", "0-70000"), ("name", "A"), ("listen", "x.example:1"),
                            ("listen", "127.0.0.1:x"), ("what", "1"), ("away-seconds", "0")):
             with self.subTest(key=key, value=value):
