@@ -23,8 +23,11 @@
 #include "libsf/workers.h"
 #include "snowflock.h"
 
-_Static_assert(SF_MAX_CLONES == SF_GP_MAX_CLONES && SF_MAX_RESULT == SF_GP_MAX_RESULT &&
-               SF_TEXT_LENGTH == SF_GP_TEXT_LEN && SF_MAX_CHECKPOINT == SF_GP_CHECKPOINT_MAX,
+#define QUEUE_SHIFT 8 /* of SF_QUEUE() */
+
+_Static_assert(SF_MAX_CLONES == SF_GP_MAX_CLONES && SF_MAX_QUEUE == SF_GP_MAX_QUEUE &&
+               SF_MAX_RESULT == SF_GP_MAX_RESULT && SF_TEXT_LENGTH == SF_GP_TEXT_LEN &&
+               SF_MAX_CHECKPOINT == SF_GP_CHECKPOINT_MAX,
                "the public limits are those of the protocol");
 _Static_assert(SF_STARTING == SF_GP_STATE_STARTING && SF_RUNNING == SF_GP_STATE_RUNNING &&
                SF_EXITED == SF_GP_STATE_EXITED && SF_FAILED == SF_GP_STATE_FAILED && SF_LOST == SF_GP_STATE_LOST &&
@@ -80,14 +83,14 @@ sf_ticket *sf_request_ticket(unsigned count, unsigned flags)
 {
     unsigned per_vm = flags & SF_HIERARCHICAL ? workers_per_vm() : 0;
     unsigned of_vm = per_vm > 0 ? per_vm : 1, workers;
-    struct sf_gp_ticket want = { .count = (count + of_vm - 1) / of_vm };
+    struct sf_gp_ticket want = { .count = (count + of_vm - 1) / of_vm, .queue = flags >> QUEUE_SHIFT & SF_MAX_QUEUE };
     uint8_t argument[SF_GP_TICKET_LENGTH], reply[SF_GP_ERROR_LENGTH];
     struct sf_gp_granted granted;
     ssize_t length;
 
-    if (count < 1 || count > SF_MAX_CLONES || (flags & ~SF_HIERARCHICAL) != 0) {
-        sf_failed(EINVAL, "a ticket for %u clones, flags %#x: 1 to %u clones are possible, flags must be 0 or "
-                  "SF_HIERARCHICAL", count, flags, SF_MAX_CLONES);
+    if (count < 1 || count > SF_MAX_CLONES || (flags & ~(SF_HIERARCHICAL | SF_QUEUE(SF_MAX_QUEUE))) != 0) {
+        sf_failed(EINVAL, "a ticket for %u clones, flags %#x: 1 to %u clones are possible, flags must be of "
+                  "SF_HIERARCHICAL and SF_QUEUE()", count, flags, SF_MAX_CLONES);
         return NULL;
     }
     sf_gp_ticket_pack(argument, &want);

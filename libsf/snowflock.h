@@ -40,6 +40,13 @@ typedef struct sf_ticket sf_ticket;
  */
 #define SF_HIERARCHICAL 1u
 
+/*
+ * Flag of a ticket: it may wait so many seconds (up to SF_MAX_QUEUE), when the hosts have no room now or a quota is used
+ * up. Without it the answer is given at once.
+ */
+#define SF_QUEUE(seconds) ((unsigned)(seconds) << 8)
+#define SF_MAX_QUEUE      65535u
+
 /* What became of a clone. */
 #define SF_STARTING 0
 #define SF_RUNNING  1
@@ -58,8 +65,8 @@ struct sf_result {
 };
 
 /*
- * Asks for count clones (1..SF_MAX_CLONES). flags: 0 or SF_HIERARCHICAL. Fewer may be granted, at least one. Nothing is
- * paused or copied yet. Returns a ticket to be freed with sf_ticket_free(), or NULL.
+ * Asks for count clones (1..SF_MAX_CLONES). flags: 0, or of SF_HIERARCHICAL and SF_QUEUE(). Fewer may be granted, at least
+ * one. Nothing is paused or copied yet. Returns a ticket to be freed with sf_ticket_free(), or NULL.
  */
 sf_ticket *sf_request_ticket(unsigned count, unsigned flags);
 

@@ -55,6 +55,7 @@
 #define SF_GP_MAX_PAYLOAD    (SF_GP_MAX_CHUNK + 64)
 #define SF_GP_MAX_RESULT     (64u << 20)       /* bytes that a clone may hand back */
 #define SF_GP_MAX_CLONES     1024u             /* of one ticket; a request for more is refused, not cut */
+#define SF_GP_MAX_QUEUE      65535u            /* seconds */
 #define SF_GP_TEXT_LEN       256               /* NUL-padded UTF-8 */
 #define SF_GP_NAME_LEN       64
 #define SF_GP_SEED_LEN       64
@@ -139,7 +140,7 @@ struct sf_gp_network {
 
 struct sf_gp_ticket {
     uint32_t count;                   /* wanted, 1..SF_GP_MAX_CLONES */
-    uint32_t flags;                   /* 0 */
+    uint32_t queue;                   /* seconds that it may wait for room, up to SF_GP_MAX_QUEUE; 0: not at all */
 };
 
 struct sf_gp_granted {

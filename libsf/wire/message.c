@@ -353,7 +353,7 @@ size_t sf_gp_ticket_pack(uint8_t *buf, const struct sf_gp_ticket *value)
     uint8_t *at = buf;
 
     put32(&at, value->count);
-    put32(&at, value->flags);
+    put32(&at, value->queue);
     return (size_t)(at - buf);
 }
 
@@ -362,7 +362,7 @@ bool sf_gp_ticket_parse(struct sf_gp_ticket *value, const uint8_t *payload, size
     struct reader r = reader_of(payload, length, SF_GP_TICKET_LENGTH);
 
     value->count = get32(&r);
-    value->flags = get32(&r);
+    value->queue = get32(&r);
     return r.ok;
 }
 

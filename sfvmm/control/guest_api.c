@@ -8,6 +8,7 @@
 
 /* Calls of one VM that wait for something (CLONE, JOIN): more than any agent has programs. */
 #define PENDING_MAX 1024u
+#define MS_PER_S    1000u
 
 struct SfGuestApi {
     SfHost *host;
@@ -262,7 +263,7 @@ static void handle_ticket(const Request *request)
     SfHostTicket *ticket;
     TicketCall *call;
 
-    if (!sf_gp_ticket_parse(&asked, request->payload, request->length)) {
+    if (!sf_gp_ticket_parse(&asked, request->payload, request->length) || asked.queue > SF_GP_MAX_QUEUE) {
         refuse(request, EINVAL, "malformed ticket request");
         return;
     }
@@ -282,7 +283,9 @@ static void handle_ticket(const Request *request)
     call->key = (PendingKey){ g_object_ref(request->hvm->vm), request->header->request };
     call->api = request->api;
     g_hash_table_add(request->api->tickets, &call->key);
-    order = (SfHostTicketOrder){ .count = asked.count, .request = request->header->request };
+    order = (SfHostTicketOrder){
+        .count = asked.count, .request = request->header->request, .queue_ms = asked.queue * MS_PER_S
+    };
     sf_host_request_ticket_async(host, request->hvm, &order, on_ticket, call);
 }
 

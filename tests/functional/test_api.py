@@ -88,11 +88,17 @@ class Api(Guest):
     # -- tickets
 
     def test_tickets_and_quotas(self):
-        self.assertEqual(self.probe("ticket 0 100")["granted"], str(PER_TICKET))
+        first = self.probe("ticket 0 100")
+        self.assertEqual(first["granted"], str(PER_TICKET))
         self.assertEqual(self.probe("ticket 1 100")["granted"], str(PER_VM - PER_TICKET))
         self.bad("ticket 2 1", "errno=%d" % EAGAIN)
-        self.probe("release 0")
+        self.bad("ticket 2 1 1", "errno=%d" % EAGAIN)
+        self.probe.send("ticket 2 1 60000")
+        harness.wait(lambda: self.daemon.call("daemon.status")["waiting"], what="a request that waits")
+        self.daemon.call("kill", ticket=first["ticket"])
+        self.assertEqual(self.probe.reply()["granted"], "1")
         self.probe("release 1")
+        self.probe("release 2")
         self.bad("ticket 0 0", "errno=")
         self.bad("ticket 0 1025", "errno=")
         self.bad("ticket 0 4294967295", "errno=")

@@ -43,12 +43,12 @@ static uint8_t *pattern(size_t length, uint64_t value)
     return data;
 }
 
-static bool do_ticket(sf_ticket **slot, uint64_t count, char *text)
+static bool do_ticket(sf_ticket **slot, uint64_t count, uint64_t seconds, char *text)
 {
     if (*slot) {
         sf_ticket_free(*slot);
     }
-    *slot = sf_request_ticket(count, 0);
+    *slot = sf_request_ticket(count, SF_QUEUE(seconds));
     if (!*slot) {
         return failed(text, "ticket");
     }
@@ -295,7 +295,7 @@ bool api_command(char **words, int count, char *text)
 
     text[0] = 0;
     if (strcmp(verb, "ticket") == 0) {
-        return do_ticket(slot, number(words, count, 2, 1), text);
+        return do_ticket(slot, number(words, count, 2, 1), number(words, count, 3, 0), text);
     } else if (strcmp(verb, "checkpoint") == 0) {
         return do_checkpoint(count > 1 ? words[1] : "", text);
     } else if (strcmp(verb, "create") == 0) {

@@ -9,7 +9,8 @@
  *   churn NAME                         settle NAME                             (store.h)
  *   clock start | read | stop          regs start | stop                       (watch.h)
  *   time   setclock SECONDS            rng                                     urandom             host
- *   ticket SLOT COUNT    clone SLOT    self      sync BYTES NUMBER             exit STATUS [BYTES NUMBER]
+ *   ticket SLOT COUNT [SECONDS TO WAIT]
+ *   clone SLOT           self                    sync BYTES NUMBER             exit STATUS [BYTES NUMBER]
  *   join SLOT            look SLOT               fetch SLOT ID NUMBER          kill SLOT         release SLOT
  *   cycles TURNS COUNT   threads THREADS TURNS COUNT                           programs PROGRAMS TURNS COUNT
  *   quit

@@ -16,6 +16,7 @@ SONAME = "libsf.so.1"
 MAX_CLONES = 1024
 MAX_RESULT = 64 * 1024 * 1024
 HIERARCHICAL = 1
+QUEUE_SHIFT, MAX_QUEUE = 8, 65535
 TEXT_LENGTH = 256
 ADDRESS_LENGTH = 64
 SELF = -1
@@ -121,17 +122,21 @@ class Ticket:
     """The right to fork this VM once into up to `clones` clones; `granted` says how many it will be.
 
     hierarchical: a VM with k CPUs counts as k clones, which are then processes; ids and results are theirs.
+    queue: seconds that it may wait, when there is no room now; else the answer is given at once.
 
     A context manager: in the parent its end releases the ticket, which ends clones that still run. A clone does not leave
     the block: it ends there, with status 1 if an exception brought it there.
     """
 
-    def __init__(self, clones, hierarchical=False):
+    def __init__(self, clones, hierarchical=False, queue=0):
+        if not 0 <= queue <= MAX_QUEUE:
+            raise ValueError("queue: 0 to %d seconds" % MAX_QUEUE)
         self._handle = None
         self._arrays = []
         self._foreign = False
         self._hierarchical = hierarchical
-        self._handle = _checked(_free.sf_request_ticket(clones, HIERARCHICAL if hierarchical else 0))
+        flags = (HIERARCHICAL if hierarchical else 0) | queue << QUEUE_SHIFT
+        self._handle = _checked(_free.sf_request_ticket(clones, flags))
         self.granted = _free.sf_ticket_granted(self._handle)
 
     def __enter__(self):

@@ -69,7 +69,7 @@ static void test_messages(void)
     ROUND_TRIP(network, NETWORK, .ticket = 7, .id = 3, .count = 8, .address = 0x0a4d0004, .parent = 0x0a4d0001,
                .first = 0x0a4d0002, .gateway = 0x0a4dfffe, .prefix = 16, .name = "vm1");
     ROUND_TRIP(network, NETWORK, .address = 0x0a4d0001, .parent = 0x0a4d0001, .prefix = 30, .name = "vm1");
-    ROUND_TRIP(ticket, TICKET, .count = 8);
+    ROUND_TRIP(ticket, TICKET, .count = 8, .queue = SF_GP_MAX_QUEUE);
     ROUND_TRIP(granted, GRANTED, .ticket = UINT64_MAX, .granted = SF_GP_MAX_CLONES);
     ROUND_TRIP(clone, CLONE, .ticket = 0x8877665544332211);
     ROUND_TRIP(cloned, CLONED, .id = 0, .count = 8);
