@@ -38,16 +38,18 @@ def digest(tag, turn, number, rounds):
 
 
 def booted(hosts, **params):
-    """A VM on each of these hosts, all at the same time."""
+    """A VM for each of these, which may name a host several times; all hosts at the same time."""
     vms, errors = [None] * len(hosts), []
 
-    def boot(place, host):
+    def boot(host):
         try:
-            vms[place] = harness.linux(host, tools=False, **params)
-            vms[place].shell("cat > %s << 'END'%sEND" % (PROGRAM, GUEST))
+            for place, one in enumerate(hosts):
+                if one is host:
+                    vms[place] = harness.linux(host, tools=False, **params)
+                    vms[place].shell("cat > %s << 'END'%sEND" % (PROGRAM, GUEST))
         except Exception as error:
             errors.append(error)
-    threads = [threading.Thread(target=boot, args=each) for each in enumerate(hosts)]
+    threads = [threading.Thread(target=boot, args=(host,)) for host in set(hosts)]
     for thread in threads:
         thread.start()
     for thread in threads:
