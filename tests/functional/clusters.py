@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -106,6 +107,32 @@ class Capture:
 
     def close(self):
         self.socket.close()
+
+
+class Wire:
+    """What tshark captures in a network namespace on all devices, from now on."""
+
+    def __init__(self, path, file):
+        self.file = file
+        self.program = shutil.which("tshark")
+        if not self.program:
+            raise harness.unittest.SkipTest("tshark is missing (package tshark)")
+        with open(file, "wb") as output:
+            self.process = subprocess.Popen(["nsenter", "--net=" + path, self.program, "-n", "-q", "-i", "any", "-w", "-"],
+                                            stdout=output, stderr=subprocess.DEVNULL)
+        wait(lambda: os.path.getsize(file), what="tshark's first bytes: it captures")
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+    def frames(self, text):
+        """How many of what was captured have this text; ends the capture."""
+        self.close()
+        found = subprocess.run([self.program, "-n", "-r", self.file, "-Y", 'frame contains "%s"' % text, "-T", "fields", "-e",
+                                "frame.number"], check=True, capture_output=True, text=True)
+        return len(found.stdout.split())
 
 
 class Server:
