@@ -27,6 +27,13 @@ The group `concurrent`: four parents on four hosts go five times through ticket,
     apps.concurrent             seconds that a task took in its clone, mean of all
     apps.concurrent.alone       the same tasks in as many VMs that were never forked, five times, all at the same time
     apps.concurrent.ratio       one over the other
+
+The group `slurm`, in lib/slurm_grant.py: tickets through a real Slurm, on two hosts.
+
+    apps.slurm.grant            from the request of a ticket for 4 clones on the VM's host to its grant: salloc, scontrol
+    apps.slurm.grant.hosts      the same for 6 clones on both hosts: then the other one is asked, too
+    apps.slurm.salloc           salloc --no-shell alone, in turn with the others
+    apps.slurm.static[.hosts]   the same tickets by the resource manager `static`
 """
 import contextlib
 import os
@@ -41,7 +48,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 import cycling                                      # noqa: E402
 import harness                                      # noqa: E402
 import memory                                       # noqa: E402
-from lib import apps_plot, run                      # noqa: E402
+from lib import apps_plot, run, slurm_grant         # noqa: E402
 from lib.daemon import daemon                       # noqa: E402
 
 MIB = harness.MIB
@@ -61,6 +68,7 @@ PARENTS, TURNS, CLONES_OF_EACH, ROUNDS, QUICK_ROUNDS = 4, 5, 2, 400000, 20000
 CONCURRENT_BAR = 1.25
 BARS = {"apps.%s.%s" % (name, what): bar for name in SIZES for what, bar in (("ratio", RATIO_BAR), ("over", OVER_BAR))}
 BARS.update({"apps.sandbox.latency.ratio": LATENCY_BAR, "apps.concurrent.ratio": CONCURRENT_BAR})
+BARS.update(slurm_grant.BARS)
 
 
 class Job:
@@ -204,7 +212,8 @@ class Apps:
     name = "apps"
     about = "Applications in clones, beside the same work in VMs that were never forked."
     bars = BARS
-    groups = {**{name: group(name) for name in SIZES}, "bytes": fetched, "concurrent": concurrent, "sandbox": sandbox}
+    groups = {**{name: group(name) for name in SIZES}, "bytes": fetched, "concurrent": concurrent, "sandbox": sandbox,
+              "slurm": slurm_grant.measure}
 
     @staticmethod
     def plot(figures, path):
