@@ -7,11 +7,12 @@ The daemon runs in a network namespace of its own, which plays the host, with a 
 talk with bash and perl, which every Debian has. What passes is captured in the clusters' namespaces.
 """
 import os
+import re
 import tempfile
 import unittest
 
 import harness
-from clusters import ALLOWED, ASK, CLONES, OUTSIDE, SERVE, Capture, Members, Wire, member
+from clusters import ALLOWED, ASK, CLONES, GATEWAY, HOST, OUTSIDE, SERVE, Capture, Members, Wire, member
 from harness import wait
 
 # Frames of a guest that is its own kernel: forged ones, then an honest one, all to everybody. %s: its own address.
@@ -28,6 +29,27 @@ put udp $pmac, $ip, "forged MAC"; put udp $mac, $parent, "forged address"; put a
 put arp $pmac, $ip, "forged ARP MAC"; put "$all$mac\x81\x00\0\1\x08\x00forged VLAN";
 put "\x33\x33\0\0\0\1$mac\x86\xdd\x60\0\0\0\0\x10\x3a\xff\xfe\x80" . "\0" x 13 . "\1\xff\2" . "\0" x 13 . "\1\x86\0forged router";
 put udp $mac, $ip, "honest";'"""
+
+
+# Which ports of these addresses take connections.
+SCAN = r"""perl -MIO::Socket::INET -MIO::Select -e '
+for $h (qw(%s)) { for $p (1 .. 150) {
+  $s = IO::Socket::INET->new(PeerAddr => $h, PeerPort => $p, Blocking => 0) or next; $of{$s} = "$h:$p"; push @s, $s } }
+$all = IO::Select->new(@s); $end = time + 10;
+while ($all->count && time < $end) { for ($all->can_write(1)) { $all->remove($_); print "open $of{$_}\n" if $_->connected } }'"""
+
+# Frames to all and to one, as many as it can for some seconds.
+FLOOD = r"""perl -MSocket -e '
+socket S, PF_INET, SOCK_DGRAM, 0; setsockopt S, SOL_SOCKET, SO_BROADCAST, 1; $t = "flood" x 200; $end = time + 4;
+while (time < $end) { for (1 .. 200) { send S, $t, 0, sockaddr_in(9, inet_aton($_)) for ("10.77.255.255", "10.77.0.1") } }'"""
+
+# To all on the link, from the own address and from one that it gives itself.
+IPV6 = r"""ip -6 address add fd5f::66/64 dev eth0 nodad; perl -MSocket=:all -e '
+open F, "/sys/class/net/eth0/ifindex"; $n = <F> + 0;
+for (["fd5f::66", "forged six"], ["", "honest six"]) { my ($from, $text) = @$_;
+  socket S, PF_INET6, SOCK_DGRAM, 0 or die; setsockopt S, IPPROTO_IPV6, IPV6_MULTICAST_IF, pack "i", $n;
+  !$from or bind S, pack_sockaddr_in6(0, inet_pton(AF_INET6, $from)) or die "bind: $!";
+  send S, $text, 0, pack_sockaddr_in6(9, inet_pton(AF_INET6, "ff02::1"), $n) or die "send: $!" }'"""
 
 
 @unittest.skipUnless(os.geteuid() == 0, "cluster networks need root")
@@ -101,6 +123,24 @@ class Network(Members, harness.Case):
         for what in (b"forged MAC", b"forged address", b"forged ARP", b"forged ARP MAC", b"forged VLAN", b"forged router"):
             self.assertEqual(len(capture.devices(what)), 1, "%r: seen at its sender's tap alone" % what)
         self.all_reach_all(everyone)
+
+    def test_scan_and_flood(self):
+        """A guest that scans finds the one port that the policy has; while it floods others talk; its IPv6 stays inside."""
+        ticket, everyone = self.fork(count=2)
+        hostile = everyone[1]
+        addresses = " ".join((HOST, OUTSIDE, GATEWAY, "198.18.0.0", "169.254.169.254"))
+        found = re.findall(r"open (\S+)", hostile.shell(SCAN % addresses))
+        self.assertEqual(found, ["%s:%d" % (OUTSIDE, ALLOWED)])
+        hostile.begin(FLOOD)
+        for vm, number in ((self.parent, 2), (everyone[2], 0)):
+            self.assertIn("hello", vm.shell(ASK % (member(number), "hello")))
+        hostile.finish()
+        capture = self.capture(next(iter(self.namespaces().values())))      # it has no room for a flood
+        hostile.shell(IPV6)
+        wait(lambda: len(capture.devices(b"honest six")) >= 3, what="IPv6 from its own address, at all members' taps")
+        self.assertEqual(len(capture.devices(b"forged six")), 1, "from another address: at its sender's tap alone")
+        self.all_reach_all(everyone)
+        self.assertEqual(self.own.heard(), "", "who has reached the host itself")
 
     def test_zz_nothing_left(self):
         """The last VM ends: no device, table, route or namespace of the cluster is left."""
