@@ -171,14 +171,25 @@ static void say_state(Control *control)
 
 /* ---- events of the threads ---- */
 
-typedef enum { NEWS_LOST, NEWS_COMPLETE, NEWS_UP, NEWS_DOWN } NewsKind;
+typedef enum { NEWS_LOST, NEWS_COMPLETE, NEWS_UP, NEWS_DOWN, NEWS_BLOB } NewsKind;
 
 typedef struct {
     Control *control;
     NewsKind kind;
     char *text;
+    gboolean whole;      /* BLOB */
     atomic_bool written; /* orders the rest also for ThreadSanitizer, which can't see the lock inside GLib */
 } News;
+
+static void say_blob(Control *control, const char *id, gboolean whole)
+{
+    g_autoptr(JsonObject) object = json_object_new();
+
+    json_object_set_string_member(object, "event", "blob");
+    json_object_set_string_member(object, "blob", id);
+    json_object_set_boolean_member(object, "whole", whole);
+    say(control, object, NULL, 0);
+}
 
 static void on_down(Control *control, const char *reason)
 {
@@ -214,6 +225,8 @@ static gboolean on_news(gpointer data)
         say_sources(control);
     } else if (news->kind == NEWS_DOWN) {
         on_down(control, news->text);
+    } else if (news->kind == NEWS_BLOB) {
+        say_blob(control, news->text, news->whole);
     }
     return G_SOURCE_REMOVE;
 }
@@ -226,16 +239,22 @@ static void news_free(gpointer data)
     g_free(news);
 }
 
-/* From any thread. */
-static void post_news(Control *control, NewsKind kind, const char *text)
+/* From any thread. text: taken. */
+static void post(Control *control, NewsKind kind, char *text, gboolean whole)
 {
     News *news = g_new0(News, 1);
 
     news->control = control;
     news->kind = kind;
-    news->text = g_strdup(text);
+    news->text = text;
+    news->whole = whole;
     atomic_store_explicit(&news->written, true, memory_order_release);
     g_idle_add_full(G_PRIORITY_DEFAULT, on_news, news, news_free);
+}
+
+static void post_news(Control *control, NewsKind kind, const char *text)
+{
+    post(control, kind, g_strdup(text), FALSE);
 }
 
 static void on_lost(const char *reason, void *owner)
@@ -251,6 +270,11 @@ static void on_source(bool up, const char *uri, const char *reason, void *owner)
 static void on_complete(void *owner)
 {
     post_news(owner, NEWS_COMPLETE, NULL);
+}
+
+static void on_blob(uint64_t id, bool whole, void *owner)
+{
+    post(owner, NEWS_BLOB, g_strdup_printf("%016" G_GINT64_MODIFIER "x", (guint64)id), whole);
 }
 
 /* memtap's connection says the same. */
@@ -501,7 +525,7 @@ static gboolean do_working_set(Control *control, const Entry *entry, GError **er
 
 static gboolean do_multicast(Control *control, const Entry *entry, GError **error)
 {
-    const MulticastParts parts = { control->store, control->memtap, control->prefetch, on_complete, control };
+    const MulticastParts parts = { control->store, control->memtap, control->prefetch, on_complete, on_blob, control };
 
     if (control->multicast) {
         return fail(error, G_IO_ERROR_EXISTS, "it is in a multicast group already");
@@ -541,6 +565,9 @@ static gboolean do_order(Control *control, const Entry *entry, GError **error)
         return do_working_set(control, entry, error);
     case SF_PAGER_DO_MULTICAST:
         return do_multicast(control, entry, error);
+    case SF_PAGER_DO_BLOB:
+        return control->multicast ? multicast_blob(control->multicast, request, entry->fds[0], error)
+                                  : fail(error, G_IO_ERROR_NOT_INITIALIZED, "it is in no multicast group");
     default:
         return TRUE; /* questions: answered in their own way */
     }
@@ -566,6 +593,7 @@ static void ledger_add(Control *control, Entry *entry)
         ledger_remove(control, SF_PAGER_DO_ATTACH, entry->request->text);
         entry_free(entry);
         return;
+    case SF_PAGER_DO_BLOB: /* who waits for it has another way */
     case SF_PAGER_DO_RECORDED:
     case SF_PAGER_DO_STATS:
     case SF_PAGER_DO_RECALL:

@@ -148,6 +148,24 @@ bool mc_batch_add_dismiss(struct mc_batch *batch, unsigned receiver, uint32_t ms
     return add_short(batch, MC_KIND_DISMISS, 0, receiver, ms) != NULL;
 }
 
+bool mc_batch_add_chunk(struct mc_batch *batch, uint64_t id, uint32_t total, uint32_t offset, const uint8_t *bytes,
+                        unsigned length)
+{
+    uint8_t *p = take_room(batch, MC_CHUNK_HEADER_LENGTH + length);
+
+    if (p == NULL) {
+        return false;
+    }
+    p[0] = MC_KIND_CHUNK;
+    p[1] = 0;
+    sf_be_put16(p + 2, (uint16_t)length);
+    sf_be_put32(p + 4, offset);
+    sf_be_put32(p + 8, total);
+    sf_be_put64(p + 12, id);
+    memcpy(p + MC_CHUNK_HEADER_LENGTH, bytes, length);
+    return true;
+}
+
 bool mc_batch_add_page(struct mc_batch *batch, unsigned kind, unsigned block, uint32_t page, const uint8_t *body,
                        unsigned total)
 {

@@ -38,6 +38,9 @@ bool mc_batch_add_zero(struct mc_batch *batch, unsigned block, uint32_t page, un
 bool mc_batch_add_page(struct mc_batch *batch, unsigned kind, unsigned block, uint32_t page, const uint8_t *body,
                        unsigned total);
 bool mc_batch_add_dismiss(struct mc_batch *batch, unsigned receiver, uint32_t ms);
+/* Of a blob of `total` bytes: `length` bytes of it, no more than mc_chunk_length(), that begin at `offset`. */
+bool mc_batch_add_chunk(struct mc_batch *batch, uint64_t id, uint32_t total, uint32_t offset, const uint8_t *bytes,
+                        unsigned length);
 
 /* Ends the last datagram. A batch without records becomes one datagram with the announcement alone. */
 void mc_batch_finish(struct mc_batch *batch);

@@ -12,7 +12,8 @@
  * it is noted. Who looks at the store sees a page that is all there or none. Two threads may write the same page,
  * with the same content.
  *
- * Until the snapshot is set its shape is unknown: what comes is thrown away.
+ * Until the snapshot is set its shape is unknown: what comes waits in the socket's buffer. Only while a blob is awaited
+ * it is read, and nothing but chunks of it is used; the origin has no reason to send pages before.
  *
  * A listener has an eventfd and a list. It is written to when pages have come and its thread waits for any, and when a
  * wanted page has to be fetched by unicast: then the run stands in the list of each listener, and those whose it is not
@@ -65,15 +66,21 @@ struct mc_client {
     struct udp_in *in;
     struct udp_out *out;
     struct mc_receiver *receiver; /* NULL: the snapshot is not there yet */
-    struct mc_sealer *sealer;
+    struct mc_sealer *sealer;     /* NULL until either of them is there; so is the opener */
     struct mc_opener *opener;
+    struct blob {
+        struct mc_blob_in *in; /* NULL: none is awaited */
+        uint64_t id;
+        uint32_t total;
+        int fd;
+    } blob;
     uint64_t sequence;
     uint8_t *request; /* room for one */
     struct staged staged[STAGING];
     unsigned n_staged;
     uint8_t *pages; /* of the staging */
     bool landed;    /* pages have come since the listeners were told */
-    uint64_t forged, replayed, unwritten;
+    uint64_t forged, replayed, unwritten, blob_bytes;
 
     atomic_uint state; /* enum mc_state */
     atomic_uint n_listeners;
@@ -297,7 +304,12 @@ static void on_datagram(void *owner, uint8_t *bytes, size_t length)
 
     switch (mc_opener_open(client->opener, bytes, length, &header, &content, &content_length)) {
     case MC_OPENED:
-        mc_receiver_take(client->receiver, header.incarnation, header.sequence, content, content_length, loop_now());
+        if (client->receiver) {
+            mc_receiver_take(client->receiver, header.incarnation, header.sequence, content, content_length,
+                             loop_now());
+        } else if (client->blob.in) {
+            mc_blob_in_take(client->blob.in, header.incarnation, header.sequence, content, content_length, loop_now());
+        }
         break;
     case MC_REPLAYED:
         client->replayed++;
@@ -335,22 +347,71 @@ static void copy_stats(struct mc_client *client)
     struct mc_client_stats stats = { .forged = client->forged,
                                      .replayed = client->replayed,
                                      .overflows = udp_in_stats(client->in)->overflows,
-                                     .unwritten = client->unwritten };
+                                     .unwritten = client->unwritten,
+                                     .blob_bytes = client->blob_bytes };
 
-    mc_receiver_stats(client->receiver, &stats.receiver);
+    if (client->receiver) {
+        mc_receiver_stats(client->receiver, &stats.receiver);
+    }
     pthread_mutex_lock(&client->lock);
     client->stats = stats;
     pthread_mutex_unlock(&client->lock);
 }
 
+static int ms_until(int64_t next, int64_t now)
+{
+    if (next - now > TURN_MAX_MS * LOOP_NS_PER_MS) {
+        return next == INT64_MAX ? -1 : TURN_MAX_MS;
+    }
+    return next <= now ? 0 : (int)((next - now + LOOP_NS_PER_MS - 1) / LOOP_NS_PER_MS);
+}
+
+static void drop_blob(struct mc_client *client)
+{
+    mc_blob_in_free(client->blob.in);
+    client->blob.in = NULL;
+    close(client->blob.fd);
+}
+
+/* It is told; what comes waits again, for the snapshot. */
+static void end_blob(struct mc_client *client)
+{
+    struct blob *blob = &client->blob;
+    bool whole = mc_blob_in_state(blob->in) == MC_BLOB_WHOLE &&
+                 pwrite(blob->fd, mc_blob_in_bytes(blob->in), blob->total, 0) == (ssize_t)blob->total;
+
+    if (whole) {
+        client->blob_bytes += blob->total;
+    }
+    drop_blob(client);
+    if (!client->receiver) {
+        loop_forget(client->loop, client->options.fd);
+        copy_stats(client);
+    }
+    client->options.blob(blob->id, whole, client->options.owner);
+}
+
+static int blob_turn(struct mc_client *client, int64_t now)
+{
+    size_t content = mc_blob_in_poll(client->blob.in, client->request + MC_HEADER_LENGTH, now);
+
+    if (content) {
+        send_request(client, content);
+    }
+    if (mc_blob_in_state(client->blob.in) != MC_BLOB_WAITED_FOR) {
+        end_blob(client);
+        return -1;
+    }
+    return ms_until(mc_blob_in_next(client->blob.in), now);
+}
+
 static int turn(void *owner, int64_t now)
 {
     struct mc_client *client = owner;
-    int64_t next;
     size_t content;
 
     if (!client->receiver) {
-        return -1;
+        return client->blob.in ? blob_turn(client, now) : -1;
     }
     write_staged(client);
     if (client->landed) {
@@ -364,11 +425,7 @@ static int turn(void *owner, int64_t now)
         send_request(client, content);
     }
     copy_stats(client);
-    next = mc_receiver_next(client->receiver);
-    if (next - now > TURN_MAX_MS * LOOP_NS_PER_MS) {
-        return next == INT64_MAX ? -1 : TURN_MAX_MS;
-    }
-    return next <= now ? 0 : (int)((next - now + LOOP_NS_PER_MS - 1) / LOOP_NS_PER_MS);
+    return ms_until(mc_receiver_next(client->receiver), now);
 }
 
 /* ---- orders ---- */
@@ -378,6 +435,7 @@ struct order {
     unsigned block;
     uint32_t page, pages;
     enum mc_priority priority;
+    struct blob blob;
 };
 
 static struct order *order_new(struct mc_client *client)
@@ -411,12 +469,46 @@ static uint64_t random_number(void)
     return getrandom(&number, sizeof(number), 0) == sizeof(number) ? number : (uint64_t)loop_now();
 }
 
+/* What comes is read from now on. */
+static void open_socket(struct mc_client *client)
+{
+    const struct mc_receiver_keys *keys = &client->options.keys;
+
+    if (!client->sealer) {
+        client->sealer = mc_sealer_new(MC_REQUEST, keys->receiver, keys->tag, keys->request, mc_new_incarnation());
+        client->opener = mc_opener_new(MC_DATA, 0, keys->tag, keys->data);
+    }
+    if (!client->sealer || !client->opener) {
+        abort(); /* no memory; sfvmmd starts us anew */
+    }
+    client->target.handle = on_socket;
+    loop_poll(client->loop, client->options.fd, EPOLLIN, &client->target);
+}
+
+static void order_blob(void *data)
+{
+    struct order *order = data;
+    struct mc_client *client = order->client;
+
+    if (client->blob.in) {
+        end_blob(client);
+    }
+    client->blob = order->blob;
+    client->blob.in =
+        mc_blob_in_new(order->blob.id, order->blob.total, client->options.payload, random_number(), loop_now());
+    if (client->receiver) { /* too late: the group is the receiver's */
+        end_blob(client);
+    } else {
+        open_socket(client);
+    }
+    free(order);
+}
+
 static void order_set(void *data)
 {
     struct order *order = data;
     struct mc_client *client = order->client;
-    const struct mc_receiver_keys *keys = &client->options.keys;
-    struct mc_receiver_config config = { .id = keys->receiver,
+    struct mc_receiver_config config = { .id = client->options.keys.receiver,
                                          .expected = client->options.receivers,
                                          .payload = client->options.payload,
                                          .seed = random_number(),
@@ -434,14 +526,11 @@ static void order_set(void *data)
     for (unsigned i = 0; i < config.shape.n_blocks; i++) {
         config.shape.pages[i] = page_store_block(client->store, i)->length / SF_PAGE_SIZE;
     }
-    client->sealer = mc_sealer_new(MC_REQUEST, keys->receiver, keys->tag, keys->request, mc_new_incarnation());
-    client->opener = mc_opener_new(MC_DATA, 0, keys->tag, keys->data);
     client->receiver = mc_receiver_new(&config, loop_now());
-    if (!client->sealer || !client->opener || !client->receiver) {
-        abort(); /* no memory; sfvmmd starts us anew */
+    if (client->blob.in) {
+        end_blob(client);
     }
-    client->target.handle = on_socket;
-    loop_poll(client->loop, client->options.fd, EPOLLIN, &client->target);
+    open_socket(client);
 }
 
 /* ---- from other threads ---- */
@@ -494,6 +583,9 @@ void mc_client_free(struct mc_client *client)
         loop_stop(client->loop);
     }
     say_goodbye(client);
+    if (client->blob.in) {
+        drop_blob(client);
+    }
     for (unsigned i = 0; i < atomic_load(&client->n_listeners); i++) {
         close(client->listeners[i].eventfd);
         free(client->listeners[i].fallen);
@@ -516,6 +608,14 @@ void mc_client_free(struct mc_client *client)
 void mc_client_store_is_set(struct mc_client *client)
 {
     loop_post(client->loop, order_set, order_new(client));
+}
+
+void mc_client_await_blob(struct mc_client *client, int fd, uint32_t total, uint64_t id)
+{
+    struct order *order = order_new(client);
+
+    order->blob = (struct blob){ .id = id, .total = total, .fd = fd };
+    loop_post(client->loop, order_blob, order);
 }
 
 enum mc_state mc_client_state(const struct mc_client *client)

@@ -9,6 +9,7 @@
 #ifndef SF_PAGER_MC_CLIENT_H
 #define SF_PAGER_MC_CLIENT_H
 
+#include "sfvmm/pager/mc_blob_in.h"
 #include "sfvmm/pager/mc_receiver.h"
 #include "sfvmm/pager/mc_seal.h"
 #include "sfvmm/pager/page_store.h"
@@ -22,6 +23,7 @@ struct mc_client_options {
     struct mc_receiver_keys keys;
     void (*complete)(void *owner); /* no page is absent any more; may be told more than once */
     void (*changed)(enum mc_state state, const char *reason, void *owner); /* reason: static */
+    void (*blob)(uint64_t id, bool whole, void *owner);
     void *owner;
 };
 
@@ -30,6 +32,13 @@ struct mc_client *mc_client_new(struct page_store *store, const struct mc_client
 bool mc_client_start(struct mc_client *client); /* false and errno */
 void mc_client_free(struct mc_client *client);  /* ends the thread; after those of the listeners have ended */
 void mc_client_store_is_set(struct mc_client *client);
+
+/*
+ * Before the snapshot is set: gathers this blob from the group into fd (a file of `total` bytes, taken), asking for
+ * what is lost. blob() of the options tells once whether it is all there; a blob that is awaited already is given up
+ * for it.
+ */
+void mc_client_await_blob(struct mc_client *client, int fd, uint32_t total, uint64_t id);
 
 /* Any thread: only in MC_MULTICAST should pages be wanted; each change is told to all listeners. */
 enum mc_state mc_client_state(const struct mc_client *client);
@@ -61,6 +70,7 @@ struct mc_client_stats {
     uint64_t forged, replayed; /* datagrams that were dropped */
     uint64_t overflows;        /* datagrams that found the socket's buffer full */
     uint64_t unwritten;        /* pages that the cache could not take */
+    uint64_t blob_bytes;       /* of blobs that have come whole */
 };
 void mc_client_get_stats(struct mc_client *client, struct mc_client_stats *stats);
 

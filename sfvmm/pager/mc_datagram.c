@@ -50,6 +50,16 @@ void mc_header_encode(uint8_t bytes[MC_HEADER_LENGTH], const struct mc_header *h
     sf_be_put64(bytes + HEADER_SEQUENCE, header->sequence);
 }
 
+uint32_t mc_chunk_length(unsigned payload)
+{
+    return payload - MC_OVERHEAD - MC_ANNOUNCEMENT_LENGTH - MC_CHUNK_HEADER_LENGTH;
+}
+
+uint32_t mc_chunk_count(uint32_t total, unsigned payload)
+{
+    return (total - 1) / mc_chunk_length(payload) + 1;
+}
+
 /* ---- data ---- */
 
 static bool body_is_sound(const struct mc_record *record)
@@ -60,6 +70,24 @@ static bool body_is_sound(const struct mc_record *record)
                                         : record->total > 0 && record->total < SF_PAGE_SIZE) &&
            record->length > 0 && end <= record->total && record->offset % MC_FRAGMENT_UNIT == 0 &&
            (record->length % MC_FRAGMENT_UNIT == 0 || end == record->total);
+}
+
+/* Of n bytes. Returns its length, 0 if it is none. */
+static size_t chunk_decode(const uint8_t *bytes, size_t n, struct mc_record *record)
+{
+    if (n < MC_CHUNK_HEADER_LENGTH || record->block != 0) {
+        return 0;
+    }
+    record->length = sf_be_get16(bytes + 2);
+    record->blob_offset = sf_be_get32(bytes + 4);
+    record->blob_total = sf_be_get32(bytes + 8);
+    record->blob_id = sf_be_get64(bytes + 12);
+    record->bytes = bytes + MC_CHUNK_HEADER_LENGTH;
+    return record->length > 0 && record->length <= n - MC_CHUNK_HEADER_LENGTH && record->blob_total <= MC_BLOB_MAX &&
+                   record->blob_offset < record->blob_total &&
+                   record->length <= record->blob_total - record->blob_offset
+               ? MC_CHUNK_HEADER_LENGTH + (size_t)record->length
+               : 0;
 }
 
 /* The record at the beginning of n > 0 bytes. Returns its length, 0 if it is none, n if it is padding. */
@@ -87,6 +115,8 @@ static size_t record_decode(const uint8_t *bytes, size_t n, struct mc_record *re
         record->receiver = sf_be_get16(bytes + 2);
         record->dismiss_ms = sf_be_get32(bytes + 4);
         return record->block == 0 && record->receiver > 0 ? MC_SHORT_RECORD_LENGTH : 0;
+    case MC_KIND_CHUNK:
+        return chunk_decode(bytes, n, record);
     case MC_KIND_RAW:
     case MC_KIND_LZ4:
         if (n < MC_PAGE_HEADER_LENGTH) {
@@ -129,7 +159,7 @@ bool mc_data_decode(const uint8_t *bytes, size_t n, const struct mc_shape *shape
         if (length == 0) {
             return false;
         }
-        if (record.pages > 0 && !in_shape(shape, record.block, record.page, record.pages)) {
+        if (shape != NULL && record.pages > 0 && !in_shape(shape, record.block, record.page, record.pages)) {
             return false;
         }
     }
@@ -160,6 +190,17 @@ struct mc_run mc_request_run(const uint8_t *bytes, unsigned i)
     return (struct mc_run){ p[0], p[1], sf_be_get16(p + 2), sf_be_get32(p + 4) };
 }
 
+/* Are there such pages, or can there be such chunks? */
+static bool run_is_sound(const struct mc_run *run, const struct mc_shape *shape)
+{
+    if (run->pages == 0 || run->pages > MC_RUN_MAX) {
+        return false;
+    }
+    return run->priority == MC_CHUNKS
+               ? run->block == 0 && run->page < MC_BLOB_MAX
+               : run->priority < MC_PRIORITIES && in_shape(shape, run->block, run->page, run->pages);
+}
+
 bool mc_request_decode(const uint8_t *bytes, size_t n, const struct mc_shape *shape, struct mc_report *report,
                        unsigned *n_runs)
 {
@@ -178,8 +219,8 @@ bool mc_request_decode(const uint8_t *bytes, size_t n, const struct mc_shape *sh
     }
     for (unsigned i = 0; i < *n_runs; i++) {
         struct mc_run run = mc_request_run(bytes, i);
-        if (run.priority > MC_PREFETCH || run.pages == 0 || run.pages > MC_RUN_MAX ||
-            !in_shape(shape, run.block, run.page, run.pages)) {
+        if (!run_is_sound(&run, shape) ||
+            (run.priority == MC_CHUNKS) != (mc_request_run(bytes, 0).priority == MC_CHUNKS)) {
             return false;
         }
     }

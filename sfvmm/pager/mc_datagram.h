@@ -56,10 +56,22 @@
  *      |                      for this time, ms                        |
  *      +---------------+---------------+---------------+---------------+
  *
+ *      +---------------+---------------+---------------+---------------+
+ *      |  kind: CHUNK  |       0       |            length             |   length: of the bytes in this record
+ *      |                            offset                             |   where they belong in the blob
+ *      |                            total                              |   the blob's length
+ *      |                     id: the first 8 bytes                     |
+ *      |                   of the blob's SHA-256 digest                |
+ *      +---------------+---------------+---------------+---------------+
+ *      ~                        length bytes                           ~
+ *      +---------------+---------------+---------------+---------------+
+ *
  *      kind PAD: this byte and all that follow are 0
  *
  * A body that does not fit travels in fragments: offset is a multiple of MC_FRAGMENT_UNIT, and so is length, but for
  * the body's last. A page's body is 4096 raw bytes, or an LZ4 block of fewer bytes that unpacks to just 4096.
+ *
+ * A blob is cut into chunks of mc_chunk_length() bytes, the last shorter; a chunk fills a datagram.
  *
  * MC_REQUEST, from a receiver to the origin's own address, decrypted: a report, then runs of pages.
  *
@@ -78,6 +90,8 @@
  *   40 |                            page                               |
  *      +---------------+---------------+---------------+---------------+
  *      ~                          more runs                            ~
+ *
+ * A run of priority MC_CHUNKS is of chunks, by number: block is 0. Such runs stand in a request of their own.
  */
 #ifndef SF_PAGER_MC_DATAGRAM_H
 #define SF_PAGER_MC_DATAGRAM_H
@@ -104,6 +118,7 @@
 #define MC_PAYLOAD_MIN     512u
 #define MC_PAYLOAD_MAX     65000u
 
+#define MC_BLOB_MAX      (4u << 20) /* bytes: many times a descriptor; what is longer goes by unicast */
 #define MC_BLOCKS_MAX    16u    /* SF_QC_MAX_BLOCKS */
 #define MC_RECEIVERS_MAX 65535u /* ids 1 .. 65535 */
 #define MC_RUN_MAX       4096u  /* pages of one run or zero record */
@@ -116,6 +131,7 @@ enum {
     MC_KIND_RAW = 2,
     MC_KIND_LZ4 = 3,
     MC_KIND_DISMISS = 4,
+    MC_KIND_CHUNK = 5,
 };
 
 #define MC_FLAG_LEAVING 1u /* will ask for nothing more and report nothing more */
@@ -127,6 +143,7 @@ enum mc_priority {
     MC_PREFETCH = 1,
     MC_PRIORITIES
 };
+#define MC_CHUNKS 2u /* in the place of a priority: a run of chunks */
 
 struct mc_header {
     uint8_t type;
@@ -149,6 +166,8 @@ struct mc_record {
     const uint8_t *bytes;
     uint16_t receiver; /* DISMISS */
     uint32_t dismiss_ms;
+    uint64_t blob_id; /* CHUNK */
+    uint32_t blob_total, blob_offset;
 };
 
 struct mc_report {
@@ -157,7 +176,7 @@ struct mc_report {
 };
 
 struct mc_run {
-    uint8_t priority; /* enum mc_priority */
+    uint8_t priority; /* enum mc_priority, or MC_CHUNKS: then pages are chunks */
     uint8_t block;
     uint16_t pages; /* > 0 */
     uint32_t page;
@@ -172,6 +191,7 @@ struct mc_shape {
 #define MC_ANNOUNCEMENT_LENGTH 16u
 #define MC_PAGE_HEADER_LENGTH  12u /* of RAW and LZ4 */
 #define MC_SHORT_RECORD_LENGTH 8u  /* of ZERO and DISMISS */
+#define MC_CHUNK_HEADER_LENGTH 20u /* of CHUNK */
 #define MC_REPORT_LENGTH       36u
 #define MC_RUN_LENGTH          8u
 
@@ -179,11 +199,16 @@ struct mc_shape {
 bool mc_header_decode(const uint8_t *bytes, size_t n, struct mc_header *header);
 void mc_header_encode(uint8_t bytes[MC_HEADER_LENGTH], const struct mc_header *header);
 
+/* Bytes of each chunk but a blob's last, with datagrams of `payload` bytes. */
+uint32_t mc_chunk_length(unsigned payload);
+uint32_t mc_chunk_count(uint32_t total, unsigned payload); /* of a blob of total > 0 bytes */
+
 /* ---- MC_DATA, decrypted: n bytes ---- */
 
 /*
  * The whole datagram is checked: every record well-formed, within the shape, nothing after the last. Only then may
- * mc_data_next() walk it. false: nothing of it may be used.
+ * mc_data_next() walk it. false: nothing of it may be used. shape NULL: it is not known yet; records of pages are not
+ * to be used then.
  */
 bool mc_data_decode(const uint8_t *bytes, size_t n, const struct mc_shape *shape, struct mc_announcement *announcement);
 

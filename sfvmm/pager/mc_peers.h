@@ -46,6 +46,7 @@ struct mc_peer {
     unsigned strikes;                       /* rounds in a row in which it lost far more than the others */
     int64_t dismissed_until;
     int64_t credit; /* pages that may be sent for it before it stands back behind others */
+    uint32_t chunks; /* of the blob, sent again for it */
     struct mc_queue queues[MC_PRIORITIES];
 };
 

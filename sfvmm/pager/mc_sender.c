@@ -2,6 +2,8 @@
 /*
  * Theory of operation
  *
+ * First of all, the blob (mc_blob_out.h): every receiver waits for it, and has no use for pages before.
+ *
  * Three sources of pages, in this order: what somebody waits for, what hosts fetch ahead, and, when nobody asks, what
  * has not been sent yet: the recorded working set, then everything. A page is sent to all, whoever asked.
  *
@@ -27,6 +29,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "sfvmm/pager/mc_blob_out.h"
 #include "sfvmm/pager/mc_peers.h"
 #include "sfvmm/pager/mc_rate.h"
 
@@ -63,6 +66,7 @@
 #define HELLO_ANSWER_NS    (5 * NS_PER_MS)  /* many say hello at a time: one answer is enough */
 #define HEARTBEAT_NS       (500 * NS_PER_MS)
 #define PAGE_BYTES         2200u /* a page's share of a datagram before any has been sent */
+#define BLOB_TIMES         4u    /* so many times a receiver may ask for all of the blob; more is no loss */
 #define FILL_PAGES         1024u /* looked at for one batch: zero pages and those that can't be had take no room */
 #define WAIT_US_MAX        10000000u
 
@@ -92,6 +96,7 @@ struct mc_sender {
     uint64_t incarnation, sequence; /* of the last datagram */
     struct mc_rate rate;
     struct mc_peers peers;
+    struct mc_blob_out blob;
 
     uint32_t first_page[MC_BLOCKS_MAX]; /* of a block in the arrays below */
     struct page_state *pages;
@@ -160,6 +165,7 @@ void mc_sender_free(struct mc_sender *sender)
         return;
     }
     mc_peers_clear(&sender->peers);
+    mc_blob_out_clear(&sender->blob);
     free(sender->runs);
     free(sender->pages);
     free(sender->queued);
@@ -194,6 +200,11 @@ void mc_sender_set_working_set(struct mc_sender *sender, const struct sf_pager_r
     }
     sender->set_cursor = (struct cursor){ 0 };
     sender->nothing_to_push = false;
+}
+
+void mc_sender_set_blob(struct mc_sender *sender, uint8_t *bytes, uint32_t total, uint64_t id)
+{
+    mc_blob_out_set(&sender->blob, bytes, total, id, sender->config.payload);
 }
 
 /* Of the sender's life, never 0. */
@@ -301,6 +312,21 @@ static void take_run(struct mc_sender *sender, struct mc_peer *peer, const struc
     }
 }
 
+/* Of a receiver that has no snapshot yet: nothing is pushed for it. */
+static void take_chunks(struct mc_sender *sender, struct mc_peer *peer, const struct mc_run *run, uint64_t highest,
+                        int64_t now)
+{
+    uint32_t now_ms = ms_of(sender, now);
+
+    for (uint32_t chunk = run->page; chunk < run->page + run->pages; chunk++) {
+        if (peer->chunks == BLOB_TIMES * sender->blob.n_chunks) {
+            sender->stats.refused++;
+            return;
+        }
+        peer->chunks += mc_blob_out_ask(&sender->blob, chunk, (uint32_t)highest, now_ms, LOCKSTEP_MS);
+    }
+}
+
 bool mc_sender_take(struct mc_sender *sender, unsigned receiver, const uint8_t *content, size_t length, int64_t now)
 {
     struct mc_peer *peer = mc_peers_get(&sender->peers, receiver);
@@ -313,6 +339,14 @@ bool mc_sender_take(struct mc_sender *sender, unsigned receiver, const uint8_t *
         return false;
     }
     sender->stats.requests++;
+    highest = report.incarnation == sender->incarnation ? report.highest : 0;
+    if (n_runs > 0 && mc_request_run(content, 0).priority == MC_CHUNKS) {
+        for (unsigned i = 0; i < n_runs; i++) {
+            struct mc_run run = mc_request_run(content, i);
+            take_chunks(sender, peer, &run, highest, now);
+        }
+        return true;
+    }
     if (peer->heard_at == INT64_MIN) {
         sender->peers.n_active++;
     }
@@ -325,7 +359,6 @@ bool mc_sender_take(struct mc_sender *sender, unsigned receiver, const uint8_t *
     if (n_runs > 0) {
         sender->requests_lately++;
     }
-    highest = report.incarnation == sender->incarnation ? report.highest : 0;
     for (unsigned i = 0; i < n_runs; i++) {
         struct mc_run run = mc_request_run(content, i);
         take_run(sender, peer, &run, highest, now);
@@ -550,7 +583,8 @@ int64_t mc_sender_next(struct mc_sender *sender, int64_t now)
     int64_t burst = mc_rate_burst(&sender->rate), batch = (int64_t)sender->config.payload * MC_BATCH_DATAGRAMS;
 
     mc_rate_refill(&sender->rate, now);
-    if (sender->has_held || sender->n_dismissals > 0 || !mc_peers_is_empty(&sender->peers, MC_CLASS_DEMAND)) {
+    if (sender->has_held || sender->n_dismissals > 0 || sender->blob.n_due > 0 ||
+        !mc_peers_is_empty(&sender->peers, MC_CLASS_DEMAND)) {
         return mc_rate_when(&sender->rate, 1);
     }
     if (is_asked(sender) || may_push(sender)) {
@@ -621,6 +655,17 @@ static unsigned add_dismissals(struct mc_sender *sender, struct mc_batch *batch)
     return n;
 }
 
+static unsigned add_chunks(struct mc_sender *sender, struct mc_batch *batch, int64_t now)
+{
+    unsigned n = 0;
+
+    while (mc_blob_out_add(&sender->blob, batch, ms_of(sender, now))) {
+        n++;
+    }
+    sender->stats.chunks += n;
+    return n;
+}
+
 static void finish(struct mc_sender *sender, struct mc_batch *batch)
 {
     mc_batch_finish(batch);
@@ -644,7 +689,7 @@ unsigned mc_sender_fill(struct mc_sender *sender, struct mc_batch *batch, int64_
     struct mc_announcement said;
     struct choice choice;
     int64_t allowed;
-    unsigned records, pages = 0;
+    unsigned records, chunks, pages = 0;
 
     control(sender, now);
     if (now < mc_sender_next(sender, now)) {
@@ -659,6 +704,8 @@ unsigned mc_sender_fill(struct mc_sender *sender, struct mc_batch *batch, int64_
                    (unsigned)(allowed < MC_BATCH_DATAGRAMS ? allowed : MC_BATCH_DATAGRAMS), sender->sequence + 1,
                    &said);
     records = add_dismissals(sender, batch);
+    chunks = add_chunks(sender, batch, now);
+    records += chunks;
     for (; pages < FILL_PAGES && choose(sender, &choice); pages++) {
         if (!add(sender, batch, &choice, &records, now)) {
             sender->held = choice;
@@ -671,7 +718,7 @@ unsigned mc_sender_fill(struct mc_sender *sender, struct mc_batch *batch, int64_
     }
     finish(sender, batch);
     set_heartbeat(sender, records > 0, now);
-    if (pages > 0) {
+    if (pages > 0 && chunks == 0) {
         sender->page_bytes = (uint32_t)((sender->page_bytes * 7ull + batch->length / pages) / 8) + 1;
     }
     return batch->n_datagrams;

@@ -42,6 +42,12 @@ void mc_sender_free(struct mc_sender *sender);
 /* What idle push begins with, in order; copied; what lies outside the shape is left out. */
 void mc_sender_set_working_set(struct mc_sender *sender, const struct sf_pager_run *runs, unsigned n);
 void mc_sender_set_push(struct mc_sender *sender, bool push);
+
+/*
+ * A blob that all are to have, once: it is sent before all else, then again what is asked for. bytes: total of them, 1
+ * to MC_BLOB_MAX, malloc'd, taken. id: the first bytes of its digest. Another one takes its place.
+ */
+void mc_sender_set_blob(struct mc_sender *sender, uint8_t *bytes, uint32_t total, uint64_t id);
 void mc_sender_set_incarnation(struct mc_sender *sender, uint64_t incarnation); /* reports about others are ignored */
 
 /*
@@ -67,6 +73,7 @@ struct mc_sender_stats {
     uint64_t pages_demand, pages_prefetch, pages_push, pages_again; /* again: sent before */
     uint64_t requests, refused, runs, pages_asked;
     uint64_t suppressed; /* pages asked for that were on their way */
+    uint64_t chunks;     /* of the blob, sent */
     uint64_t dismissed;  /* receivers told to use unicast */
     uint64_t rate;       /* now */
     uint32_t loss_ppm;   /* that the rate is adapted to */

@@ -47,6 +47,11 @@ struct mc_server {
     struct mc_opener *openers[RECEIVERS_MAX + 1]; /* by number; NULL: not heard of */
     struct sf_pager_run *runs;                    /* of the working set, until there is a sender */
     unsigned n_runs;
+    struct mc_server_blob { /* until there is a sender; bytes NULL: none */
+        uint8_t *bytes;
+        uint32_t total;
+        uint64_t id;
+    } blob;
     bool polls_out;
     size_t sent; /* bytes of the batch */
     struct mc_batch *batch;
@@ -200,6 +205,7 @@ struct order {
     struct mc_server *server;
     struct sf_pager_run *runs;
     unsigned n;
+    struct mc_server_blob blob;
 };
 
 static struct order *order_new(struct mc_server *server)
@@ -211,6 +217,14 @@ static struct order *order_new(struct mc_server *server)
     }
     order->server = server;
     return order;
+}
+
+static void hand_blob_on(struct mc_server *server)
+{
+    if (server->sender && server->blob.bytes) {
+        mc_sender_set_blob(server->sender, server->blob.bytes, server->blob.total, server->blob.id);
+        server->blob.bytes = NULL;
+    }
 }
 
 static void order_set(void *data)
@@ -239,6 +253,7 @@ static void order_set(void *data)
     }
     mc_sender_set_incarnation(server->sender, incarnation);
     mc_sender_set_working_set(server->sender, server->runs, server->n_runs);
+    hand_blob_on(server);
     server->target.handle = on_socket;
     loop_poll(server->loop, options->fd, EPOLLIN, &server->target);
     free(order);
@@ -255,6 +270,17 @@ static void order_runs(void *data)
     if (server->sender) {
         mc_sender_set_working_set(server->sender, server->runs, server->n_runs);
     }
+    free(order);
+}
+
+static void order_blob(void *data)
+{
+    struct order *order = data;
+    struct mc_server *server = order->server;
+
+    free(server->blob.bytes);
+    server->blob = order->blob;
+    hand_blob_on(server);
     free(order);
 }
 
@@ -314,6 +340,7 @@ void mc_server_free(struct mc_server *server)
     explicit_bzero(server->options.master, sizeof(server->options.master));
     pthread_mutex_destroy(&server->lock);
     free(server->runs);
+    free(server->blob.bytes);
     free(server->batch);
     free(server);
 }
@@ -334,6 +361,14 @@ void mc_server_set_working_set(struct mc_server *server, const struct sf_pager_r
     memcpy(order->runs, runs, n * sizeof(*runs));
     order->n = n;
     loop_post(server->loop, order_runs, order);
+}
+
+void mc_server_set_blob(struct mc_server *server, uint8_t *bytes, uint32_t total, uint64_t id)
+{
+    struct order *order = order_new(server);
+
+    order->blob = (struct mc_server_blob){ bytes, total, id };
+    loop_post(server->loop, order_blob, order);
 }
 
 void mc_server_get_stats(struct mc_server *server, struct mc_server_stats *stats)

@@ -34,6 +34,8 @@ void mc_server_free(struct mc_server *server);  /* ends the thread */
 void mc_server_store_is_set(struct mc_server *server);
 /* What push begins with; copied. */
 void mc_server_set_working_set(struct mc_server *server, const struct sf_pager_run *runs, unsigned n);
+/* Sent to all when the store is set; as mc_sender_set_blob(). */
+void mc_server_set_blob(struct mc_server *server, uint8_t *bytes, uint32_t total, uint64_t id);
 
 struct mc_server_stats {
     struct mc_sender_stats sender;

@@ -11,6 +11,8 @@
 #include "sfvmm/pager/mc_client.h"
 #include "sfvmm/pager/mc_server.h"
 
+_Static_assert(SF_PAGER_MAX_BLOB <= MC_BLOB_MAX, "what is ordered fits into datagrams");
+
 struct Multicast {
     struct mc_server *server; /* at the origin */
     struct mc_client *client; /* elsewhere */
@@ -89,6 +91,7 @@ static gboolean start_client(Multicast *multicast, const MulticastParts *parts, 
                                          .receivers = request->multicast.receivers,
                                          .complete = parts->complete,
                                          .changed = on_changed,
+                                         .blob = parts->blob,
                                          .owner = parts->owner };
     struct mc_listener *listeners[2] = { NULL };
 
@@ -159,6 +162,38 @@ void multicast_set_working_set(Multicast *multicast, const struct sf_pager_run *
     }
 }
 
+static gboolean send_blob(struct mc_server *server, int file, uint32_t total, uint64_t id, GError **error)
+{
+    uint8_t *bytes = malloc(total);
+
+    if (!bytes || pread(file, bytes, total, 0) != (ssize_t)total) {
+        free(bytes);
+        return fail(error, "the blob can't be read", EINVAL);
+    }
+    mc_server_set_blob(server, bytes, total, id);
+    return TRUE;
+}
+
+gboolean multicast_blob(Multicast *multicast, const SfPagerRequest *request, int file, GError **error)
+{
+    uint32_t total = (uint32_t)request->number;
+    guint64 id;
+    int copy;
+
+    if (!sf_pager_blob_id(request->text, &id) || total == 0) {
+        return fail(error, request->text, EINVAL);
+    }
+    if (multicast->server) {
+        return send_blob(multicast->server, file, total, id, error);
+    }
+    copy = fcntl(file, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) {
+        return fail(error, "no more descriptors", errno);
+    }
+    mc_client_await_blob(multicast->client, copy, total, id);
+    return TRUE;
+}
+
 static void add_server_stats(struct mc_server *server, JsonObject *object)
 {
     struct mc_server_stats stats;
@@ -172,6 +207,7 @@ static void add_server_stats(struct mc_server *server, JsonObject *object)
     json_object_set_int_member(object, "pushed", stats.sender.pages_push);
     json_object_set_int_member(object, "repeated", stats.sender.pages_again);
     json_object_set_int_member(object, "suppressed", stats.sender.suppressed);
+    json_object_set_int_member(object, "chunks", stats.sender.chunks);
     json_object_set_int_member(object, "rate", stats.sender.rate);
     json_object_set_int_member(object, "loss_ppm", stats.sender.loss_ppm);
     json_object_set_int_member(object, "dismissed", stats.sender.dismissed);
@@ -196,6 +232,7 @@ static void add_client_stats(struct mc_client *client, JsonObject *object)
     json_object_set_int_member(object, "again", stats.receiver.again);
     json_object_set_int_member(object, "suppressed", stats.receiver.suppressed);
     json_object_set_int_member(object, "fallen_back", stats.receiver.fallen_back);
+    json_object_set_int_member(object, "blob_bytes", stats.blob_bytes);
     json_object_set_int_member(object, "loss_ppm", stats.receiver.loss_ppm);
     json_object_set_int_member(object, "forged", stats.forged + stats.replayed);
     json_object_set_int_member(object, "overflows", stats.overflows);

@@ -20,6 +20,7 @@ typedef struct {
     struct memtap *memtap;
     struct prefetch *prefetch;
     void (*complete)(void *owner); /* from a thread: no page is absent any more */
+    void (*blob)(uint64_t id, bool whole, void *owner); /* from a thread: what became of it; not at the origin */
     void *owner;
 } MulticastParts;
 
@@ -31,6 +32,9 @@ void multicast_free(Multicast *multicast); /* ends the thread; NULL allowed */
 void multicast_store_is_set(Multicast *multicast);
 /* What the origin pushes first. */
 void multicast_set_working_set(Multicast *multicast, const struct sf_pager_run *runs, guint n);
+
+/* Carries out an order `blob`: the origin sends it to all, others gather it. file stays the caller's. FALSE + error. */
+gboolean multicast_blob(Multicast *multicast, const SfPagerRequest *request, int file, GError **error);
 
 /* For the answer to `stats`; the caller's. */
 JsonObject *multicast_stats(Multicast *multicast);

@@ -103,7 +103,7 @@ struct _SfPager {
 
 G_DEFINE_FINAL_TYPE(SfPager, sf_pager, G_TYPE_OBJECT)
 
-enum { SIGNAL_LOST, SIGNAL_COMPLETE, SIGNAL_RESTARTED, SIGNAL_FAILED, SIGNAL_SOURCES, N_SIGNALS };
+enum { SIGNAL_LOST, SIGNAL_COMPLETE, SIGNAL_RESTARTED, SIGNAL_FAILED, SIGNAL_SOURCES, SIGNAL_BLOB, N_SIGNALS };
 static guint signals[N_SIGNALS];
 
 static gboolean start_process(SfPager *pager, GError **error);
@@ -257,6 +257,12 @@ static void handle_event(SfPager *pager, const char *event, JsonObject *object)
             g_message("pager of %s: page source %s", pager->id, reason);
         }
         g_signal_emit(pager, signals[SIGNAL_SOURCES], 0, up);
+    } else if (strcmp(event, "blob") == 0) {
+        const char *text = text_of(object, "blob");
+        guint64 id;
+        if (text && g_ascii_string_to_unsigned(text, 16, 0, G_MAXUINT64, &id, NULL)) {
+            g_signal_emit(pager, signals[SIGNAL_BLOB], 0, id, flag_of(object, "whole"));
+        }
     }
 }
 
@@ -1127,6 +1133,27 @@ gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPage
     return entry != NULL;
 }
 
+gboolean sf_pager_is_in_group(SfPager *pager)
+{
+    return ledger_find(pager, SF_PAGER_DO_MULTICAST, NULL) != NULL;
+}
+
+void sf_pager_blob_async(SfPager *pager, const char *digest, gsize length, int memfd, GAsyncReadyCallback callback,
+                         gpointer data)
+{
+    g_autoptr(SfPagerRequest) request = request_new(SF_PAGER_DO_BLOB, digest);
+
+    request->number = length;
+    send_request(pager, request, &memfd, 1, g_task_new(pager, NULL, callback, data), NULL);
+}
+
+gboolean sf_pager_blob_finish(SfPager *pager, GAsyncResult *result, GError **error)
+{
+    g_autoptr(JsonObject) answer = g_task_propagate_pointer(G_TASK(result), error);
+
+    return answer != NULL;
+}
+
 JsonObject *sf_pager_describe_sources(SfPager *pager)
 {
     JsonObject *object = json_object_new();
@@ -1453,4 +1480,6 @@ static void sf_pager_class_init(SfPagerClass *class)
         g_signal_new("failed", SF_TYPE_PAGER, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_STRING);
     signals[SIGNAL_SOURCES] =
         g_signal_new("sources", SF_TYPE_PAGER, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 1, G_TYPE_UINT);
+    signals[SIGNAL_BLOB] = g_signal_new("blob", SF_TYPE_PAGER, G_SIGNAL_RUN_LAST, 0, NULL, NULL, NULL, G_TYPE_NONE, 2,
+                                        G_TYPE_UINT64, G_TYPE_BOOLEAN);
 }

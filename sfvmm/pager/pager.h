@@ -19,6 +19,7 @@
  *   "restarted"  (const char *reason)  the process had died of that; a new one is at work
  *   "failed"     (const char *reason)  it died too often, or can't be started: as "lost"
  *   "sources"    (guint up)            how many sources are connected has changed
+ *   "blob"       (guint64 id, gboolean whole)  what became of a blob that it was to get: multicast_blob.h
  *
  * All from the main thread. Unreferencing does not end the process: sf_pager_stop() does.
  */
@@ -115,6 +116,17 @@ gboolean sf_pager_set_multicast(SfPager *pager, const char *group, const SfPager
                                 const void *keys, gsize length, GError **error);
 /* That order again, after adoption: what is set is borrowed until sf_pager_stop(); fds: socket, memfd of the keys. FALSE: none. */
 gboolean sf_pager_get_multicast(SfPager *pager, const char **group, const SfPagerMulticast **order, const int **fds);
+
+gboolean sf_pager_is_in_group(SfPager *pager); /* it has been told to be */
+
+/*
+ * At the origin: sends the first `length` bytes of this memfd to the group, once. Elsewhere: gathers them there into
+ * it; "blob" tells the end. digest: SHA-256, hexadecimal. The callback's finish tells whether it was begun. Not kept
+ * for a new process.
+ */
+void sf_pager_blob_async(SfPager *pager, const char *digest, gsize length, int memfd, GAsyncReadyCallback callback,
+                         gpointer data);
+gboolean sf_pager_blob_finish(SfPager *pager, GAsyncResult *result, GError **error);
 
 /*
  * For a later sfvmmd, whose process has died meanwhile: {"sources": [{"uri", "security": "tls" | "plain"}],

@@ -14,7 +14,8 @@
 #include "sfvmm/wire/page_run.h"
 #include "sfvmm/wire/qemu_message.h"
 
-#define NUMBER_MAX (G_MAXINT64 / 2)
+#define NUMBER_MAX    (G_MAXINT64 / 2)
+#define DIGEST_DIGITS 64u /* of SHA-256 */
 
 enum {
     HAS_TEXT = 1,       /* under the name of `text` */
@@ -45,6 +46,7 @@ static const struct {
     [SF_PAGER_DO_PREFETCH] = { "prefetch", HAS_FLAGS, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_WORKING_SET] = { "working-set", HAS_NUMBER, NULL, "n", 1, SF_PAGER_MAX_RUNS },
     [SF_PAGER_DO_MULTICAST] = { "multicast", HAS_TEXT | HAS_MULTICAST, "group", NULL, 2, 0 },
+    [SF_PAGER_DO_BLOB] = { "blob", HAS_TEXT | HAS_NUMBER, "digest", "length", 1, SF_PAGER_MAX_BLOB },
     [SF_PAGER_DO_RECORDED] = { "recorded", 0, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_STATS] = { "stats", 0, NULL, NULL, 0, 0 },
     [SF_PAGER_DO_RECALL] = { "recall", HAS_NUMBER, NULL, "index", 0, G_MAXINT32 },
@@ -328,6 +330,13 @@ void sf_pager_request_free(SfPagerRequest *request)
         g_free(request->blocks);
         g_free(request);
     }
+}
+
+gboolean sf_pager_blob_id(const char *digest, guint64 *id)
+{
+    g_autofree char *first = strlen(digest) == DIGEST_DIGITS ? g_strndup(digest, DIGEST_DIGITS / 4) : NULL;
+
+    return first && g_ascii_string_to_unsigned(first, 16, 0, G_MAXUINT64, id, NULL);
 }
 
 guint sf_pager_request_n_fds(const SfPagerRequest *request)

@@ -21,6 +21,7 @@
  * | working-set | n                                         | memfd of n sf_pager_run              | |
  * | multicast   | group, origin (bool), port, payload, receivers, min_rate, max_rate, push (bool)
  * |             |                                           | socket, memfd with keys              | |
+ * | blob        | digest, length                            | memfd of length bytes                | |
  * | recorded    |                                           |                             | n + memfd of n sf_pager_run |
  * | stats       |                                           |                             | SfPagerStats, pages that came unasked |
  * | recall      | index                                     |                             | message, last + its descriptors |
@@ -30,6 +31,10 @@
  *
  * multicast: as origin it sends to group and port (keys: the master), else it receives from there (keys: struct
  * mc_receiver_keys). The socket is one of pager/udp_group.h.
+ *
+ * blob: the origin sends what the memfd holds to its group, once; another host gathers it there into the memfd, and
+ * tells with {"event": "blob", "blob": the first 16 digits of the digest, "whole": bool} what became of it. digest:
+ * SHA-256, 64 hexadecimal digits; nobody but who asked compares it with the content. A new process knows nothing of it.
  *
  * recall: the sf-pager keeps every message that makes it what it is (not detached ones), with its descriptors, and
  * gives them back in order: all that a restarted sfvmmd needs to take it over, and to start a new one in its place
@@ -50,6 +55,7 @@
 #define SF_PAGER_MAX_TEXT        1024u /* of one text, bytes */
 #define SF_PAGER_MAX_CONNECTIONS 16u   /* to one source */
 #define SF_PAGER_MAX_RUNS        (1u << 20)
+#define SF_PAGER_MAX_BLOB        (4u << 20) /* bytes */
 #define SF_PAGER_KEYS_FILE       "keys.psk"
 
 /* A run of pages of a working set, in the order of use. In the host's byte order: it never leaves the host so. */
@@ -69,6 +75,7 @@ typedef enum {
     SF_PAGER_DO_PREFETCH,
     SF_PAGER_DO_WORKING_SET,
     SF_PAGER_DO_MULTICAST,
+    SF_PAGER_DO_BLOB,
     SF_PAGER_DO_RECORDED,
     SF_PAGER_DO_STATS,
     SF_PAGER_DO_RECALL,
@@ -115,10 +122,10 @@ typedef struct {
     gint64 id; /* > 0 */
     SfPagerDo what;
     SfPagerSecurity security;
-    char *text; /* snapshot, uri, vm, group; NULL */
+    char *text; /* snapshot, uri, vm, group, digest; NULL */
     char *user; /* psk; NULL */
     GStrv names;
-    guint64 number; /* state_length, connections, n, index, pid */
+    guint64 number; /* state_length, connections, n, index, pid, length */
     gboolean working_set, neighbours, complete;
     SfPagerMulticast multicast;
     guint n_blocks;
@@ -133,6 +140,9 @@ SfPagerRequest *sf_pager_request_parse(JsonObject *object, guint n_fds, GError *
 
 /* The object of a request; sf_pager_request_parse() of it gives the same again. Caller owns it. */
 JsonObject *sf_pager_request_format(const SfPagerRequest *request);
+
+/* What a blob is called in datagrams: the first 8 bytes of its digest. FALSE: that is no digest. */
+gboolean sf_pager_blob_id(const char *digest, guint64 *id);
 
 /* How many descriptors go with it. */
 guint sf_pager_request_n_fds(const SfPagerRequest *request);

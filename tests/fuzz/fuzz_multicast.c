@@ -5,8 +5,9 @@
  *     0   in front of the AEAD: whatever is on the network; nothing of it may be opened
  *     1   behind it, at a receiver: what somebody with the group's key could send
  *     2   behind it, at the origin: what a receiver could send
+ *     3   behind it, at a host that awaits a blob, and does not know the snapshot yet
  *
- * 1 and 2: the rest is a sequence of datagrams, two bytes of length before each; time goes on between them. What the
+ * 1 to 3: the rest is a sequence of datagrams, two bytes of length before each; time goes on between them. What the
  * receiver takes must lie within the memory, what it asks for must be well-formed to the origin, and what the origin
  * sends must be well-formed to a receiver.
  */
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sfvmm/pager/mc_blob_in.h"
 #include "sfvmm/pager/mc_receiver.h"
 #include "sfvmm/pager/mc_seal.h"
 #include "sfvmm/pager/mc_sender.h"
@@ -23,6 +25,8 @@
 #define INCARNATION 1u
 #define STEP_NS     7000000ll /* between datagrams */
 #define TURNS_MAX   64u
+#define BLOB_ID     UINT64_C(0x0102030405060708)
+#define BLOB_LENGTH 3000u /* three chunks */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -146,6 +150,29 @@ static void at_receiver(const uint8_t *data, size_t size)
     mc_receiver_free(receiver);
 }
 
+/* ---- at a host that awaits a blob ---- */
+
+static void at_waiting(const uint8_t *data, size_t size)
+{
+    struct mc_blob_in *blob = mc_blob_in_new(BLOB_ID, BLOB_LENGTH, MC_PAYLOAD_DEFAULT, size, 0);
+    uint8_t request[MC_PAYLOAD_DEFAULT];
+    const uint8_t *datagram;
+    int64_t now = 0;
+    size_t length;
+
+    for (uint64_t sequence = 1; take_datagram(&data, &size, &datagram, &length); sequence += 1 + length % 3) {
+        struct mc_report report;
+        unsigned n_runs;
+        size_t n;
+        mc_blob_in_take(blob, INCARNATION, sequence, datagram, length, now);
+        now += STEP_NS;
+        n = mc_blob_in_poll(blob, request, now);
+        need(n == 0 || mc_request_decode(request, n, &shape, &report, &n_runs));
+        need(mc_blob_in_next(blob) > now);
+    }
+    mc_blob_in_free(blob);
+}
+
 /* ---- at the origin ---- */
 
 static unsigned read_page(void *owner, unsigned block, uint32_t page, uint8_t body[SF_PAGE_SIZE], unsigned *total)
@@ -167,6 +194,7 @@ static void at_origin(const uint8_t *data, size_t size)
 
     need(batch != NULL);
     mc_sender_set_incarnation(sender, INCARNATION);
+    mc_sender_set_blob(sender, calloc(1, BLOB_LENGTH), BLOB_LENGTH, BLOB_ID);
     for (unsigned i = 0; take_datagram(&data, &size, &datagram, &length); i++) {
         struct mc_announcement said;
         unsigned turns = 0;
@@ -196,6 +224,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         at_receiver(data + 1, size - 1);
     } else if (data[0] == 2) {
         at_origin(data + 1, size - 1);
+    } else if (data[0] == 3) {
+        at_waiting(data + 1, size - 1);
     }
     return 0;
 }

@@ -200,7 +200,7 @@ static void test_malformed_pages(void)
 static void test_malformed_runs(void)
 {
     static const struct mc_run good[] = { { 0, 0, 1, 63 }, { 1, 0, 64, 0 }, { 1, 1, 8, 0 } };
-    static const struct mc_run bad[] = { { 2, 0, 1, 0 },  { 0, 2, 1, 0 },  { 0, 0, 0, 0 },         { 0, 0, 65, 0 },
+    static const struct mc_run bad[] = { { 3, 0, 1, 0 },  { 0, 2, 1, 0 },  { 0, 0, 0, 0 },         { 0, 0, 65, 0 },
                                          { 0, 0, 2, 63 }, { 0, 0, 1, 64 }, { 0, 0, 1, UINT32_MAX } };
     struct mc_report report = { 1, 2, 3, 4, MC_FLAG_UNICAST }, heard;
     uint8_t bytes[256];
@@ -225,6 +225,76 @@ static void test_malformed_runs(void)
     report.flags = 0x80;
     length = mc_request_encode(bytes, &report, good, 1);
     g_assert_false(mc_request_decode(bytes, length, &shape, &heard, &n));
+}
+
+/* ---- chunks of a blob ---- */
+
+/* As decoded from a record by hand that is followed by `room` bytes. */
+static bool chunk_accepted(const struct mc_record *record, size_t room, struct mc_record *decoded)
+{
+    uint8_t bytes[MC_ANNOUNCEMENT_LENGTH + MC_CHUNK_HEADER_LENGTH + 256] = { 0 }, *p = bytes + MC_ANNOUNCEMENT_LENGTH;
+    size_t n = MC_ANNOUNCEMENT_LENGTH + MC_CHUNK_HEADER_LENGTH + room, at = 0;
+    struct mc_announcement heard;
+
+    p[0] = MC_KIND_CHUNK;
+    p[1] = record->block;
+    sf_be_put16(p + 2, record->length);
+    sf_be_put32(p + 4, record->blob_offset);
+    sf_be_put32(p + 8, record->blob_total);
+    sf_be_put64(p + 12, record->blob_id);
+    g_assert_cmpint(mc_data_decode(bytes, n, &shape, &heard), ==, mc_data_decode(bytes, n, NULL, &heard));
+    return mc_data_decode(bytes, n, NULL, &heard) && mc_data_next(bytes, n, &at, decoded);
+}
+
+static void test_chunks(void)
+{
+    static const struct mc_record good[] = {
+        { .length = 100, .blob_offset = 0, .blob_total = 100, .blob_id = 7 },
+        { .length = 100, .blob_offset = 1000, .blob_total = 1100, .blob_id = UINT64_MAX },
+        { .length = 100, .blob_offset = 0, .blob_total = MC_BLOB_MAX },
+    };
+    static const struct mc_record bad[] = {
+        { .length = 0, .blob_offset = 0, .blob_total = 100 },
+        { .length = 100, .blob_offset = 0, .blob_total = 99 },
+        { .length = 100, .blob_offset = 1, .blob_total = 100 },
+        { .length = 100, .blob_offset = 100, .blob_total = 100 },
+        { .length = 100, .blob_offset = UINT32_MAX, .blob_total = 100 },
+        { .length = 100, .blob_offset = 0, .blob_total = MC_BLOB_MAX + 1 },
+        { .length = 100, .blob_offset = 0, .blob_total = 100, .block = 1 },
+    };
+    struct mc_record decoded;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(good); i++) {
+        g_assert_true(chunk_accepted(&good[i], 100, &decoded));
+        g_assert_cmpuint(decoded.blob_id, ==, good[i].blob_id);
+        g_assert_cmpuint(decoded.blob_offset, ==, good[i].blob_offset);
+        g_assert_true(chunk_accepted(&good[i], 130, &decoded)); /* padded */
+        g_assert_false(chunk_accepted(&good[i], 99, &decoded));
+    }
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_assert_false(chunk_accepted(&bad[i], 100, &decoded));
+    }
+}
+
+static void test_chunk_runs(void)
+{
+    static const struct mc_run good[] = { { MC_CHUNKS, 0, 1, 0 }, { MC_CHUNKS, 0, 4096, 7000 } };
+    static const struct mc_run bad[][2] = {
+        { { MC_CHUNKS, 0, 1, 0 }, { MC_DEMAND, 0, 1, 0 } }, /* of pages as well */
+        { { MC_PREFETCH, 0, 1, 0 }, { MC_CHUNKS, 0, 1, 0 } },
+        { { MC_CHUNKS, 1, 1, 0 }, { MC_CHUNKS, 0, 1, 0 } },
+        { { MC_CHUNKS, 0, 0, 0 }, { MC_CHUNKS, 0, 1, 0 } },
+        { { MC_CHUNKS, 0, 4097, 0 }, { MC_CHUNKS, 0, 1, 0 } },
+        { { MC_CHUNKS, 0, 1, MC_BLOB_MAX }, { MC_CHUNKS, 0, 1, 0 } },
+    };
+    struct mc_report report = { 1, 2, 3, 4, 0 }, heard;
+    uint8_t bytes[256];
+    unsigned n;
+
+    g_assert_true(mc_request_decode(bytes, mc_request_encode(bytes, &report, good, 2), &shape, &heard, &n));
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_assert_false(mc_request_decode(bytes, mc_request_encode(bytes, &report, bad[i], 2), &shape, &heard, &n));
+    }
 }
 
 /* ---- sealing ---- */
@@ -391,6 +461,8 @@ int main(int argc, char **argv)
     g_test_add_func("/mc/datagram/empty", test_empty);
     g_test_add_func("/mc/datagram/malformed-pages", test_malformed_pages);
     g_test_add_func("/mc/datagram/malformed-runs", test_malformed_runs);
+    g_test_add_func("/mc/datagram/chunks", test_chunks);
+    g_test_add_func("/mc/datagram/chunk-runs", test_chunk_runs);
     g_test_add_func("/mc/seal/seal", test_seal);
     g_test_add_func("/mc/seal/replay-window", test_replay_window);
     g_test_add_func("/mc/seal/incarnations", test_incarnations);

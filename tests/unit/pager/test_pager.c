@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include "sfvmm/cluster/pki.h"
+#include "sfvmm/pager/multicast_blob.h"
 #include "sfvmm/pager/multicast_group.h"
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/wire/state_file.h"
@@ -283,6 +284,43 @@ static void join_group(Fixture *f)
     g_assert_no_error(error);
 }
 
+static void take_result(GObject *source, GAsyncResult *result, gpointer data)
+{
+    *(GAsyncResult **)data = g_object_ref(result);
+}
+
+static GBytes *receive_blob(Fixture *f, const char *digest, gsize length, GError **error)
+{
+    g_autoptr(GAsyncResult) result = NULL;
+
+    sf_multicast_blob_receive_async(f->remote, digest, length, take_result, &result);
+    while (!result) {
+        g_main_context_iteration(NULL, TRUE);
+    }
+    return sf_multicast_blob_receive_finish(result, error);
+}
+
+/* What the origin sends comes, before anybody listens or after; what it does not send does not. */
+static void pass_blob(Fixture *f)
+{
+    g_autofree char *text = g_strnfill(100000, 'x');
+    g_autoptr(GBytes) blob = g_bytes_new(text, strlen(text));
+    g_autofree char *digest = g_compute_checksum_for_bytes(G_CHECKSUM_SHA256, blob);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GBytes) got = NULL;
+
+    sf_multicast_blob_send(f->origin, digest, blob);
+    for (guint i = 0; i < 2; i++) {
+        got = receive_blob(f, digest, strlen(text), &error);
+        g_assert_no_error(error);
+        g_assert_true(g_bytes_equal(got, blob));
+        g_clear_pointer(&got, g_bytes_unref);
+    }
+    digest[0] = digest[0] == '0' ? '1' : '0';
+    g_assert_null(receive_blob(f, digest, strlen(text), &error));
+    g_assert_nonnull(error);
+}
+
 /* Both pagers connected before the snapshot exists, then given it, as in a fork. */
 static void set_up(Fixture *f, gconstpointer data)
 {
@@ -307,6 +345,9 @@ static void set_up(Fixture *f, gconstpointer data)
     make_snapshots(f);
     sf_pager_set_snapshot(f->origin, f->complete, &error);
     g_assert_no_error(error);
+    if (multicast) {
+        pass_blob(f);
+    }
     sf_pager_set_snapshot(f->remote, f->cached, &error);
     g_assert_no_error(error);
 }

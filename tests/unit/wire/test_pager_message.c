@@ -50,6 +50,7 @@ static void test_round_trips(void)
         { "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":true,\"push\":false,\"port\":7411,"
           "\"payload\":1472,\"receivers\":8,\"min_rate\":0,\"max_rate\":125000000}",
           2 },
+        { "{\"id\":9,\"do\":\"blob\",\"digest\":\"ab\",\"length\":80000}", 1 },
         { "{\"id\":9,\"do\":\"recorded\"}", 0 },
         { "{\"id\":10,\"do\":\"stats\"}", 0 },
         { "{\"id\":11,\"do\":\"recall\",\"index\":2}", 0 },
@@ -73,6 +74,20 @@ static void test_round_trips(void)
     }
 }
 
+static void test_blob_id(void)
+{
+    static const char digest[] = "00ff00ff00ff00fe0123456789abcdef0123456789abcdef0123456789abcdef";
+    static const char *const wrong[] = { "", "00ff00ff00ff00fe",
+                                         "zzff00ff00ff00fe0123456789abcdef0123456789abcdef0123456789abcdef" };
+    guint64 id;
+
+    g_assert_true(sf_pager_blob_id(digest, &id));
+    g_assert_cmphex(id, ==, 0x00ff00ff00ff00fe);
+    for (guint i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        g_assert_false(sf_pager_blob_id(wrong[i], &id));
+    }
+}
+
 static void test_refused(void)
 {
     static const char *const cases[] = {
@@ -86,6 +101,7 @@ static void test_refused(void)
         "{\"id\":1,\"do\":\"allow\",\"names\":{}}",
         "{\"id\":1,\"do\":\"prefetch\",\"working_set\":1,\"neighbours\":false,\"complete\":true}",
         "{\"id\":1,\"do\":\"working-set\",\"n\":-1}",
+        "{\"id\":1,\"do\":\"blob\",\"digest\":\"ab\",\"length\":4194305}",
         "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":1,\"push\":false,\"port\":7411,"
         "\"payload\":1472,\"receivers\":8,\"min_rate\":0,\"max_rate\":0}",
         "{\"id\":9,\"do\":\"multicast\",\"group\":\"239.195.1.2\",\"origin\":true,\"push\":false,\"port\":70000,"
@@ -152,6 +168,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/pager-message/round-trips", test_round_trips);
+    g_test_add_func("/pager-message/blob-id", test_blob_id);
     g_test_add_func("/pager-message/refused", test_refused);
     g_test_add_func("/pager-message/packets", test_packets);
     return g_test_run();
