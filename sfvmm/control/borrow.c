@@ -9,6 +9,7 @@
  *
  *     reserve: granted < asked  --> resource manager: other places --> reserve there ... none --> a smaller ticket
  *     place:   refused, not up  --> resource manager: other places --> here: placed; there: reserve, then place
+ *     place:   its descriptor goes to the multicast group --> a host that does not get it there asks: "descriptor"
  *     report:  a result is newer than ours --> fetched in pieces --> then the report is applied
  */
 #include "sfvmm/control/borrow.h"
@@ -26,6 +27,7 @@
 #include "sfvmm/control/lend.h"
 #include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/control/page_uri.h"
+#include "sfvmm/control/place_descriptor.h"
 #include "sfvmm/control/snapshots.h"
 #include "sfvmm/control/working_sets.h"
 #include "sfvmm/fork/remote.h"
@@ -69,7 +71,9 @@ struct SfBorrow {
     guint port;      /* that it listens at */
     SfMulticast *multicast; /* NULL: pages go by unicast alone */
     gboolean no_multicast;  /* it could not be had, which has been logged */
+    GHashTable *in_group;   /* set of hosts that have joined it, as they say */
     GBytes *descriptor;
+    gboolean descriptor_sent; /* to the group */
     DisksState disks_state;
     SfDiskServer *disks;
     guint disks_port;
@@ -95,6 +99,7 @@ static GBytes *descriptor_of(SfHostTicket *ticket, GError **error);
 static void move_clones(SfHostTicket *ticket, const char *host, const char *reason);
 static void fetch_step(SfHostTicket *ticket, Fetch *fetch);
 static void sync_with(SfHost *host, SfPeer *peer);
+static SfHostTicket *ticket_of_text(SfHost *host, const char *text);
 
 static Call *call_new(SfHostTicket *ticket, const char *peer, guint count)
 {
@@ -157,6 +162,7 @@ static SfBorrow *borrow_new(SfHostTicket *ticket)
     borrow->fetches = g_hash_table_new_full(NULL, NULL, NULL, fetch_free);
     borrow->complete = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     borrow->asked = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    borrow->in_group = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     ticket->borrow = borrow;
     return borrow;
 }
@@ -205,6 +211,7 @@ void sf_borrow_free(SfBorrow *borrow)
     g_hash_table_unref(borrow->fetches);
     g_hash_table_unref(borrow->complete);
     g_hash_table_unref(borrow->asked);
+    g_hash_table_unref(borrow->in_group);
     g_free(borrow->vm);
     g_free(borrow->qemu_version);
     g_free(borrow->machine);
@@ -559,6 +566,9 @@ static void on_asked(GObject *source, GAsyncResult *result, gpointer data)
     }
     ticket->borrow->asking--;
     g_hash_table_remove(ticket->borrow->asked, call->peer);
+    if (answer && json_object_get_boolean_member_with_default(answer, "multicast", FALSE)) {
+        g_hash_table_add(ticket->borrow->in_group, g_strdup(call->peer));
+    }
     wanted = sf_ticket_count_at(ticket->grant, call->peer);
     if (granted < call->count) {
         g_free(ticket->borrow->reason);
@@ -923,11 +933,25 @@ static void on_ordered(GObject *source, GAsyncResult *result, gpointer data)
     }
 }
 
-static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes *descriptor)
+/* Its digest, for who is in the group: all of them get it at once. */
+static void add_descriptor(SfBorrow *borrow, const char *host, GBytes *descriptor, JsonObject *params)
+{
+    if (!borrow->multicast || !g_hash_table_contains(borrow->in_group, host) ||
+        !sf_place_descriptor_can_be_sent(descriptor)) {
+        sf_place_descriptor_add(params, descriptor);
+        return;
+    }
+    if (!borrow->descriptor_sent) {
+        sf_place_descriptor_send(borrow->server, descriptor);
+        borrow->descriptor_sent = TRUE;
+    }
+    sf_place_descriptor_add_digest(params, descriptor);
+}
+
+static JsonObject *order_params(SfHostTicket *ticket, const char *host, GPtrArray *clones, GBytes *descriptor)
 {
     JsonObject *params = params_of(ticket);
     JsonArray *ids = json_array_new();
-    g_autofree char *text = g_base64_encode(g_bytes_get_data(descriptor, NULL), g_bytes_get_size(descriptor));
 
     for (guint i = 0; i < clones->len; i++) {
         json_array_add_int_element(ids, ((SfClone *)g_ptr_array_index(clones, i))->id);
@@ -939,7 +963,7 @@ static JsonObject *order_params(SfHostTicket *ticket, GPtrArray *clones, GBytes 
     json_object_set_boolean_member(params, "complete", sf_host_config(ticket->host)->cluster.complete);
     json_object_set_int_member(params, "identify_seconds", sf_host_config(ticket->host)->identify_seconds);
     json_object_set_string_member(params, "avoid", sf_avoid_to_text(ticket->grant->avoid));
-    json_object_set_string_member(params, "descriptor", text);
+    add_descriptor(ticket->borrow, host, descriptor, params);
     if (ticket->family->working_set) {
         sf_working_set_to_json(ticket->family->working_set, params, "working_set");
     }
@@ -982,8 +1006,32 @@ static void order(SfHostTicket *ticket, const char *host)
     for (guint i = 0; i < clones->len; i++) {
         sf_clone_ordered(g_ptr_array_index(clones, i));
     }
-    sf_peer_call_async(peer, "place", order_params(ticket, clones, descriptor), PLACE_MS, on_ordered,
+    sf_peer_call_async(peer, "place", order_params(ticket, host, clones, descriptor), PLACE_MS, on_ordered,
                        call_new(ticket, host, 0));
+}
+
+void sf_borrow_descriptor_request(SfHost *host, SfPeerRequest *request)
+{
+    const char *from = sf_peer_request_from(request);
+    JsonObject *params = sf_peer_request_params(request), *answer;
+    SfHostTicket *ticket = ticket_of_text(host, json_object_get_string_member_with_default(params, "ticket", NULL));
+    g_autoptr(GError) error = NULL;
+    GBytes *descriptor;
+
+    if (!ticket || sf_ticket_count_at(ticket->grant, from) == 0) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "no such ticket has a fork with places at host %s",
+                    from);
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    descriptor = descriptor_of(ticket, &error);
+    if (!descriptor) {
+        sf_peer_request_fail(request, error);
+        return;
+    }
+    answer = json_object_new();
+    sf_place_descriptor_add(answer, descriptor);
+    sf_peer_request_reply(request, answer);
 }
 
 /* ---- SfForkRemote ---- */

@@ -61,6 +61,9 @@ void sf_borrow_recover(SfHostTicket *ticket, JsonObject *record);
 void sf_borrow_recover_subject(SfHostTicket *ticket, const SfBorrowSubject *subject);
 void sf_borrow_save(SfHostTicket *ticket, JsonObject *record); /* into ticket.json */
 
+/* Answers "descriptor": a host with places of a ticket that has forked has not got it by multicast. */
+void sf_borrow_descriptor_request(SfHost *host, SfPeerRequest *request);
+
 /* Of SfPeersHandlers. */
 void sf_borrow_event(SfHost *host, SfPeer *peer, const char *name, JsonObject *data);
 void sf_borrow_peer_up(SfHost *host, SfPeer *peer);

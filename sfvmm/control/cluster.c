@@ -189,7 +189,13 @@ static void on_facts(SfPeer *peer, gpointer owner)
 
 static void on_request(SfPeerRequest *request, gpointer owner)
 {
-    sf_lend_request(((SfCluster *)owner)->host, request);
+    SfHost *host = ((SfCluster *)owner)->host;
+
+    if (strcmp(sf_peer_request_method(request), "descriptor") == 0) { /* the only one of a host that has been lent */
+        sf_borrow_descriptor_request(host, request);
+    } else {
+        sf_lend_request(host, request);
+    }
 }
 
 static void on_event(SfPeer *peer, const char *name, JsonObject *data, gpointer owner)

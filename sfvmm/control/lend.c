@@ -6,6 +6,9 @@
  * descriptor is decoded strictly and compared with what this host reserved and can run, before a shell is touched.
  * "reserve" and "place" may be sent again, after a lost connection: what was done already is answered, not done twice.
  *
+ *     place --> Placing --> descriptor (place_descriptor.h) --> checked --> SfFork, answer
+ *               "place" again meanwhile: waits along     all who asked are gone by then: nothing is done, sync tells
+ *
  *     RUNDIR/tickets/HEX/   ticket.json (with origin)  descriptor.dtb  disks.json  fork.json  result-N
  *     RUNDIR/pager/s-HEX/   the sf-pager, which keeps the memory while sfvmmd is restarted
  */
@@ -22,6 +25,7 @@
 #include "sfvmm/control/networks_hosts.h"
 #include "sfvmm/control/page_uri.h"
 #include "sfvmm/control/pager_record.h"
+#include "sfvmm/control/place_descriptor.h"
 #include "sfvmm/control/working_sets.h"
 #include "sfvmm/descriptor/descriptor.h"
 #include "sfvmm/fork/fork_record.h"
@@ -39,6 +43,7 @@
 #define RECORD_MS        3000u /* after the order: what the first clone has touched by then is its working set */
 #define KEEP_SECONDS     86400 /* a finished ticket waits so long for its origin */
 #define US_PER_S         1000000
+#define NS_PER_US        1000
 #define SNAPSHOT_FORMAT  "s-%016" G_GINT64_MODIFIER "x" /* as fork/ names it */
 #define DESCRIPTOR_FILE  "descriptor.dtb"
 #define DISKS_FILE       "disks.json"
@@ -433,10 +438,19 @@ typedef struct {
     gboolean has_working_set;
 } Place;
 
+/* A "place" whose descriptor is on its way. */
+typedef struct {
+    SfHost *host;
+    guint64 ticket;
+    GPtrArray *requests; /* of SfPeerRequest: the first has the params that count */
+    gint64 ordered;      /* when that one came, ns of CLOCK_MONOTONIC */
+} Placing;
+
 struct SfLend {
     SfHostTicket *ticket;
     guint record_timer; /* GSource id, 0: none */
     gboolean answer_recorded;
+    Placing *placing;    /* under way; NULL: none, or done */
     SfDiskServer *disks; /* through which clones here read their disks; NULL: they have none */
 };
 
@@ -488,11 +502,12 @@ static SfLend *lend_new(SfHostTicket *ticket)
     return lend;
 }
 
-static void reply_granted(SfPeerRequest *request, guint granted)
+static void reply_granted(SfPeerRequest *request, const SfHostTicket *ticket, guint granted)
 {
     JsonObject *result = json_object_new();
 
     json_object_set_int_member(result, "granted", granted);
+    json_object_set_boolean_member(result, "multicast", sf_pager_is_in_group(ticket->pager));
     sf_peer_request_reply(request, result);
 }
 
@@ -575,7 +590,7 @@ static void reserve_end(SfHost *host, SfPeerRequest *request, SfHostTicket *tick
         warm_pool(host, ticket);
         g_message("ticket %016" G_GINT64_MODIFIER "x: %u places for VM \"%s\" of host %s", ticket->grant->id,
                   ticket->grant->granted, params->vm, ticket->grant->origin);
-        reply_granted(request, ticket->grant->granted);
+        reply_granted(request, ticket, ticket->grant->granted);
     } else {
         sf_peer_request_fail(request, error);
     }
@@ -759,7 +774,7 @@ static void handle_reserve(SfHost *host, SfPeerRequest *request)
         sf_peer_request_fail(request, error);
     } else if ((ticket = sf_host_ticket(host, id, NULL))) {
         if (extend(host, ticket, (guint)params.count, &error)) {
-            reply_granted(request, MIN(ticket->grant->granted, (guint)params.count));
+            reply_granted(request, ticket, MIN(ticket->grant->granted, (guint)params.count));
         } else {
             sf_peer_request_fail(request, error);
         }
@@ -793,11 +808,8 @@ static gboolean parse_ids(JsonArray *array, guint total, GArray *ids, GError **e
     return ids->len > 0 || bad(error, "ids", "at least one");
 }
 
-static SfDescriptor *decode(const char *text, GError **error)
+static SfDescriptor *decode(GBytes *bytes, GError **error)
 {
-    gsize length = 0;
-    guchar *data = g_base64_decode(text, &length);
-    g_autoptr(GBytes) bytes = g_bytes_new_take(data, length);
     SfDescriptor *descriptor = sf_descriptor_decode(bytes, error);
 
     if (!descriptor) {
@@ -864,14 +876,13 @@ static SfSnapshot *cached_snapshot(const SfDescriptor *descriptor, SfPageCache *
                  : NULL;
 }
 
-static gboolean save_descriptor(SfHostTicket *ticket, const char *text, GError **error)
+static gboolean save_descriptor(SfHostTicket *ticket, GBytes *bytes, GError **error)
 {
     g_autofree char *path = g_build_filename(ticket->directory, DESCRIPTOR_FILE, NULL);
-    gsize length = 0;
-    g_autofree guchar *data = g_base64_decode(text, &length);
+    gsize length;
+    const char *data = g_bytes_get_data(bytes, &length);
 
-    return g_file_set_contents_full(path, (const char *)data, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, 0600,
-                                    error);
+    return g_file_set_contents_full(path, data, (gssize)length, G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
 }
 
 static gboolean save_disks(SfHostTicket *ticket, GPtrArray *chains, GError **error)
@@ -998,8 +1009,8 @@ static GPtrArray *served_disks(const SfLend *lend)
     return chains;
 }
 
-/* Everything is there: the clones get their shells. */
-static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request)
+/* Everything is there: the clones get their shells. Who asked is answered. */
+static void place_begin(SfLend *lend, const Place *place, const Placing *placing)
 {
     SfHostTicket *ticket = lend->ticket;
     g_autoptr(GPtrArray) disks = served_disks(lend);
@@ -1010,6 +1021,7 @@ static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request
         .ids = (const guint *)place->ids->data,
         .snapshot = place->snapshot,
         .frozen_disks = disks,
+        .ordered = placing->ordered,
     };
     g_autoptr(GError) error = NULL;
 
@@ -1024,7 +1036,9 @@ static void place_begin(SfLend *lend, const Place *place, SfPeerRequest *request
     sf_host_ticket_save(ticket);
     ticket->fork = sf_fork_new_placed(&options, &placed);
     sf_host_connect_fork(ticket);
-    reply_reports(request, ticket);
+    for (guint i = 0; i < placing->requests->len; i++) {
+        reply_reports(g_ptr_array_index(placing->requests, i), ticket);
+    }
     if (!place->has_working_set) {
         lend->record_timer = g_timeout_add(RECORD_MS, on_record_timer, lend);
     }
@@ -1045,7 +1059,7 @@ static gboolean avoid_param(JsonObject *params, guint *avoid, GError **error)
 }
 
 /* All that is checked before anything is touched. */
-static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *place, GError **error)
+static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, GBytes *bytes, Place *place, GError **error)
 {
     g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(guint));
     g_autoptr(SfDescriptor) descriptor = NULL;
@@ -1061,16 +1075,15 @@ static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *p
         !bool_param(params, "complete", &complete, error) ||
         !int_param(params, "clone_request", 0, G_MAXUINT32, &clone_request, error) ||
         !int_param(params, "identify_seconds", 1, IDENTIFY_MAX, &identify, error) ||
-        !text_param(params, "descriptor", SF_PEER_LINE_MAX, &text, error) ||
         !avoid_param(params, &ticket->grant->avoid, error)) {
         return FALSE;
     }
-    descriptor = decode(text, error);
+    descriptor = decode(bytes, error);
     if (!descriptor || !check_descriptor(ticket, descriptor, error) || !sf_networks_take_place(ticket, params, error)) {
         return FALSE;
     }
     snapshot = cached_snapshot(descriptor, NULL, ticket->grant->avoid, error);
-    if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, text, error)) {
+    if (!snapshot || !sf_pager_set_snapshot(ticket->pager, snapshot, error) || !save_descriptor(ticket, bytes, error)) {
         return FALSE;
     }
     if (json_object_has_member(params, "working_set")) {
@@ -1099,28 +1112,86 @@ static gboolean prepare_place(SfHostTicket *ticket, JsonObject *params, Place *p
     return TRUE;
 }
 
+static void placing_free(Placing *placing)
+{
+    g_object_unref(placing->host);
+    g_ptr_array_unref(placing->requests);
+    g_free(placing);
+}
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Placing, placing_free)
+
+/* Where it is still wanted. Nobody would hear of clones that are placed for a connection that has ended: sync, which
+ * comes first on the next one, has told that there are none. */
+static SfLend *placing_lend(Placing *placing, GError **error)
+{
+    SfHostTicket *ticket = sf_host_ticket(placing->host, placing->ticket, NULL);
+    SfLend *lend = ticket && ticket->lend && ticket->lend->placing == placing ? ticket->lend : NULL;
+    gboolean heard = FALSE;
+
+    if (!lend) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "it was released meanwhile");
+        return NULL;
+    }
+    lend->placing = NULL;
+    for (guint i = 0; i < placing->requests->len; i++) {
+        heard = heard || sf_peer_request_peer(g_ptr_array_index(placing->requests, i));
+    }
+    if (!heard) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_LOST, "the connection has ended");
+    }
+    return heard ? lend : NULL;
+}
+
+static void on_descriptor(GObject *source, GAsyncResult *result, gpointer data)
+{
+    g_autoptr(Placing) placing = data;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GBytes) bytes = sf_place_descriptor_get_finish(result, &error);
+    SfLend *lend = placing_lend(placing, error ? NULL : &error);
+    JsonObject *params = sf_peer_request_params(g_ptr_array_index(placing->requests, 0));
+    Place place = { 0 };
+
+    if (lend && bytes && prepare_place(lend->ticket, params, bytes, &place, &error)) {
+        place_begin(lend, &place, placing);
+    } else {
+        for (guint i = 0; i < placing->requests->len; i++) {
+            sf_peer_request_fail(g_ptr_array_index(placing->requests, i), error);
+        }
+    }
+    g_clear_pointer(&place.snapshot, sf_snapshot_unref);
+    g_clear_pointer(&place.ids, g_array_unref);
+}
+
+static void begin_placing(SfHostTicket *ticket, SfPeerRequest *request)
+{
+    Placing *placing = g_new0(Placing, 1);
+
+    placing->host = g_object_ref(ticket->host);
+    placing->ticket = ticket->grant->id;
+    placing->requests = g_ptr_array_new();
+    placing->ordered = g_get_monotonic_time() * NS_PER_US;
+    g_ptr_array_add(placing->requests, request);
+    ticket->lend->placing = placing;
+    sf_place_descriptor_get_async(ticket, sf_peer_request_params(request), on_descriptor, placing);
+}
+
 static void handle_place(SfHost *host, SfPeerRequest *request)
 {
     g_autoptr(GError) error = NULL;
     SfHostTicket *ticket = lent_ticket(host, sf_peer_request_from(request), sf_peer_request_params(request), &error);
-    Place place = { 0 };
 
-    if (ticket && ticket->fork) {
-        reply_reports(request, ticket); /* its answer was lost */
-        return;
-    }
-    if (ticket &&
-        (!ticket->lend || !ticket->pager || (ticket->family->config->disks->len > 0 && !ticket->lend->disks))) {
-        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it can't be placed now");
-        ticket = NULL;
-    }
-    if (ticket && prepare_place(ticket, sf_peer_request_params(request), &place, &error)) {
-        place_begin(ticket->lend, &place, request);
-    } else {
+    if (!ticket) {
         sf_peer_request_fail(request, error);
+    } else if (ticket->fork) {
+        reply_reports(request, ticket); /* its answer was lost */
+    } else if (!ticket->lend || !ticket->pager || (ticket->family->config->disks->len > 0 && !ticket->lend->disks)) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "it can't be placed now");
+        sf_peer_request_fail(request, error);
+    } else if (ticket->lend->placing) {
+        g_ptr_array_add(ticket->lend->placing->requests, request);
+    } else {
+        begin_placing(ticket, request);
     }
-    g_clear_pointer(&place.snapshot, sf_snapshot_unref);
-    g_clear_pointer(&place.ids, g_array_unref);
 }
 
 /* ---- the others ---- */

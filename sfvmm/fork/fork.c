@@ -510,7 +510,7 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
 void sf_fork_start(SfFork *fork)
 {
     g_return_if_fail(fork->state == SF_FORK_NEW);
-    fork->called = now_ns();
+    fork->called = fork->called ? fork->called : now_ns();
     fork_hold_pool(fork, TRUE);
     if (fork->elsewhere) {
         fork_place(fork);
@@ -863,6 +863,7 @@ SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *pla
     SfFork *fork = fork_new(options, placed->parent_name);
 
     fork->elsewhere = TRUE;
+    fork->called = placed->ordered;
     fork->total = placed->total;
     fork->snapshot = sf_snapshot_ref(placed->snapshot);
     fork->frozen_disks = g_ptr_array_ref(placed->frozen_disks);

@@ -123,6 +123,7 @@ typedef struct {
     const guint *ids; /* ascending */
     SfSnapshot *snapshot;
     GPtrArray *frozen_disks; /* of SfDiskChain */
+    gint64 ordered; /* when the order came, ns of CLOCK_MONOTONIC: times are told since then; 0: when it starts */
 } SfForkPlaced;
 SfFork *sf_fork_new_placed(const SfForkOptions *options, const SfForkPlaced *placed);
 

@@ -18,6 +18,7 @@ from harness import on_all
 
 NAMES = ("a", "b", "c")
 PORT = 7411                     # of all groups, unless configured
+CHUNK = 1318                    # bytes of a descriptor in one datagram, at least
 
 
 def groups(host):
@@ -70,8 +71,10 @@ class MulticastBasic(test_remote.Basic, Multicast):
         took = [sum(usage["pages"]["resident"] for usage in self.hosts[name].call("vm.usage")["vms"]
                     if usage.get("ticket") == ticket) for name in ("b", "c")]
         self.assertLess(origin["bytes"], 0.8 * sum(took), (origin, b, c))
+        self.assertGreater(b["blob_bytes"], 0)
+        self.assertEqual(b["blob_bytes"], c["blob_bytes"])
+        self.assertLess((origin["chunks"] - 1) * CHUNK, 1.5 * b["blob_bytes"], "the descriptor went out once")
         self.finish(probes)
-
 
 
 class MulticastRestart(test_remote.Restart, Multicast):
@@ -117,7 +120,26 @@ class BadNetwork(Multicast):
         self.assertTrue(self.group("c", ticket)["reason"])
         self.assertEqual(self.group("b", ticket)["state"], "multicast")
         self.assertEqual(self.group("c", ticket)["bytes"], 0)
+        self.assertGreater(self.group("b", ticket)["blob_bytes"], 0)
+        self.assertEqual(self.group("c", ticket)["blob_bytes"], 0, "its descriptor came by unicast as well")
         self.finish(probes)
+
+    def test_pagers_that_end_before_the_descriptor(self):
+        """One is killed, another stopped, between ticket and fork: the clones are there all the same."""
+        self.at("b", "c")
+        ticket = self.probe("ticket 0 2")["ticket"]
+        for pid in self.hosts["b"].pagers():
+            os.kill(pid, signal.SIGKILL)
+        stopped = self.hosts["c"].pagers()
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+            self.addCleanup(wake, pid)
+        self.probe.send("clone 0")
+        harness.wait(lambda: "descriptor is fetched" in self.hosts["c"].log_tail(), what="host c asks for the descriptor")
+        for pid in stopped:
+            wake(pid)
+        self.probe.reply()
+        self.finish(self.probes(self.a.call("ticket.status", ticket=ticket)["ticket"]))
 
     def test_lossy(self):
         """So much is lost that multicast does not pay."""
