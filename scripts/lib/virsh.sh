@@ -64,7 +64,7 @@ virsh_build() {
 # Step: no failure, when it can't be built (a mirror may have a newer source than what is installed).
 virsh_try() {
     # In a shell of its own: set -e does not work in what a condition calls.
-    bash -c '. "$1/scripts/lib/common.sh" && virsh_build' virsh_try "$SF_ROOT" || note "not built: the log says why"
+    SF_NOTE=$SF_NOTE bash -c '. "$1/scripts/lib/common.sh" && virsh_build' virsh_try "$SF_ROOT" || note "not built: the log says why"
 }
 
 virsh_plan() {
