@@ -34,6 +34,7 @@
 typedef struct {
     guint64 id;
     gint64 since; /* g_get_monotonic_time() */
+    gboolean completing;
 } Job;
 
 typedef struct {
@@ -148,6 +149,10 @@ static void revoke_ended(SfResourceManager *manager, GHashTable *lines, gint64 l
         const SfSlurmJob *line = job ? g_hash_table_lookup(lines, &job->id) : NULL;
         g_autofree char *reason = NULL;
         if (!job || job->since >= looked || (line && sf_slurm_state_is_alive(line->state))) {
+            continue;
+        }
+        if (line && strcmp(line->state, "COMPLETING") == 0 && !job->completing) {
+            job->completing = TRUE; /* the next look tells why, unless a node does not let go of it */
             continue;
         }
         reason = reason_of(slurm, job, line);
