@@ -382,7 +382,7 @@ GROUPS = [
     Group("tsan", threads_tests, needs=("tsan",), beside=True, env=THREADS),
     Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
-    Group("functional", python_modules, needs=("build", "qemu", "image"), jobs=2, bound=600),
+    Group("functional", python_modules, needs=("build", "qemu", "image", "virsh"), jobs=2, bound=600),
 ]
 
 

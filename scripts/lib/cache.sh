@@ -29,7 +29,7 @@ cache_lock() {
 # Items that no checkout used for a month; half-made ones of the same age.
 cache_clean() {
     local item days=30
-    for item in "$SF_CACHE"/qemu/* "$SF_CACHE"/image/*; do
+    for item in "$SF_CACHE"/qemu/* "$SF_CACHE"/image/* "$SF_CACHE"/virsh/*; do
         [ -d "$item" ] || continue
         if [ -z "$(find "$item" -maxdepth 1 \( -name complete -o -path "$item" \) -mtime "-$days" -print -quit)" ]; then
             echo "removing $item"

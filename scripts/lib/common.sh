@@ -36,7 +36,7 @@ help_of_script() {
     sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"
 }
 
-for module in plan cache packages qemu build image; do
+for module in plan cache packages qemu build image virsh; do
     # shellcheck source=/dev/null
     . "$SF_ROOT/scripts/lib/$module.sh"
 done
@@ -58,5 +58,6 @@ run_environment() {
     SF_IMAGE=$(image_dir apps)
     SF_FIRMWARE=$qemu_firmware
     SF_TEST_LOGS=$SF_BUILD/test-logs
-    export SF_BUILD SF_QEMU_PREFIX SF_IMAGE SF_FIRMWARE SF_TEST_LOGS
+    SF_VIRSH_PATCHED=$(virsh_dir)/virsh # if it has been built
+    export SF_BUILD SF_QEMU_PREFIX SF_IMAGE SF_FIRMWARE SF_TEST_LOGS SF_VIRSH_PATCHED
 }

@@ -14,6 +14,7 @@ packages_image=(mmdebstrap e2fsprogs uidmap zstd)
 packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
     bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients munge slurm-client slurmctld slurmd)
+packages_virsh=(libxml2-utils xsltproc libreadline-dev rpcsvc-proto perl dpkg-dev)
 packages_plot=(python3-matplotlib)
 
 packages_backports=(meson python3-pycotap)
@@ -44,9 +45,17 @@ packages_mirror() {
     echo "$uri"
 }
 
+# Lines of apt's sources, without their type: this release, its updates and its security updates.
+packages_source_suites() {
+    local release
+    release=$(packages_release)
+    packages_releases | awk -v release="$release" '$2 == release || $2 == release "-updates" || $2 == release "-security" {
+        print "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]", $1, $2, "main" }' | sort -u
+}
+
 packages_wanted() {
     printf '%s\n' "${packages_build[@]}" "${packages_qemu[@]}" "${packages_run[@]}" "${packages_image[@]}" \
-        "${packages_test[@]}" "${packages_plot[@]}" | sort -u
+        "${packages_test[@]}" "${packages_virsh[@]}" "${packages_plot[@]}" | sort -u
 }
 
 packages_meson_is_old() {

@@ -3,7 +3,8 @@
 
     Libvirtd    starts and ends it; virsh(); the daemon and its domains leave nothing behind
     Daemon      a sfvmmd beside it, in the same mount namespace
-    Domain      a domain of it, as a parent: XML, start, console
+    Session, UserDaemon     the same of an ordinary user, without a mount namespace
+    Console     what a domain writes
 
 Run as a program, this file is what keeps the libvirtd: it is the child subreaper of QEMUs (process 1 of a container may
 take a second to reap them), and starts libvirtd anew when it ends, as systemd would.
@@ -25,6 +26,7 @@ import xml.sax.saxutils
 import harness
 
 FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt")
+PID_FILE = "/run/libvirt/libvirtd.pid"
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 ACCOUNT = "libvirt-qemu"
 ACCOUNT_ID = 64055              # Debian's
@@ -53,6 +55,7 @@ class Libvirtd:
         os.chmod(self.top, 0o755)
         self.log = os.path.join(harness.logs(), "libvirtd-%s.log" % os.path.basename(self.top))
         self.uuid = str(uuid.uuid4())
+        self.uri = "qemu:///system"
         self.keeper = None
 
     def folder(self, path):
@@ -89,7 +92,7 @@ class Libvirtd:
 
     def virsh(self, *words, check=True, text=None):
         """What virsh prints; None (check False) or an error when it fails."""
-        result = subprocess.run(self.inside(["virsh", "-q"] + list(words)), input=text, text=True,
+        result = subprocess.run(self.inside(["virsh", "-q", "-c", self.uri] + list(words)), input=text, text=True,
                                 stdin=None if text else subprocess.DEVNULL, capture_output=True, timeout=harness.LONG)
         if result.returncode == 0:
             return result.stdout
@@ -126,11 +129,39 @@ class Libvirtd:
         shutil.rmtree(self.top, ignore_errors=True)
 
 
-class Daemon(harness.Daemon):
-    """A sfvmmd that sees this libvirtd as qemu:///system."""
+class Session(Libvirtd):
+    """The libvirtd of an ordinary user: qemu:///session."""
 
-    def __init__(self, libvirtd, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, user):
+        super().__init__()
+        self.user = harness.pwd.getpwnam(user)
+        os.chown(self.top, self.user.pw_uid, self.user.pw_gid)
+        self.uri = "qemu:///session"
+
+    def environment(self):
+        """A command before the command of one who is that user already."""
+        return ["env", "HOME=" + self.top, "XDG_RUNTIME_DIR=" + self.top]
+
+    def inside(self, command):
+        return ["setpriv", "--reuid", str(self.user.pw_uid), "--regid", str(self.user.pw_gid), "--clear-groups",
+                *self.environment(), *command]
+
+    def start(self):
+        folder = os.path.join(self.top, ".config/libvirt")
+        subprocess.run(self.inside(["mkdir", "-p", folder]), check=True)
+        with open(os.path.join(folder, "qemu.conf"), "w") as file:
+            file.write('stdio_handler = "file"\n')
+        self.keeper = subprocess.Popen(self.inside([sys.executable, os.path.abspath(__file__)]),
+                                       stdin=subprocess.DEVNULL)
+        harness.wait(self.answers, harness.SHORT, "libvirtd's answer")
+        return self
+
+
+class Beside:
+    """A sfvmmd that sees a libvirtd as qemu:///system: mixed into harness.Daemon or one of its kind."""
+
+    def __init__(self, libvirtd, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.libvirtd = libvirtd
 
     def command(self):
@@ -142,6 +173,20 @@ class Daemon(harness.Daemon):
         if check and result.returncode:
             raise AssertionError("sfctl %s: %s" % (" ".join(words), result.stderr))
         return result
+
+
+class Daemon(Beside, harness.Daemon):
+    pass
+
+
+class UserDaemon(Daemon):
+    """That of the user whose session it is."""
+
+    def __init__(self, session, **kwargs):
+        super().__init__(session, user=session.user.pw_name, **kwargs)
+
+    def command(self):
+        return self.libvirtd.environment() + harness.Daemon.command(self)
 
 
 DOMAIN = """<domain type='qemu'>
@@ -219,13 +264,17 @@ def add_account(top):
             file.write(text)
 
 
-def keep(top):
-    """The program: mount, run libvirtd, reap, until SIGTERM."""
+def keep(top_or_none):
+    """The program: mount (but for a session), run libvirtd, reap, until SIGTERM."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    add_account(top)
-    for path in FOLDERS + ACCOUNT_FILES:
-        subprocess.run(["mount", "--bind", top + path, path], check=True)
+    if top_or_none:
+        add_account(top_or_none)
+        for path in FOLDERS + ACCOUNT_FILES:
+            subprocess.run(["mount", "--bind", top_or_none + path, path], check=True)
     libvirtd = None
+    command = ["libvirtd"]
+    if top_or_none:
+        command += ["--pid-file", PID_FILE]     # its default is outside of the folders
 
     def end(*_):
         if libvirtd:
@@ -233,7 +282,7 @@ def keep(top):
         raise SystemExit
     signal.signal(signal.SIGTERM, end)
     while True:
-        libvirtd = subprocess.Popen(["libvirtd"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        libvirtd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                     stderr=subprocess.DEVNULL)
         while os.waitpid(-1, 0)[0] != libvirtd.pid:
             pass
@@ -241,4 +290,4 @@ def keep(top):
 
 
 if __name__ == "__main__":
-    keep(sys.argv[1])
+    keep(sys.argv[1] if len(sys.argv) > 1 else None)
