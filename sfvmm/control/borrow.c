@@ -493,24 +493,6 @@ static void start_disk_server(SfHostTicket *ticket, GPtrArray *disks)
 
 /* ---- reserve ---- */
 
-/* What is the same on all hosts: a kernel, initrd or image is not read where only clones are. */
-static JsonObject *portable_config(const SfVmConfig *config)
-{
-    JsonObject *object = sf_vm_config_to_json(config);
-    JsonArray *disks = json_object_get_array_member(object, "disks");
-
-    if (config->kernel) {
-        json_object_set_string_member(object, "kernel", "/kernel");
-    }
-    json_object_remove_member(object, "initrd");
-    json_object_remove_member(object, "append");
-    for (guint i = 0; i < json_array_get_length(disks); i++) {
-        json_object_set_string_member(json_array_get_object_element(disks, i), "path", "/disk");
-        json_object_set_string_member(json_array_get_object_element(disks, i), "format", "raw"); /* how it is served */
-    }
-    return object;
-}
-
 static void ignore_answer(GObject *source, GAsyncResult *result, gpointer data)
 {
     g_autoptr(GError) error = NULL;
@@ -708,7 +690,7 @@ static void ask(SfHostTicket *ticket, SfVmConfig *config, const char *host, gboo
     JsonObject *facts = sf_cluster_facts(sf_cluster_of(ticket->host));
 
     json_object_set_int_member(params, "count", call->count);
-    json_object_set_object_member(params, "config", portable_config(config));
+    json_object_set_object_member(params, "config", sf_vm_config_to_portable_json(config));
     add_subject(ticket, config, params);
     sf_networks_invite(ticket, peer, params);
     json_object_set_array_member(params, "cpu_flags",

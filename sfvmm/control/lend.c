@@ -248,7 +248,7 @@ static gboolean name_is_valid(const char *name)
            strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-") == strlen(name);
 }
 
-/* Paths would be read here: what portable_config() of the origin sends has none that mean anything. */
+/* Paths would be read here: the portable form, which the origin sends, has none that mean anything. */
 static gboolean config_has_paths(const SfVmConfig *config)
 {
     gboolean paths = (config->kernel && strcmp(config->kernel, "/kernel") != 0) || config->initrd || config->append;
@@ -296,7 +296,7 @@ static gboolean parse_reserve(JsonObject *object, ReserveParams *params, GError 
     if (!name_is_valid(params->vm)) {
         return bad(error, "vm", "a VM's name");
     }
-    params->config = sf_vm_config_from_json(config, error);
+    params->config = sf_vm_config_from_peer(config, error);
     if (!params->config) {
         (*error)->domain = SF_PEER_ERROR;
         (*error)->code = SF_PEER_ERROR_BAD_REQUEST;
@@ -551,13 +551,15 @@ static SfHostTicket *lend(SfHost *host, SfPeer *peer, guint64 id, const ReserveP
     return ticket;
 }
 
-/* A "reserve" for which the disks are being made ready. */
+/* A "reserve" for which libvirt is being looked at, or the disks are being made ready. */
 typedef struct {
     SfHost *host;
     SfPeerRequest *request;
     guint64 id;
     ReserveParams params; /* texts are the request's */
-    gboolean released;    /* the origin has given it up meanwhile */
+    uid_t uid;            /* whose QEMUs will read the disks; 0: the launcher's */
+    gid_t gid;
+    gboolean released; /* the origin has given it up meanwhile */
 } Reserve;
 
 static GHashTable *reserves(SfHost *host)
@@ -579,12 +581,51 @@ static void reserve_end(SfHost *host, SfPeerRequest *request, SfHostTicket *tick
     }
 }
 
+static Reserve *reserve_begin(SfHost *host, SfPeerRequest *request, guint64 id, const ReserveParams *params)
+{
+    Reserve *reserve = g_new0(Reserve, 1);
+
+    reserve->host = g_object_ref(host);
+    reserve->request = request;
+    reserve->id = id;
+    reserve->params = *params;
+    sf_vm_config_ref(params->config);
+    g_hash_table_insert(reserves(host), &reserve->id, reserve);
+    return reserve;
+}
+
+/* All is there, or error says what is not. Takes the server, which may be NULL. */
+static void reserve_finish(Reserve *reserve, SfDiskServer *server, GError *failure)
+{
+    SfPeer *peer = sf_peer_request_peer(reserve->request);
+    g_autoptr(SfDiskServer) disks = server;
+    g_autoptr(GError) error = failure;
+    SfHostTicket *ticket = NULL;
+
+    g_hash_table_remove(reserves(reserve->host), &reserve->id);
+    if (!error && (!peer || reserve->released)) {
+        g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "it was released meanwhile");
+    } else if (!error) {
+        ticket = lend(reserve->host, peer, reserve->id, &reserve->params, &error);
+    }
+    if (ticket) {
+        ticket->lend->disks = g_steal_pointer(&disks);
+    }
+    reserve_end(reserve->host, reserve->request, ticket, &reserve->params, error);
+    sf_vm_config_unref(reserve->params.config);
+    g_object_unref(reserve->host);
+    g_free(reserve);
+}
+
 /* The read-only disks are what the server serves here. */
-static SfVmConfig *config_with_disks(const SfVmConfig *config, SfDiskServer *server, GError **error)
+static SfVmConfig *config_with_disks(SfVmConfig *config, SfDiskServer *server, GError **error)
 {
     g_autoptr(JsonObject) object = sf_vm_config_to_json(config);
     JsonArray *disks = json_object_get_array_member(object, "disks");
 
+    if (!has_readonly_disk(config)) {
+        return sf_vm_config_ref(config);
+    }
     for (guint i = 0; i < config->disks->len; i++) {
         const SfDiskConfig *disk = g_ptr_array_index(config->disks, i);
         g_autofree char *uri = sf_disk_server_uri(server, disk->id);
@@ -598,31 +639,18 @@ static SfVmConfig *config_with_disks(const SfVmConfig *config, SfDiskServer *ser
 
 static void on_disk_server(GObject *source, GAsyncResult *result, gpointer data)
 {
-    g_autofree Reserve *reserve = data;
-    g_autoptr(SfHost) host = reserve->host;
-    g_autoptr(GError) error = NULL;
-    g_autoptr(SfDiskServer) server = sf_disk_server_start_finish(result, &error);
-    SfPeer *peer = sf_peer_request_peer(reserve->request);
+    Reserve *reserve = data;
+    GError *error = NULL;
+    SfDiskServer *server = sf_disk_server_start_finish(result, &error);
     SfVmConfig *config = server ? config_with_disks(reserve->params.config, server, &error) : NULL;
-    SfHostTicket *ticket = NULL;
 
-    g_hash_table_remove(reserves(host), &reserve->id);
     if (config) {
         sf_vm_config_unref(reserve->params.config);
         reserve->params.config = config;
-        if (!peer || reserve->released) {
-            g_set_error(&error, SF_PEER_ERROR, SF_PEER_ERROR_GONE, "it was released meanwhile");
-        } else {
-            ticket = lend(host, peer, reserve->id, &reserve->params, &error);
-        }
     } else {
         g_prefix_error(&error, "the disks can't be read here: ");
     }
-    if (ticket) {
-        ticket->lend->disks = g_steal_pointer(&server);
-    }
-    reserve_end(host, reserve->request, ticket, &reserve->params, error);
-    sf_vm_config_unref(reserve->params.config);
+    reserve_finish(reserve, server, error);
 }
 
 /* host:port/SNAPSHOT/DISK of the origin's disk server, which has announced those that are to be frozen. */
@@ -644,28 +672,47 @@ static GArray *disk_exports(SfHost *host, guint64 id, const SfVmConfig *config, 
 }
 
 /* All clones here read their disks through one process of this host; it is there before their shells. */
-static void start_disk_server(SfHost *host, SfPeer *peer, SfPeerRequest *request, guint64 id, ReserveParams *params)
+static void serve_disks(Reserve *reserve, SfPeer *peer)
 {
-    const SfDaemonConfig *config = sf_host_config(host);
-    g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, id);
+    const SfDaemonConfig *config = sf_host_config(reserve->host);
+    const ReserveParams *params = &reserve->params;
+    g_autofree char *snapshot = g_strdup_printf(SNAPSHOT_FORMAT, reserve->id);
     g_autofree char *ip = sf_page_uri_ip(sf_peer_remote_ip(peer));
     g_autoptr(GPtrArray) uris = g_ptr_array_new_with_free_func(g_free);
-    g_autoptr(GArray) exports = disk_exports(host, id, params->config, ip, params->disks_port, uris);
-    Reserve *reserve = g_new0(Reserve, 1);
+    g_autoptr(GArray) exports = disk_exports(reserve->host, reserve->id, params->config, ip, params->disks_port, uris);
     SfDiskServerOptions options = {
         .id = snapshot,
         .tls_directory = config->cluster.pages == SF_PAGER_X509 ? config->cluster.pages_directory : NULL,
         .listen_fd = -1,
+        .client_uid = reserve->uid,
+        .client_gid = reserve->gid,
     };
 
-    reserve->host = g_object_ref(host);
-    reserve->request = request;
-    reserve->id = id;
-    reserve->params = *params;
-    sf_vm_config_ref(params->config);
-    g_hash_table_insert(reserves(host), &reserve->id, reserve);
-    sf_disk_server_start_async(sf_host_launcher(host), &options, (const SfDiskExport *)exports->data, exports->len,
-                               on_disk_server, reserve);
+    sf_disk_server_start_async(sf_host_launcher(reserve->host), &options, (const SfDiskExport *)exports->data,
+                               exports->len, on_disk_server, reserve);
+}
+
+/* Clones of a domain are domains of this host's libvirtd: it answers, and says whose they are. */
+static void on_libvirt(GObject *source, GAsyncResult *result, gpointer data)
+{
+    Reserve *reserve = data;
+    SfVmConfig *config = reserve->params.config;
+    SfPeer *peer = sf_peer_request_peer(reserve->request);
+    GError *error = NULL;
+    char *uri;
+
+    if (!sf_launcher_look_at_libvirt_finish(result, &uri, &reserve->uid, &reserve->gid, &error)) {
+        g_prefix_error(&error, "it is a domain, and there is no libvirt here: ");
+        reserve_finish(reserve, NULL, error);
+        return;
+    }
+    g_free(config->uri);
+    config->uri = uri;
+    if (config->disks->len > 0 && peer) {
+        serve_disks(reserve, peer);
+    } else {
+        reserve_finish(reserve, NULL, NULL);
+    }
 }
 
 /* Everything that is checked before anything is begun. */
@@ -718,8 +765,11 @@ static void handle_reserve(SfHost *host, SfPeerRequest *request)
         }
     } else if (!can_run(host, &params, &error)) {
         sf_peer_request_fail(request, error);
+    } else if (params.config->domain_xml) {
+        sf_launcher_look_at_libvirt_async(sf_host_launcher(host), on_libvirt,
+                                          reserve_begin(host, request, id, &params));
     } else if (params.config->disks->len > 0) {
-        start_disk_server(host, sf_peer_request_peer(request), request, id, &params);
+        serve_disks(reserve_begin(host, request, id, &params), sf_peer_request_peer(request));
     } else {
         ticket = lend(host, sf_peer_request_peer(request), id, &params, &error);
         reserve_end(host, request, ticket, &params, error);

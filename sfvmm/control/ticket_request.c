@@ -52,13 +52,14 @@ static void on_reserved(GObject *source, GAsyncResult *result, gpointer data)
 
 /*
  * What has its gateway on another host has its forks here: that host gives the other ones their part of the network. So
- * has a domain of this host's libvirt.
+ * has a domain that has something of this host in it.
  */
 static gboolean must_be_here(SfHost *host, SfHostVm *hvm)
 {
     const SfVmConfig *config = hvm->family->config;
 
-    return !sf_host_peers(host) || config->domain_xml || (sf_vm_config_has_cluster(config) && sf_networks_is_lent(hvm->family));
+    return !sf_host_peers(host) || !sf_vm_config_is_portable(config, NULL) ||
+           (sf_vm_config_has_cluster(config) && sf_networks_is_lent(hvm->family));
 }
 
 /* Takes grant. */

@@ -78,9 +78,10 @@ char *sf_domain_lineage_owner(const char *text);
 
 /*
  * The XML of a shell: the template (XMLDesc(MIGRATABLE|SECURE) of the parent) with everything else that must be its
- * own. overlays: path of the qcow2 image of each writable disk, in the order of the disks. Caller owns.
+ * own. emulator: of this host. overlays: path of the qcow2 image of each writable disk, in the order of the disks.
+ * Caller owns.
  */
 char *sf_domain_xml_shell(const char *template_text, const char *name, const char *uuid, const SfDomainLineage *lineage,
-                          const GPtrArray *overlays, GError **error);
+                          const char *emulator, const GPtrArray *overlays, GError **error);
 
 #endif

@@ -63,6 +63,13 @@ void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const
 JsonObject *sf_launcher_check_domain_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
 /*
+ * This host's libvirtd, that of the default URI, as a place for clones of other hosts' domains: does it answer, and as
+ * whom do its QEMUs run? FALSE + error: none can be here. *uri: caller owns.
+ */
+void sf_launcher_look_at_libvirt_async(SfLauncher *launcher, GAsyncReadyCallback callback, gpointer data);
+gboolean sf_launcher_look_at_libvirt_finish(GAsyncResult *result, char **uri, uid_t *uid, gid_t *gid, GError **error);
+
+/*
  * After a restart of sfvmmd: the VM of RUNDIR/vm/NAME, whose process lives. Nothing is asked of it yet. NULL + error if
  * it has gone (the directory is then removed). Then the process is taken over; the call has a reference.
  */

@@ -690,6 +690,31 @@ JsonObject *sf_launcher_check_domain_finish(SfLauncher *launcher, GAsyncResult *
     return g_task_propagate_pointer(G_TASK(result), error);
 }
 
+void sf_launcher_look_at_libvirt_async(SfLauncher *launcher, GAsyncReadyCallback callback, gpointer data)
+{
+    GTask *task = g_task_new(NULL, NULL, callback, data);
+
+    if (launcher->options.libvirt_uri) {
+        sf_launcher_libvirt_look(launcher, launcher->options.libvirt_uri, task);
+    } else {
+        g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_FAILED,
+                                "no libvirt is known: libvirt-uri in sfvmmd.conf");
+        g_object_unref(task);
+    }
+}
+
+gboolean sf_launcher_look_at_libvirt_finish(GAsyncResult *result, char **uri, uid_t *uid, gid_t *gid, GError **error)
+{
+    g_autofree SfLibvirtHost *host = g_task_propagate_pointer(G_TASK(result), error);
+
+    if (host) {
+        *uri = host->uri;
+        *uid = host->uid;
+        *gid = host->gid;
+    }
+    return host != NULL;
+}
+
 /* ---- adopt ---- */
 
 static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)

@@ -257,6 +257,22 @@ static gboolean make_vm_directory(Start *start, GError **error)
     return TRUE;
 }
 
+/* On record before the first domain of ours is made there: a sweep looks for them. */
+static gboolean remember_uri(Start *start, GError **error)
+{
+    g_autofree char *path = g_build_filename(start->launcher->options.run_directory, URIS_FILE, NULL);
+    g_autoptr(JsonObject) object = sf_state_read(path, NULL);
+
+    if (!object) {
+        object = json_object_new();
+    }
+    if (json_object_has_member(object, sf_libvirt_uri(start->libvirt))) {
+        return TRUE;
+    }
+    json_object_set_boolean_member(object, sf_libvirt_uri(start->libvirt), TRUE);
+    return sf_state_write(path, object, error);
+}
+
 /* Overlays are made from a template of the disk's size. */
 static gboolean make_template(Start *start, guint64 size, GError **error)
 {
@@ -364,11 +380,13 @@ static gboolean prepare_shell(Start *start, GError **error)
     g_autofree char *uuid = g_uuid_string_random();
     g_autofree char *name = shell_domain_name(start->config, uuid);
 
-    if (!make_vm_directory(start, error) || !make_overlays(start, paths, error)) {
+    if (!sf_launcher_make_directories(start->launcher, error) || !remember_uri(start, error) ||
+        !make_vm_directory(start, error) || !make_overlays(start, paths, error)) {
         return FALSE;
     }
     start->domain = sf_domain_new(start->libvirt, name, uuid, TRUE);
-    start->xml = sf_domain_xml_shell(start->config->domain_xml, name, uuid, &lineage, paths, error);
+    start->xml = sf_domain_xml_shell(start->config->domain_xml, name, uuid, &lineage, start->launcher->options.qemu,
+                                     paths, error);
     return start->xml != NULL;
 }
 
@@ -387,19 +405,6 @@ void sf_launcher_libvirt_shell(SfLauncher *launcher, const char *name, SfVmConfi
 }
 
 /* ---- a parent ---- */
-
-/* On record before the first domain of ours is made: a sweep looks there. */
-static gboolean remember_uri(Start *start, GError **error)
-{
-    g_autofree char *path = g_build_filename(start->launcher->options.run_directory, URIS_FILE, NULL);
-    g_autoptr(JsonObject) object = sf_state_read(path, NULL);
-
-    if (!object) {
-        object = json_object_new();
-    }
-    json_object_set_boolean_member(object, sf_libvirt_uri(start->libvirt), TRUE);
-    return sf_state_write(path, object, error);
-}
 
 /* Layers, lowest first. */
 static SfDiskChain *domain_chain(const SfDiskConfig *config, const SfDomainDisk *disk)

@@ -2,6 +2,8 @@
 /* The launcher `libvirt` of a build without libvirt: says so. */
 #include "sfvmm/vm/launcher_private.h"
 
+#include "sfvmm/vm/domain_portable.h"
+
 static GError *missing(void)
 {
     return g_error_new_literal(
@@ -36,4 +38,23 @@ gboolean sf_launcher_libvirt_restore(SfLauncher *launcher, SfVm *vm, GError **er
 
 void sf_launcher_libvirt_sweep(SfLauncher *launcher)
 {
+}
+
+void sf_launcher_libvirt_look(SfLauncher *launcher, const char *uri, GTask *task)
+{
+    g_task_return_error(task, missing());
+    g_object_unref(task);
+}
+
+char *sf_domain_portable(const char *template_text, GError **error)
+{
+    g_propagate_error(error, missing());
+    return NULL;
+}
+
+gboolean sf_domain_portable_check(const char *text, guint64 memory, guint vcpus, guint disks, const char *accel,
+                                  GError **error)
+{
+    g_propagate_error(error, missing());
+    return FALSE;
 }

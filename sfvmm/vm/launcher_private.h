@@ -18,7 +18,14 @@ gboolean sf_launcher_make_directories(SfLauncher *launcher, GError **error);
 /* FALSE + error: an image of the configuration still lacks what a VM that has ended wrote. */
 gboolean sf_launcher_images_are_whole(SfLauncher *launcher, const SfVmConfig *config, GError **error);
 
-/* ---- launcher_libvirt.c and domain_check.c; in a build without libvirt launcher_no_libvirt.c ---- */
+/* What sf_launcher_look_at_libvirt_async() has found; g_free() it and the uri. */
+typedef struct {
+    char *uri;
+    uid_t uid;
+    gid_t gid;
+} SfLibvirtHost;
+
+/* ---- launcher_libvirt.c, domain_check.c and libvirt_host.c; in a build without libvirt launcher_no_libvirt.c ---- */
 
 /* A shell: a paused transient domain. task (taken) returns the SfVm. */
 void sf_launcher_libvirt_shell(SfLauncher *launcher, const char *name, SfVmConfig *config, GTask *task);
@@ -27,6 +34,8 @@ void sf_launcher_libvirt_parent(SfLauncher *launcher, const char *name, const ch
                                 GTask *task);
 /* See sf_launcher_check_domain_async(). task is taken. */
 void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix, GTask *task);
+/* See sf_launcher_look_at_libvirt_async(): task (taken) returns an SfLibvirtHost. */
+void sf_launcher_libvirt_look(SfLauncher *launcher, const char *uri, GTask *task);
 /* A VM that was read back from vm.json gets its keeper again. */
 gboolean sf_launcher_libvirt_restore(SfLauncher *launcher, SfVm *vm, GError **error);
 /* Domains of ours that no VM of ours is: in the background. */

@@ -14,6 +14,7 @@
 #include <gio/gio.h>
 #include <string.h>
 #include "sfvmm/disk/disk.h"
+#include "sfvmm/vm/domain_portable.h"
 #include "sfvmm/vm/domain_xml.h"
 
 #define PAGE_BYTES          4096u
@@ -407,6 +408,18 @@ SfVmConfig *sf_vm_config_restore(JsonObject *object, GError **error)
     return config_from_json(object, TRUE, error);
 }
 
+SfVmConfig *sf_vm_config_from_peer(JsonObject *object, GError **error)
+{
+    g_autoptr(SfVmConfig) config = config_from_json(object, TRUE, error);
+
+    if (config && config->domain_xml &&
+        !sf_domain_portable_check(config->domain_xml, config->memory, config->vcpus, config->disks->len, config->accel,
+                                  error)) {
+        return NULL;
+    }
+    return g_steal_pointer(&config);
+}
+
 static void add_text(JsonObject *object, const char *member, const char *text)
 {
     if (text) {
@@ -431,6 +444,36 @@ static void add_network(JsonObject *object, const SfVmConfig *config)
         }
         json_object_set_array_member(object, "outside", outside);
     }
+}
+
+gboolean sf_vm_config_is_portable(const SfVmConfig *config, GError **error)
+{
+    g_autofree char *domain = config->domain_xml ? sf_domain_portable(config->domain_xml, error) : NULL;
+
+    return !config->domain_xml || domain;
+}
+
+JsonObject *sf_vm_config_to_portable_json(const SfVmConfig *config)
+{
+    JsonObject *object = sf_vm_config_to_json(config);
+    JsonArray *disks = json_object_get_array_member(object, "disks");
+
+    if (config->kernel) {
+        json_object_set_string_member(object, "kernel", "/kernel");
+    }
+    json_object_remove_member(object, "initrd");
+    json_object_remove_member(object, "append");
+    for (guint i = 0; i < json_array_get_length(disks); i++) {
+        json_object_set_string_member(json_array_get_object_element(disks, i), "path", "/disk");
+        json_object_set_string_member(json_array_get_object_element(disks, i), "format", "raw"); /* how it is served */
+    }
+    if (config->domain_xml) {
+        g_autofree char *xml = sf_domain_portable(config->domain_xml, NULL);
+        JsonObject *domain = json_object_get_object_member(object, "domain");
+        json_object_set_string_member(domain, "uri", ""); /* the other host has one of its own */
+        json_object_set_string_member(domain, "xml", xml ? xml : "");
+    }
+    return object;
 }
 
 JsonObject *sf_vm_config_to_json(const SfVmConfig *config)
@@ -486,7 +529,9 @@ char *sf_vm_config_hash(const SfVmConfig *config, const char *qemu_version)
                                disk->readonly ? "readonly" : "writable");
     }
     if (config->domain_xml) {
-        g_autofree char *domain = g_compute_checksum_for_string(G_CHECKSUM_SHA256, config->domain_xml, -1);
+        g_autofree char *portable = sf_domain_portable(config->domain_xml, NULL); /* the same on every host */
+        g_autofree char *domain =
+            g_compute_checksum_for_string(G_CHECKSUM_SHA256, portable ? portable : config->domain_xml, -1);
         g_string_append_printf(text, "domain %s\n", domain);
     }
     g_checksum_update(sum, (const guchar *)text->str, text->len);

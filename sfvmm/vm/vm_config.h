@@ -58,7 +58,14 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfVmConfig, sf_vm_config_unref)
 SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error);
 /* Of a state file that sfvmmd itself has written: may be a domain's, which nobody else may give. */
 SfVmConfig *sf_vm_config_restore(JsonObject *object, GError **error);
+/* Of a peer, in the form for other hosts: a domain's XML has nothing in it that this host must not do for a peer. */
+SfVmConfig *sf_vm_config_from_peer(JsonObject *object, GError **error);
 JsonObject *sf_vm_config_to_json(const SfVmConfig *config);
+
+/* VMs of it can be on other hosts. FALSE + error: what of the domain is in the way. */
+gboolean sf_vm_config_is_portable(const SfVmConfig *config, GError **error);
+/* The form for other hosts: paths that mean something here are not in it. Caller owns. */
+JsonObject *sf_vm_config_to_portable_json(const SfVmConfig *config);
 
 /* SHA-256 over everything that device state depends on, hex. Two VMs with equal hashes can load each other's snapshots.
  */

@@ -405,32 +405,5 @@ class Poor(Case):
         self.assertEqual([clone["state"] for clone in self.fork(parent)["clones"]], ["running"] * CLONES)
 
 
-class Linux(Case):
-    def test_agents(self):
-        """`sfctl clone` of a domain: each clone's agent answers, in the guest it is a clone, and it is joined."""
-        base = shutil.copy(harness.image("rootfs.qcow2"), os.path.join(self.libvirtd.top, "base.qcow2"))
-        root = os.path.join(self.libvirtd.top, "root.qcow2")
-        subprocess.run([harness.qemu_img(), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, root], check=True)
-        with open(harness.image("cmdline")) as file:
-            append = file.read().strip()
-        boot = [shutil.copy(harness.image(name), self.libvirtd.top) for name in ("vmlinuz", "initrd.img")]
-        text = libvirtd.domain_xml("Web_1", [(root, "qcow2", False)], kernel=boot[0], initrd=boot[1], append=append,
-                                   more="<interface type='user'><model type='virtio'/></interface>")
-        self.libvirtd.virsh("create", self.write_xml(text))
-        self.assertEqual(self.daemon.sfctl("domain", "adopt", "Web_1").stdout.strip(), "web-1")
-        self.daemon.call("vm.wait", vm="web-1", agent=True, timeout_ms=int(harness.LONG * 1000))
-        result = json.loads(self.daemon.sfctl("--json", "clone", "Web_1", "--count", str(CLONES)).stdout)
-        clones = result["ticket"]["clones"]
-        self.assertEqual([bool(clone["answered"]) for clone in clones], [True] * CLONES, clones)
-        running = self.libvirtd.domains("--state-running")
-        self.assertEqual(sorted(["Web_1"] + [self.domain_of(clone) for clone in clones]), running)
-        for clone in clones:
-            self.libvirtd.virsh("destroy", self.domain_of(clone))
-        joined = json.loads(self.daemon.sfctl("--json", "join", result["ticket"]["ticket"]).stdout)
-        self.assertEqual(len(joined["ticket"]["clones"]), CLONES)
-        self.assertEqual(self.libvirtd.domains(), ["Web_1"])
-        self.assertIn(base, self.libvirtd.virsh("dumpxml", "Web_1"))
-
-
 if __name__ == "__main__":
     unittest.main()

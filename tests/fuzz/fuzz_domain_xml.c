@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A domain's XML: read, mended, made a shell's. */
+/* A domain's XML: read, mended, made a shell's, made portable, taken from a peer. */
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sfvmm/vm/domain_portable.h"
 #include "sfvmm/vm/domain_xml.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -14,7 +15,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     g_autoptr(SfDomainXml) domain = sf_domain_xml_parse(text, NULL);
     g_autofree char *owner = sf_domain_lineage_owner(text);
     g_autofree char *fixed = sf_domain_xml_fix(text, "/qemu", NULL);
+    g_autofree char *portable = sf_domain_portable(text, NULL);
 
+    (void)sf_domain_portable_check(text, 0, 0, 0, "tcg", NULL);
+    if (portable) { /* the form is its own form */
+        g_autofree char *again = sf_domain_portable(portable, NULL);
+        g_assert_cmpstr(portable, ==, again);
+    }
     if (domain) {
         g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(domain, "/qemu");
         g_autoptr(GPtrArray) overlays = g_ptr_array_new();
@@ -24,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 g_ptr_array_add(overlays, (char *)"/overlay");
             }
         }
-        shell = sf_domain_xml_shell(text, "sf-vm-1", domain->uuid, &lineage, overlays, NULL);
+        shell = sf_domain_xml_shell(text, "sf-vm-1", domain->uuid, &lineage, "/qemu", overlays, NULL);
     }
     return 0;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "libsf/wire/guest_protocol.h"
+#include "sfvmm/vm/domain_portable.h"
 #include "sfvmm/vm/domain_xml.h"
 
 #define QEMU "/opt/snowflock/qemu"
@@ -138,13 +139,10 @@ static void test_shell(void)
     static const char *const gone[] = { "id=\"3\"",       "/boot/k",       "quiet", "/var/log/web", "/run/agent",
                                         "channel0",       "5901",          "vnet0", "00:00:01",     "urn:other",
                                         "/srv/top.qcow2", "/srv/base.img", UUID };
-    static const char *const there[] = { "/overlay/1",
-                                         "/dev/sdx",
-                                         "<title>web-shell-1</title>",
-                                         "autoport=\"yes\"",
-                                         "<on_reboot>destroy</on_reboot>",
-                                         "state=\"down\"",
-                                         SF_DOMAIN_METADATA_URI };
+    static const char *const there[] = { "/overlay/1",       "<emulator>/other/qemu</emulator>",
+                                         "/dev/sdx",         "<title>web-shell-1</title>",
+                                         "autoport=\"yes\"", "<on_reboot>destroy</on_reboot>",
+                                         "state=\"down\"",   SF_DOMAIN_METADATA_URI };
     const SfDomainLineage lineage = { .role = "shell", .owner = "/run/<a>&'b'", .vm = "web-shell-1" };
     g_autoptr(GPtrArray) overlays = g_ptr_array_new();
     g_autofree char *template = domain_text(FORKABLE, DEVICES);
@@ -156,10 +154,10 @@ static void test_shell(void)
     g_autoptr(GError) error = NULL;
 
     g_assert_cmpstr(owner, ==, lineage.owner);
-    g_assert_null(sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, overlays, &error)); /* too few */
+    g_assert_null(sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, QEMU, overlays, &error)); /* too few */
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA);
     g_ptr_array_add(overlays, (char *)"/overlay/1");
-    text = sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, overlays, NULL);
+    text = sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, "/other/qemu", overlays, NULL);
     for (guint i = 0; i < G_N_ELEMENTS(gone); i++) {
         g_assert_null(strstr(text, gone[i]));
     }
@@ -172,6 +170,100 @@ static void test_shell(void)
     g_assert_cmpuint(((SfDomainDisk *)g_ptr_array_index(shell->disks, 0))->backing->len, ==, 0);
 }
 
+#define PORTABLE                                                                                                       \
+    "<emulator>" QEMU "</emulator>"                                                                                    \
+    "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/top.qcow2'/>"                \
+    "<backingStore type='file'><format type='raw'/><source file='/srv/base.img'/><backingStore/></backingStore>"       \
+    "<target dev='vda'/><alias name='virtio-disk0'/></disk>"                                                           \
+    "<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>"                                           \
+    "<interface type='user'><mac address='52:54:00:00:00:02'/></interface>"                                            \
+    "<serial type='file'><source path='/var/log/web'/></serial>"                                                       \
+    "<channel type='unix'><source mode='bind' path='/run/agent'/><target type='virtio' name='" SF_GP_PORT "'/>"        \
+    "</channel><rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"                               \
+    "<graphics type='vnc' port='5901' autoport='no' listen='0.0.0.0'><listen type='address' address='0.0.0.0'/>"       \
+    "</graphics>"
+
+/* Two hosts' XML of one machine have one portable form, in which nothing is of either; a peer takes that alone. */
+static void test_portable(void)
+{
+    static const char *const gone[] = {
+        QEMU, "/srv", "/var", "/run", "/boot", "5901", "0.0.0.0", "urn:other", "00:02"
+    };
+    g_autofree char *text = domain_text(FORKABLE, PORTABLE);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *form = sf_domain_portable(text, &error);
+    g_autofree char *again = form ? sf_domain_portable(form, &error) : NULL;
+    g_autoptr(GString) elsewhere = g_string_new(text);
+    g_autofree char *same = NULL;
+
+    g_assert_no_error(error);
+    g_assert_cmpstr(form, ==, again);
+    for (guint i = 0; i < G_N_ELEMENTS(gone); i++) {
+        g_assert_null(strstr(form, gone[i]));
+    }
+    g_string_replace(elsewhere, QEMU, "/usr/bin/other", 0);
+    g_string_replace(elsewhere, "/srv/", "/images/", 0);
+    same = sf_domain_portable(elsewhere->str, NULL);
+    g_assert_cmpstr(form, ==, same);
+    g_assert_true(sf_domain_portable_check(form, 512u << 20, 2, 1, "kvm", &error));
+    g_assert_no_error(error);
+    g_assert_false(sf_domain_portable_check(text, 512u << 20, 2, 1, "kvm", NULL)); /* not in the form */
+    g_assert_false(sf_domain_portable_check(form, 256u << 20, 2, 1, "kvm", NULL)); /* more than its place is for */
+    g_assert_false(sf_domain_portable_check(form, 512u << 20, 1, 1, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, 512u << 20, 2, 2, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, 512u << 20, 2, 1, "tcg", NULL));
+}
+
+/* What another host can't have, or must not do for a peer. */
+static void test_not_portable(void)
+{
+    static const char *const inside[] = {
+        "<cputune/>",
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='x'/>"
+        "</qemu:commandline>",
+        "<numatune/>",
+        "<sysinfo type='fwcfg'/>",
+        "<features><acpi table='/etc/passwd'/></features>",
+        "<on_crash>coredump-destroy</on_crash>",
+        "<cpu><model>/etc/passwd</model></cpu>",
+    };
+    static const char *const devices[] = {
+        "<interface type='bridge'><source bridge='br0'/></interface>",
+        "<interface type='user'><backend type='passt' logFile='/tmp/x'/></interface>",
+        "<interface type='user'><script path='/tmp/x'/></interface>",
+        "<serial type='tcp'><source mode='connect' host='10.0.0.1' service='1'/></serial>",
+        "<serial type='pty'><log file='relative'/><source mode='x'/></serial>",
+        "<channel type='spicevmc'><target type='virtio' name='x'/></channel>",
+        "<rng model='virtio'><backend model='random'>/dev/sda</backend></rng>",
+        "<rng model='virtio'><backend model='egd' type='tcp'/></rng>",
+        "<input type='evdev'><source dev='/dev/input/event1'/></input>",
+        "<redirdev bus='usb' type='tcp'/>",
+        "<smartcard mode='host'/>",
+        "<memory model='nvdimm'><source><path>/dev/dax</path></source></memory>",
+        "<video><model type='virtio'><acceleration accel3d='yes' rendernode='/dev/dri/card0'/></model></video>",
+        "<audio id='1' type='oss'/>",
+        "<graphics type='egl-headless'/>",
+        "<disk type='file'><driver type='raw'/><source file='/i'/><target dev='vdx'/><readonly/></disk>",
+        "<disk type='file'><driver type='raw'/><source file='/i'/><target dev='vdx'/><auth username='x'/></disk>",
+        "<hostdev/>",
+        "<unheard-of/>",
+    };
+
+    for (guint i = 0; i < G_N_ELEMENTS(inside) + G_N_ELEMENTS(devices); i++) {
+        guint device = i - (guint)G_N_ELEMENTS(inside);
+        g_autofree char *more_inside = g_strconcat(FORKABLE, i < G_N_ELEMENTS(inside) ? inside[i] : "", NULL);
+        g_autofree char *more = g_strconcat(PORTABLE, i < G_N_ELEMENTS(inside) ? "" : devices[device], NULL);
+        g_autofree char *text = domain_text(more_inside, more);
+        g_autofree char *form = NULL;
+        g_autoptr(GError) error = NULL;
+
+        g_test_message("%s", i < G_N_ELEMENTS(inside) ? inside[i] : devices[device]);
+        form = sf_domain_portable(text, &error);
+        g_assert_null(form);
+        g_assert_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -180,5 +272,7 @@ int main(int argc, char **argv)
     g_test_add_func("/domain_xml/lacks", test_lacks);
     g_test_add_func("/domain_xml/fix", test_fix);
     g_test_add_func("/domain_xml/shell", test_shell);
+    g_test_add_func("/domain_xml/portable", test_portable);
+    g_test_add_func("/domain_xml/not_portable", test_not_portable);
     return g_test_run();
 }
