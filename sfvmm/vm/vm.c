@@ -713,6 +713,22 @@ JsonNode *sf_vm_qmp_finish(SfVm *vm, GAsyncResult *result, GError **error)
 
 /* ---- the sf channel ---- */
 
+/* On record while a restarted sfvmmd could not tell what the process is. */
+static void mark_loading(SfVm *vm, gboolean loading)
+{
+    g_autofree char *path = sf_vm_path(vm, SF_VM_FILE_LOADING);
+    int fd;
+
+    if (!loading) {
+        unlink(path);
+        return;
+    }
+    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 static void on_channel_event(SfQcMessage *message, gpointer owner)
 {
     SfVm *vm = owner;
@@ -727,6 +743,9 @@ static void on_channel_event(SfQcMessage *message, gpointer owner)
         return;
     }
     vm->running = TRUE;
+    if (vm->role == SF_VM_CLONE) {
+        mark_loading(vm, FALSE); /* from here on others hear that it runs; the answer to its "cont" may be late */
+    }
     sf_vm_gate_running(vm);
     g_signal_emit(vm, signals[SIGNAL_RUNNING], 0, (guint64)running.at);
 }
@@ -1242,21 +1261,6 @@ static void load_op_free(gpointer data)
 
     g_clear_pointer(&op->snapshot, sf_snapshot_unref);
     g_free(op);
-}
-
-static void mark_loading(SfVm *vm, gboolean loading)
-{
-    g_autofree char *path = sf_vm_path(vm, SF_VM_FILE_LOADING);
-    int fd;
-
-    if (!loading) {
-        unlink(path);
-        return;
-    }
-    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd >= 0) {
-        close(fd);
-    }
 }
 
 static void on_cleaned(const GError *error, gpointer data)
