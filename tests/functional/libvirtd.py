@@ -28,8 +28,7 @@ import harness
 FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt")
 PID_FILE = "/run/libvirt/libvirtd.pid"
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
-ACCOUNT = "libvirt-qemu"
-ACCOUNT_ID = 64055              # Debian's
+ACCOUNTS = {"libvirt-qemu": 64055, "sshd": 64056}     # the first is Debian's; of the second any will do
 PR_SET_CHILD_SUBREAPER = 36
 PAUSE = 0.1                     # before a libvirtd that has ended is started again
 
@@ -251,14 +250,15 @@ class Console:
         os.close(self.fd)
 
 
-def add_account(top):
-    """libvirtd's default user, which comes with a package that is not needed otherwise."""
+def add_accounts(top):
+    """libvirtd's default user and sshd's, which come with packages that are not needed otherwise."""
     for path in ACCOUNT_FILES:
         with open(path) as file:
             text = file.read()
-        if not re.search("^%s:" % ACCOUNT, text, re.M):
-            text += "%s:x:%d:%s\n" % (ACCOUNT, ACCOUNT_ID, "" if path == "/etc/group" else
-                                      "%d::/nonexistent:/usr/sbin/nologin" % ACCOUNT_ID)
+        for name, number in ACCOUNTS.items():
+            if not re.search("^%s:" % name, text, re.M):
+                text += "%s:x:%d:%s\n" % (name, number, "" if path == "/etc/group" else
+                                          "%d::/nonexistent:/usr/sbin/nologin" % number)
         os.makedirs(os.path.dirname(top + path), exist_ok=True)
         with open(top + path, "w") as file:
             file.write(text)
@@ -268,7 +268,7 @@ def keep(top_or_none):
     """The program: mount (but for a session), run libvirtd, reap, until SIGTERM."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if top_or_none:
-        add_account(top_or_none)
+        add_accounts(top_or_none)
         for path in FOLDERS + ACCOUNT_FILES:
             subprocess.run(["mount", "--bind", top_or_none + path, path], check=True)
     libvirtd = None

@@ -9,12 +9,21 @@ import subprocess
 import unittest
 
 import harness
+import hosts
 import libvirtd
 import tiny
 
 NAMESPACE = "urn:snowflock:domain:1"
 TINY_MIB = 32
 SF_VIRSH = os.path.join(harness.ROOT, "sfvmm/virsh/sf-virsh")
+SSHD = """Port %(port)d
+ListenAddress 127.0.0.1
+HostKey %(top)s/host
+AuthorizedKeysFile %(top)s/user.pub
+PidFile none
+StrictModes no
+SetEnv SF_SOCKET=%(socket)s PATH=%(tools)s:/usr/bin:/bin:/usr/sbin
+"""
 CLONES = 2
 MANY = 16
 
@@ -312,6 +321,39 @@ class Tiny(Case):
                      what="the end of the clones' domains")
         run("sf-clone", "nobody", status=1)
         return run
+
+    def test_other_host(self):
+        """A qemu+ssh URI reaches libvirtd and sfvmmd of another host; one that reaches libvirtd alone is refused."""
+        sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
+        if not sshd:
+            self.skipTest("sshd is missing (package openssh-server)")
+        top, port = os.path.join(self.libvirtd.top, "ssh"), hosts.free_port()
+        os.mkdir(top, 0o700)
+        for name in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", os.path.join(top, name)], check=True)
+        with open(os.path.join(top, "sshd_config"), "w") as file:
+            file.write(SSHD % {"port": port, "top": top, "socket": self.daemon.socket_path,
+                               "tools": os.path.dirname(harness.program("sfvmm/cli/sfctl"))})
+        os.makedirs("/run/sshd", exist_ok=True)
+        server = subprocess.Popen(self.libvirtd.inside([sshd, "-D", "-e", "-f", os.path.join(top, "sshd_config")]),
+                                  stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.terminate)
+        parent = self.tiny_domain()
+        uri = "qemu+ssh://root@127.0.0.1:%d/system?keyfile=%s&no_verify=1" % (port, os.path.join(top, "user"))
+
+        def run(uri, *words):
+            return subprocess.run([SF_VIRSH, "-c", uri, *words], text=True, stdin=subprocess.DEVNULL, timeout=harness.LONG,
+                                  capture_output=True, env={"PATH": os.environ["PATH"], "HOME": top})
+        harness.wait(lambda: run(uri, "list").returncode == 0, what="the libvirtd by ssh")
+        self.assertIn(parent, run(uri, "list").stdout)
+        done = run(uri, "sf-clone", parent, "--no-wait", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        clone = json.loads(done.stdout)["ticket"]["clones"][0]
+        self.assertIn("running", run(uri, "domstate", self.domain_of(clone)).stdout)
+        refused = run("qemu+tls://host/system", "sf-list")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("qemu+ssh", refused.stderr)
 
     def test_refused(self):
         """What can't be taken is refused with the reason, and what to do."""
