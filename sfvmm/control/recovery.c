@@ -112,6 +112,8 @@ static void admit_members(SfHost *host)
         SfHostVm *hvm = item->data;
         const SfClone *clone = sf_host_clone_of(host, hvm);
         g_autoptr(GError) error = NULL;
+        /* The name of a clone from another host does not tell its family, its ticket does. */
+        sf_networks_adopt(sf_host_networks(host), hvm->family->name, hvm->family->config, hvm->vm);
         if ((!clone || (clone->state == SF_GP_STATE_RUNNING && clone->network_told)) &&
             !sf_networks_admit(sf_host_networks(host), hvm, &error)) {
             g_warning("VM \"%s\": %s", sf_vm_name(hvm->vm), error->message);
