@@ -73,7 +73,7 @@ struct SfBorrow {
     gboolean no_multicast;  /* it could not be had, which has been logged */
     GHashTable *in_group;   /* set of hosts that have joined it, as they say */
     GBytes *descriptor;
-    gboolean descriptor_sent; /* to the group */
+    char *descriptor_digest; /* NULL: the descriptor has not been sent to the group */
     DisksState disks_state;
     SfDiskServer *disks;
     guint disks_port;
@@ -212,6 +212,7 @@ void sf_borrow_free(SfBorrow *borrow)
     g_hash_table_unref(borrow->complete);
     g_hash_table_unref(borrow->asked);
     g_hash_table_unref(borrow->in_group);
+    g_free(borrow->descriptor_digest);
     g_free(borrow->vm);
     g_free(borrow->qemu_version);
     g_free(borrow->machine);
@@ -941,11 +942,10 @@ static void add_descriptor(SfBorrow *borrow, const char *host, GBytes *descripto
         sf_place_descriptor_add(params, descriptor);
         return;
     }
-    if (!borrow->descriptor_sent) {
-        sf_place_descriptor_send(borrow->server, descriptor);
-        borrow->descriptor_sent = TRUE;
+    if (!borrow->descriptor_digest) {
+        borrow->descriptor_digest = sf_place_descriptor_send(borrow->server, descriptor);
     }
-    sf_place_descriptor_add_digest(params, descriptor);
+    sf_place_descriptor_add_digest(params, descriptor, borrow->descriptor_digest);
 }
 
 static JsonObject *order_params(SfHostTicket *ticket, const char *host, GPtrArray *clones, GBytes *descriptor)

@@ -11,16 +11,6 @@
 #define MEMBER_DIGEST "descriptor_digest"
 #define ASK_MS        10000u /* with the bound of multicast_blob far below the origin's patience with "place" */
 
-static char *digest_of(GBytes *bytes)
-{
-    SfSha256 *sum = sf_sha256_new();
-    gsize length;
-    const void *data = g_bytes_get_data(bytes, &length);
-
-    sf_sha256_update(sum, data, length);
-    return sf_sha256_finish(sum);
-}
-
 /* ---- origin ---- */
 
 void sf_place_descriptor_add(JsonObject *object, GBytes *descriptor)
@@ -30,19 +20,18 @@ void sf_place_descriptor_add(JsonObject *object, GBytes *descriptor)
     json_object_set_string_member(object, MEMBER, text);
 }
 
-void sf_place_descriptor_add_digest(JsonObject *params, GBytes *descriptor)
+char *sf_place_descriptor_send(SfPager *server, GBytes *descriptor)
 {
-    g_autofree char *digest = digest_of(descriptor);
-
-    json_object_set_int_member(params, MEMBER_LENGTH, (gint64)g_bytes_get_size(descriptor));
-    json_object_set_string_member(params, MEMBER_DIGEST, digest);
-}
-
-void sf_place_descriptor_send(SfPager *server, GBytes *descriptor)
-{
-    g_autofree char *digest = digest_of(descriptor);
+    char *digest = sf_sha256_of_bytes(descriptor);
 
     sf_multicast_blob_send(server, digest, descriptor);
+    return digest;
+}
+
+void sf_place_descriptor_add_digest(JsonObject *params, GBytes *descriptor, const char *digest)
+{
+    json_object_set_int_member(params, MEMBER_LENGTH, (gint64)g_bytes_get_size(descriptor));
+    json_object_set_string_member(params, MEMBER_DIGEST, digest);
 }
 
 gboolean sf_place_descriptor_can_be_sent(GBytes *descriptor)
@@ -82,7 +71,7 @@ static GBytes *bytes_of(JsonObject *object)
 
 static gboolean has_digest(GBytes *bytes, const char *digest)
 {
-    g_autofree char *own = digest_of(bytes);
+    g_autofree char *own = sf_sha256_of_bytes(bytes);
 
     return g_ascii_strcasecmp(own, digest) == 0;
 }

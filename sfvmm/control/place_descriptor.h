@@ -19,10 +19,13 @@
 /* Into params of "place", or the answer to "descriptor": all of it. */
 void sf_place_descriptor_add(JsonObject *object, GBytes *descriptor);
 
-/* Into params of "place", for a host that is in the group that server sends to. */
-void sf_place_descriptor_add_digest(JsonObject *params, GBytes *descriptor);
-/* Once, just before such a "place" goes to the first of them. */
-void sf_place_descriptor_send(SfPager *server, GBytes *descriptor);
+/*
+ * To the group that server sends to; once, before "place" goes to the first host that is in it. Its digest; caller
+ * frees.
+ */
+char *sf_place_descriptor_send(SfPager *server, GBytes *descriptor);
+/* Into params of "place", for a host that is in the group. */
+void sf_place_descriptor_add_digest(JsonObject *params, GBytes *descriptor, const char *digest);
 gboolean sf_place_descriptor_can_be_sent(GBytes *descriptor); /* it is not too long for that */
 
 /* ---- the others ---- */

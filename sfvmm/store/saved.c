@@ -582,7 +582,6 @@ SfDescriptor *sf_saved_descriptor(const SfSaved *saved, GError **error)
     g_autofree char *found = NULL;
     g_autoptr(GBytes) bytes = NULL;
     g_autoptr(SfDescriptor) descriptor = NULL;
-    g_autoptr(SfSha256) sum = sf_sha256_new();
     char *content;
     gsize length;
 
@@ -590,8 +589,7 @@ SfDescriptor *sf_saved_descriptor(const SfSaved *saved, GError **error)
         return NULL;
     }
     bytes = g_bytes_new_take(content, length);
-    sf_sha256_update(sum, content, length);
-    found = sf_sha256_finish(g_steal_pointer(&sum));
+    found = sf_sha256_of_bytes(bytes);
     if (strcmp(found, saved->descriptor.sha256) != 0) {
         damaged(path, error);
         return NULL;

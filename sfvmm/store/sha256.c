@@ -92,6 +92,16 @@ static gboolean add_file(SfSha256 *sum, int fd, guint64 size)
     return TRUE;
 }
 
+char *sf_sha256_of_bytes(GBytes *bytes)
+{
+    SfSha256 *sum = sf_sha256_new();
+    gsize length;
+    const void *data = g_bytes_get_data(bytes, &length);
+
+    sf_sha256_update(sum, data, length);
+    return sf_sha256_finish(sum);
+}
+
 char *sf_sha256_of_file(const char *path, guint64 *size, GError **error)
 {
     g_autoptr(SfSha256) sum = sf_sha256_new();

@@ -14,6 +14,9 @@ char *sf_sha256_finish(SfSha256 *sum);               /* frees it; lower-case hex
 void sf_sha256_free(SfSha256 *sum);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfSha256, sf_sha256_free)
 
+/* Of bytes in memory. Caller frees. */
+char *sf_sha256_of_bytes(GBytes *bytes);
+
 /* Of a whole file; holes are not read. *size: bytes, may be NULL. Caller frees. */
 char *sf_sha256_of_file(const char *path, guint64 *size, GError **error);
 

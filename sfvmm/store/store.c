@@ -305,17 +305,15 @@ static gboolean write_disk(SaveOp *op, guint index, GError **error)
 static gboolean write_descriptions(SaveOp *op, GError **error)
 {
     g_autoptr(GBytes) descriptor = sf_descriptor_encode(op->descriptor, error);
-    g_autoptr(SfSha256) sum = sf_sha256_new();
     g_autofree char *json = NULL;
     gsize length;
 
     if (!descriptor) {
         return FALSE;
     }
-    sf_sha256_update(sum, g_bytes_get_data(descriptor, NULL), g_bytes_get_size(descriptor));
     op->saved->descriptor.name = g_strdup(SF_SAVED_DESCRIPTOR);
     op->saved->descriptor.size = g_bytes_get_size(descriptor);
-    op->saved->descriptor.sha256 = sf_sha256_finish(g_steal_pointer(&sum));
+    op->saved->descriptor.sha256 = sf_sha256_of_bytes(descriptor);
     json = sf_saved_format(op->saved, &length);
     return write_bytes(op, SF_SAVED_DESCRIPTOR, g_bytes_get_data(descriptor, NULL), g_bytes_get_size(descriptor),
                        error) &&
