@@ -214,15 +214,11 @@ class Apps:
     bars = BARS
     groups = {**{name: group(name) for name in SIZES}, "bytes": fetched, "concurrent": concurrent, "sandbox": sandbox,
               "slurm": slurm_grant.measure}
+    prepare = staticmethod(run.needs_build)
 
     @staticmethod
     def plot(figures, path):
         apps_plot.draw(figures, path)
-
-    @staticmethod
-    def prepare():
-        harness.environment("SF_BUILD", "the build")
-        return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -152,12 +152,8 @@ class Avoidance:
     about = "Pages that clones on other hosts do not fetch: free memory, disk reads."
     bars = BARS
     groups = {"default": measure_default, "read": measure_read}
+    prepare = staticmethod(run.needs_build)
     plot = staticmethod(draw)
-
-    @staticmethod
-    def prepare():
-        harness.environment("SF_BUILD", "the build")
-        return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -402,15 +402,11 @@ class Memory:
     bars = BARS
     groups = {"fault": measure_fault, "read": measure_read, "completion": measure_completion, "return": measure_return,
               "fetched": measure_fetched, "job": measure_job, "spread": measure_spread}
+    prepare = staticmethod(run.needs_build)
 
     @staticmethod
     def plot(figures, path):
         memory_plot.draw(figures, path)
-
-    @staticmethod
-    def prepare():
-        harness.environment("SF_BUILD", "the build")
-        return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

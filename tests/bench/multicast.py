@@ -8,14 +8,12 @@
     multicast.bytes.sim32                 32 receivers without VMs, real sockets and sf-pagers: bytes sent over those for one
     multicast.sim.*                       a simulation (lib/simulation.py): thousands of receivers on a virtual clock
 """
-import contextlib
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 
-import harness                                      # noqa: E402
 from lib import groups, plot, run, simulation       # noqa: E402
 
 
@@ -24,6 +22,7 @@ class Multicast:
     about = "What it costs to give a memory to many hosts."
     bars = groups.BARS
     groups = dict(groups.GROUPS, sim=simulation.measure)
+    prepare = staticmethod(run.needs_build)
 
     @staticmethod
     def plot(figures, path):
@@ -32,11 +31,6 @@ class Multicast:
         groups.plot_time(axes[1], figures)
         simulation.draw(axes[2:], figures)
         plot.save(figure, figures, "One memory for many hosts", path)
-
-    @staticmethod
-    def prepare():
-        harness.environment("SF_BUILD", "the build")
-        return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

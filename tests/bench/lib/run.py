@@ -8,13 +8,14 @@ A bench is an object with
     about       a line
     bars        {name: largest median that is good enough}
     groups      {group: function(figures, quick)}; they run in this order
-    prepare     function(): a context in which the groups run
+    prepare     function(): a context in which the groups run; needs_build if it has only to be built
     plot        function(figures, path)
 
 The figures go to stdout, what is being done to stderr. Status 0: measured (bars met or not), 1: something could not be
 measured, 77: something that the bench needs is missing.
 """
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -23,9 +24,17 @@ import time
 import traceback
 import unittest
 
+import harness
+
 from . import figures as figures_module
 
 FAILED, MISSING = 1, 77
+
+
+def needs_build():
+    """For a bench's prepare."""
+    harness.environment("SF_BUILD", "the build")
+    return contextlib.nullcontext()
 
 
 def say(text):
