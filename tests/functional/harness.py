@@ -341,7 +341,9 @@ class Daemon:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.end()
         for pid in self.processes() if self.owner else []:
-            left.append(command_line(pid))
+            text = command_line(pid)
+            if text:                    # without one it is about to be gone: its memory is
+                left.append(text)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.top, ignore_errors=True)

@@ -108,6 +108,11 @@ class Slurm:
         for key in [key for key in self.processes if key.startswith("slurm")]:
             self.end(key, kill=True)
 
+    def saved(self, since):
+        """Wait until the controller has put its jobs as they were at that time on disk: a killed one knows only those."""
+        path = os.path.join(self.top, "state", "job_state")
+        harness.wait(lambda: os.path.exists(path) and os.stat(path).st_mtime > since, harness.LONG, "Slurm's " + path)
+
     def spawn(self, key, host, *command):
         with open(os.path.join(harness.logs(), key + ".out"), "ab") as log:
             self.processes[key] = subprocess.Popen(

@@ -60,6 +60,11 @@ class Disks(test_remote.Remote):
     def servers(self, host):
         return [pid for pid in host.processes() if "snowflock-nbd-" in harness.command_line(pid)]
 
+    def server(self, host):
+        """The host's only disk server; one that an earlier test used may still be ending."""
+        harness.wait(lambda: len(self.servers(host)) == 1, what="one disk server on host " + host.name)
+        return self.servers(host)[0]
+
     def finish(self, probes, slot=0):
         for probe in probes.values():
             probe.send("exit 0")
@@ -97,19 +102,18 @@ class Disks(test_remote.Remote):
         """What one clone has read is on its host: a sibling reads it while the origin's server does not answer."""
         _, probes = self.fork(2)
         probes[1]("verify d 1")
-        servers = self.servers(self.a)
-        self.assertEqual(len(servers), 1)
-        os.kill(servers[0], signal.SIGSTOP)
+        server = self.server(self.a)
+        os.kill(server, signal.SIGSTOP)
         try:
             probes[2]("verify d 1")
         finally:
-            os.kill(servers[0], signal.SIGCONT)
+            os.kill(server, signal.SIGCONT)
         self.finish(probes)
 
     def test_origin_waits(self):
         """An origin that does not answer for a while: reads wait, and go on."""
         _, probes = self.fork(1)
-        server = self.servers(self.a)[0]
+        server = self.server(self.a)
         os.kill(server, signal.SIGSTOP)
         try:
             probes[1].send("verify d 1")
@@ -133,10 +137,9 @@ class Disks(test_remote.Remote):
         self.finish(probes)
 
     def kill_server(self, host):
-        pids = self.servers(host)
-        self.assertEqual(len(pids), 1, host.name)
-        os.kill(pids[0], signal.SIGKILL)
-        harness.wait(lambda: self.servers(host) not in (pids, []), what="a new disk server on host " + host.name)
+        killed = self.server(host)
+        os.kill(killed, signal.SIGKILL)
+        harness.wait(lambda: self.servers(host) not in ([killed], []), what="a new disk server on host " + host.name)
 
     def reserve(self):
         got = self.probe("ticket 0 1")
@@ -162,7 +165,7 @@ class Disks(test_remote.Remote):
     def test_killed_at_the_fork(self):
         """The origin's server is dead, and the new one not there yet, when the disks are frozen."""
         ticket = self.reserve()
-        os.kill(self.servers(self.a)[0], signal.SIGKILL)
+        os.kill(self.server(self.a), signal.SIGKILL)
         self.check_fork(ticket)
 
     def test_restarted_between_reserve_and_fork(self):
@@ -180,7 +183,7 @@ class Disks(test_remote.Remote):
         """Nobody writes to an image that clones stand on."""
         _, probes = self.fork(1)
         chain = [line.split()[-1] for line in subprocess.run(
-            ["ls", "-l", "/proc/%d/fd" % self.servers(self.a)[0]], capture_output=True, text=True).stdout.splitlines()]
+            ["ls", "-l", "/proc/%d/fd" % self.server(self.a)], capture_output=True, text=True).stdout.splitlines()]
         self.assertIn(self.data, chain)
         tried = subprocess.run([os.path.join(os.path.dirname(harness.qemu_img()), "qemu-io"), "-f", "raw", "-c",
                                 "write 0 512", self.data], capture_output=True, text=True)
@@ -192,9 +195,7 @@ class Disks(test_remote.Remote):
         """Both servers run as the user that VMs run as, under seccomp, and see no key but that for pages."""
         _, probes = self.fork(1)
         for host in (self.a, self.b):
-            pids = self.servers(host)
-            self.assertEqual(len(pids), 1, host.name)
-            with open("/proc/%d/status" % pids[0]) as file:
+            with open("/proc/%d/status" % self.server(host)) as file:
                 status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
             self.assertEqual(status["Seccomp"].strip(), "2")
             self.assertEqual(status["NoNewPrivs"].strip(), "1")
@@ -205,7 +206,7 @@ class Disks(test_remote.Remote):
     def test_who_may_read(self):
         """Hosts of the cluster by their page certificates alone."""
         _, probes = self.fork(1)
-        ports = listening_ports(self.servers(self.a)[0])
+        ports = listening_ports(self.server(self.a))
         self.assertEqual(len(ports), 1)
         stranger = self.keyring.host("b")               # the right name, of another CA
         other = os.path.join(os.path.dirname(self.b.cluster["pki-directory"]), "b")
