@@ -46,6 +46,7 @@ FUZZ_SLACK = 60             # seconds that a fuzz target may take beyond its tim
 CLEAN_UP_BOUND = 60         # seconds that a test which reached its bound has to end what it started
 SKIP_STATUS = 77
 TAIL_LINES = 25             # of a failed job's log
+SUMMARY_LINES = 16          # of a failure, in the summary: the first error, before those that follow from it
 TAP = re.compile(r"^(not )?ok \d+\s*(?:- )?([^#]*?)\s*(?:#\s*(skip|todo)\b[: ]*(.*))?$", re.IGNORECASE)
 
 
@@ -70,12 +71,18 @@ class Report:
                     print("    log: " + os.path.relpath(log, ROOT), flush=True)
 
     def summary(self):
+        """Failures are told once more at the end: of a long log that may be all that is kept."""
         count = {kind: len(found) for kind, found in self.results.items()}
-        for kind, title in (("skip", "skipped"), ("fail", "failed")):
-            if self.results[kind]:
-                print("\n%s:" % title)
-                for name, text in sorted(self.results[kind]):
-                    print("  %s: %s" % (name, last_line(text)))
+        if self.results["skip"]:
+            print("\nskipped:")
+            for name, text in sorted(self.results["skip"]):
+                print("  %s: %s" % (name, last_line(text)))
+        if self.results["fail"]:
+            print("\nfailed:")
+            for name, text in sorted(self.results["fail"]):
+                print("  %s" % name)
+                for line in text.splitlines()[:SUMMARY_LINES]:
+                    print("    | " + line)
         print("\n%d passed, %d failed, %d skipped" % (count["pass"], count["fail"], count["skip"]), flush=True)
         return 0 if count["pass"] and not count["fail"] else 1
 
