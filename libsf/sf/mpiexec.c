@@ -16,6 +16,8 @@
  * The command lines are in memory before the fork, so nothing has to be told to anybody; ranks find each other as always, by
  * what mpiexec hands around. Standard output of mpiexec goes through here, because its first lines are for this program.
  *
+ * Ranks have sf-mpich.so preloaded, without which a job may hang in its end (mpich.c).
+ *
  * One thread. A signal that would end this program ends mpiexec and the clones first.
  */
 #include <errno.h>
@@ -88,16 +90,26 @@ static char *host_list(const struct job *job)
     return list;
 }
 
+/* What ranks have preloaded: ours, and what they would have without. For free(). */
+static char *preloads(void)
+{
+    const char *others = getenv("LD_PRELOAD");
+    char *list;
+
+    return asprintf(&list, "%s%s%s", SF_MPICH, others ? ":" : "", others ? others : "") >= 0 ? list : NULL;
+}
+
 /* Becomes mpiexec, which ends with this program. */
 static void run_mpiexec(const struct job *job, const char *address, int output)
 {
-    char ranks[16], *hosts = host_list(job);
-    const char *first[] = { "mpiexec.hydra", "-launcher", "manual", "-localhost", address, "-hosts", hosts, "-n", ranks };
+    char ranks[16], *hosts = host_list(job), *preload = preloads();
+    const char *first[] = { "mpiexec.hydra", "-launcher", "manual", "-localhost", address, "-hosts", hosts, "-n", ranks,
+                            "-genv", "LD_PRELOAD", preload };
     size_t count = sizeof(first) / sizeof(first[0]);
     const char **arguments = calloc(count + (size_t)job->arguments_count + 1, sizeof(*arguments));
 
     snprintf(ranks, sizeof(ranks), "%u", job->ranks);
-    if (hosts && arguments && dup2(output, STDOUT_FILENO) >= 0) {
+    if (hosts && preload && arguments && dup2(output, STDOUT_FILENO) >= 0) {
         memcpy(arguments, first, sizeof(first));
         memcpy(arguments + count, job->arguments, (size_t)job->arguments_count * sizeof(*arguments));
         prctl(PR_SET_PDEATHSIG, SIGTERM);

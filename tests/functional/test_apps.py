@@ -117,7 +117,7 @@ with snowflock.Ticket(%d, hierarchical=True) as ticket:
         self.need("mpiexec.hydra", "python3")
         run = self.parent.shell
         run("cat > /tmp/mpi.py << 'END'%sEND" % test_network_programs.MPI)
-        text = test_network_programs.until_it_ends(self, self.parent, "sf-mpiexec -n 3 python3 /tmp/mpi.py")
+        text = run("sf-mpiexec -n 3 python3 /tmp/mpi.py", timeout=BOUND)
         self.assertEqual(sorted(re.findall(r"rank (\d) of (\S+) sum (\d+)", text)),
                          [("0", "red-1", "111"), ("1", "red-1", "111"), ("2", "red-2", "111")], text)
         text = run("echo given | sf-mpiexec -n 3 sh -c '[ $PMI_RANK != 0 ] || { read x; echo 0 $x; };"
