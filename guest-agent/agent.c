@@ -519,7 +519,7 @@ static void usage(FILE *out)
           "  --hook-timeout MS    that one hook may take (default: 10000)\n"
           "  --group NAME         whose members may use the socket (default: " GROUP ")\n"
           "  --mode OCTAL         mode of the socket (default: 0660)\n"
-          "  --skip LIST          steps not to do in a clone, of rng,clock,hostname,hooks,network, and\n"
+          "  --skip LIST          steps not to do in a clone, of rng,clock,boot-id,hostname,hooks,network, and\n"
           "                       in a cluster's first VM of ssh: for containers and tests\n"
           "  --syslog             log to syslog instead of standard error\n"
           "  --verbose            log more\n"
@@ -534,6 +534,7 @@ static bool parse_skip(const char *list, unsigned *skip)
         unsigned bit;
     } steps[] = { { "rng", AGENT_SKIP_RNG },
                   { "clock", AGENT_SKIP_CLOCK },
+                  { "boot-id", AGENT_SKIP_BOOT_ID },
                   { "hostname", AGENT_SKIP_HOSTNAME },
                   { "hooks", AGENT_SKIP_HOOKS },
                   { "network", AGENT_SKIP_NETWORK },

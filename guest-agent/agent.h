@@ -33,6 +33,7 @@ _Static_assert(AGENT_CONTROL_SPACE >= 3 * (SF_GP_HEADER_LENGTH + SF_GP_ERROR_LEN
 #define AGENT_SKIP_HOOKS       8u
 #define AGENT_SKIP_NETWORK     16u
 #define AGENT_SKIP_SSH         32u      /* in a cluster's first VM */
+#define AGENT_SKIP_BOOT_ID     64u
 
 struct agent_options {
     const char *port;           /* NULL: find the virtio-serial port by its name */
@@ -107,6 +108,7 @@ struct identity {
     bool hooks_certain;                 /* hook_names is what a folder with hooks_status has */
     struct stat hooks_status;
     char *file;                         /* run_dir/clone, mapped */
+    char *boot_id;                      /* mapped; NULL: it stays as it is */
     char hook_names[AGENT_MAX_HOOKS][AGENT_HOOK_NAME_LEN];
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * How a VM becomes a clone: new random numbers, the right time, its own name and addresses, the hooks, the file that
- * says so.
+ * How a VM becomes a clone: new random numbers, the right time, its own boot ID, name and addresses, the hooks, the file
+ * that says so.
  *
  * This stands between the first instruction of a clone and the return of sf_clone(), so it does nothing but the system
  * calls that are the job: no name service, no library that might ask one, files opened at start where possible.
@@ -24,6 +24,8 @@
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "guest-agent/boot_id.h"
 
 #define RANDOM_DEVICE   "/dev/urandom"
 #define CLONE_FILE      "clone"
@@ -143,6 +145,9 @@ bool identity_init(struct identity *identity, const struct agent_options *option
             agent_log(LOG_WARNING, "%s: %s", RANDOM_DEVICE, strerror(errno));
         }
     }
+    if (!(options->skip & AGENT_SKIP_BOOT_ID)) {
+        identity->boot_id = boot_id_cover(options->run_dir);
+    }
     return open_clone_file(identity);
 }
 
@@ -221,6 +226,9 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
          (skip & AGENT_SKIP_HOOKS || hooks_begin(identity, error));
     explicit_bzero(value->seed, sizeof(value->seed));
     identity->value = *value;
+    if (identity->boot_id) {
+        boot_id_renew(identity->boot_id);
+    }
     if (ok) {
         go_on(identity);
     } else {

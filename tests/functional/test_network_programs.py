@@ -11,6 +11,7 @@ CLONES = 2
 HOSTS = ["sf-parent"] + ["sf-%d" % number for number in range(1, CLONES + 1)]
 SUBNET = "10.77.0.0/16"
 SOURCES = 6
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 BOUND = 120             # seconds in a guest, for what hangs
 MPICH = "-genv LD_PRELOAD /usr/lib/x86_64-linux-gnu/snowflock/sf-mpich.so"
 
@@ -46,6 +47,7 @@ class Programs(harness.Case):
         cls.parent.shell("mkdir -p /run/sshd && /usr/sbin/sshd && distccd --daemon --allow %s --log-file=/tmp/distccd.log"
                          % SUBNET)
         cls.parent.shell("cat > /tmp/mpi.py << 'END'%sEND" % MPI)
+        cls.boot_id = cls.parent.shell("cat " + BOOT_ID)
         ticket = cls.parent.clone(CLONES)
         cls.clones = [vm.follow(cls.parent) for vm in cls.daemon.clones(ticket)]
 
@@ -61,6 +63,12 @@ class Programs(harness.Case):
                              % BOUND)
         self.assertIn("from clone 1", self.parent.shell("cat /tmp/copy"))
         self.assertIn('from="%s"' % SUBNET, self.parent.shell("cat /run/snowflock/ssh/authorized_keys"))
+
+    def test_boot_id(self):
+        """Each machine has its own, though its kernel had one before the fork: MPI takes equal ones for one machine."""
+        found = [vm.shell("cat " + BOOT_ID) for vm in [self.parent] + self.clones]
+        self.assertEqual(found[0], self.boot_id)
+        self.assertEqual(len(set(found)), len(HOSTS), found)
 
     def test_mpi(self):
         text = self.parent.shell("timeout %d mpiexec %s -hosts %s -n %d -ppn 1 python3 /tmp/mpi.py" %

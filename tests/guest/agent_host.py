@@ -225,7 +225,7 @@ class Pty:
 class Guest:
     """A temporary directory with a host, an agent, and ways to run programs against it."""
 
-    def __init__(self, *options, skip='rng,clock,hostname', prefix=(), pty=False):
+    def __init__(self, *options, skip='rng,clock,hostname', prefix=(), pty=False, boot_id=False):
         self.directory = tempfile.mkdtemp(prefix='sf-guest-')
         self.socket = os.path.join(self.directory, 'agent.sock')
         self.hooks = os.path.join(self.directory, 'hooks')
@@ -240,9 +240,7 @@ class Guest:
         self.command = [*prefix, os.path.join(os.environ['SF_BUILD'], 'guest-agent', 'sf-agent'), '--verbose',
                         '--port', port, '--socket', self.socket, '--run-dir', self.directory,
                         '--hooks', self.hooks, '--names', self.names, '--mode', '0600', '--group', 'root',
-                        *options]
-        if skip:
-            self.command += ['--skip', skip]
+                        *options, '--skip', skip + (',' if skip else '') + ('' if boot_id else 'boot-id')]
         self.agent = None
         self.start()
 

@@ -18,15 +18,16 @@ from agent_host import (BOUND, CHECKPOINT, CLONE, CREATE, ERROR, EXIT, EXITED, F
                         error_of, frame, hello, identity, member, packet)
 
 TICKET_ID = 0x1122334455667788
+BOOT_ID = '/proc/sys/kernel/random/boot_id'
 
 
 class Base(unittest.TestCase):
-    options, skip, prefix, pty = (), 'rng,clock,hostname', (), False
+    options, skip, prefix, pty, boot_id = (), 'rng,clock,hostname', (), False, False
 
     def setUp(self):
         if 'SF_BUILD' not in os.environ:
             self.skipTest('SF_BUILD is not set: run by tests/run.py')
-        self.guest = Guest(*self.options, skip=self.skip, prefix=self.prefix, pty=self.pty)
+        self.guest = Guest(*self.options, skip=self.skip, prefix=self.prefix, pty=self.pty, boot_id=self.boot_id)
         self.addCleanup(self.guest.close)
         self.host = self.guest.host
 
@@ -604,15 +605,35 @@ class HookTimeout(Base):
 @unittest.skipUnless(os.geteuid() == 0, 'needs root: sets a hostname in a namespace and seeds the kernel')
 class System(Base):
     """The steps that need privilege, but the clock, which no namespace keeps apart."""
-    skip, prefix = 'clock', ('unshare', '--uts')
+    skip, prefix, boot_id = 'clock', ('unshare', '--uts', '--mount'), True
 
-    def test_hostname_and_seed(self):
-        self.hook('10-name', 'uname -n > %s/name\n' % self.guest.directory)
+    def become_clone(self):
+        """Its host name and its boot ID."""
+        self.hook('10-names', 'cat /proc/sys/kernel/hostname %s > %s/names\n' % (BOOT_ID, self.guest.directory))
         self.guest.become_clone(hostname='some-clone')
         self.host.expect_hello()
         self.host.expect(IDENTITY | REPLY)
-        with open(os.path.join(self.guest.directory, 'name'), encoding='utf-8') as file:
-            self.assertEqual(file.read(), 'some-clone\n')
+        with open(os.path.join(self.guest.directory, 'names'), encoding='utf-8') as file:
+            return file.read().splitlines()
+
+    def boot_id_there(self):
+        """The boot ID as the agent's mount namespace has it."""
+        return subprocess.run(['nsenter', '--mount', '--target', str(self.guest.agent.pid), 'cat', BOOT_ID], check=True,
+                              capture_output=True, text=True).stdout.strip()
+
+    def test_hostname_and_seed(self):
+        self.assertEqual(self.become_clone()[0], 'some-clone')
+
+    def test_boot_id(self):
+        """The kernel's until there is a clone; then its own."""
+        with open(BOOT_ID, encoding='utf-8') as file:
+            kernels = file.read().strip()
+        self.assertEqual(self.boot_id_there(), kernels)
+        own = self.become_clone()[1]
+        self.assertRegex(own, r'^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$')
+        self.assertNotEqual(own, kernels)
+        with open(BOOT_ID, encoding='utf-8') as file:
+            self.assertEqual(file.read().strip(), kernels, 'outside of the namespace')
 
 
 class Hostile(Base):
