@@ -60,11 +60,12 @@ class Figures:
         return json.dumps(self.object(), indent=1)
 
     @classmethod
-    def load(cls, text):
-        """Figures of an earlier run, from its JSON."""
-        data = json.loads(text)
-        figures = cls(machine_info=data["machine"], commit=data["commit"], date=data["date"])
-        figures.figures = {figure["name"]: figure for figure in data["figures"]}
+    def load(cls, *texts):
+        """Figures of earlier runs together, from their JSON; machine and date are those of the last one."""
+        runs = [json.loads(text) for text in texts]
+        figures = cls(machine_info=runs[-1]["machine"], commit=", ".join(dict.fromkeys(one["commit"] for one in runs)),
+                      date=runs[-1]["date"])
+        figures.figures = {figure["name"]: figure for one in runs for figure in one["figures"]}
         return figures
 
     def rows(self):

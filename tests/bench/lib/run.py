@@ -2,7 +2,7 @@
 """The command line that all benches share.
 
     scripts/bench NAME [--json] [--plot FILE.svg] [--quick] [--only GROUP]... [--markdown]
-    scripts/bench NAME --from FILE.json [--plot FILE.svg]      an earlier run again, nothing is measured
+    scripts/bench NAME --from FILE.json... [--plot FILE.svg]   earlier runs again, nothing is measured
 
 A bench is an object with
     about       a line
@@ -17,6 +17,7 @@ measured, 77: something that the bench needs is missing.
 import argparse
 import contextlib
 import os
+import pathlib
 import signal
 import sys
 import tempfile
@@ -62,7 +63,7 @@ def arguments(bench):
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not for figures")
     parser.add_argument("--only", metavar="GROUP", action="append", choices=list(bench.groups),
                         help="measure only this (may be given again): " + ", ".join(bench.groups))
-    parser.add_argument("--from", dest="source", metavar="FILE.json", help="take the figures of an earlier run")
+    parser.add_argument("--from", dest="sources", metavar="FILE.json", nargs="+", help="take the figures of earlier runs")
     return parser.parse_args()
 
 
@@ -93,9 +94,8 @@ def measure(bench, options):
 
 def main(bench):
     options = arguments(bench)
-    if options.source:
-        with open(options.source) as file:
-            result, whole = figures_module.Figures.load(file.read()), True
+    if options.sources:
+        result, whole = figures_module.Figures.load(*[pathlib.Path(name).read_text() for name in options.sources]), True
     else:
         scratch_directory()
         for number in (signal.SIGTERM, signal.SIGHUP):      # end what was started, as after an interrupt
