@@ -9,8 +9,10 @@ or in network namespaces of their own.
     Bridge      any number of network namespaces on a bridge, which can be made a bad one
 """
 import atexit
+import contextlib
 import ctypes
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +23,8 @@ import unittest
 import harness
 
 ADDRESS = "127.0.0.1"
+LOWEST_PORT = 10000
+ports_taken = []                # the names that keep them
 
 
 class Keys:
@@ -49,9 +53,19 @@ class Keys:
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return probe.getsockname()[1]
+    """A TCP port that stays ours while its daemon is down: below those that Linux gives to connections, and kept from other
+    jobs of the tests by a name that lives as long as this process."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        ports = range(LOWEST_PORT, int(file.read().split()[0]))
+    for port in random.sample(ports, len(ports)):
+        name = socket.socket(socket.AF_UNIX)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            name.bind("\0snowflock-test-port-%d" % port)
+            probe.bind((ADDRESS, port))
+            ports_taken.append(name)
+            return port
+        name.close()
+    raise AssertionError("no TCP port is free")
 
 
 def plain_checksums(run, interface):
