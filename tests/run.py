@@ -42,6 +42,7 @@ SCALE = float(os.environ.get("SF_TEST_TIMEOUT_SCALE", "1"))
 FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
 FUZZ_SEED = int(os.environ.get("SF_TEST_SEED") or 1)     # the same inputs in each run: what passed once passes again
 FUZZ_INPUT_BOUND = 20 * SCALE   # seconds for one input
+FUZZ_NICE = 10              # they take what the tests beside them leave
 FUZZ_SLACK = 60             # seconds that a fuzz target may take beyond its time: loading the corpus, the last input
 CLEAN_UP_BOUND = 60         # seconds that a test which reached its bound has to end what it started
 SKIP_STATUS = 77
@@ -308,7 +309,7 @@ class FuzzTarget:
         os.makedirs(found, exist_ok=True)
         os.makedirs(grown, exist_ok=True)
         begin = time.monotonic()
-        process = Process([self.path, "-seed=%d" % FUZZ_SEED, "-max_total_time=%d" % FUZZ_SECONDS,
+        process = Process(["nice", "-n", str(FUZZ_NICE), self.path, "-seed=%d" % FUZZ_SEED, "-max_total_time=%d" % FUZZ_SECONDS,
                            "-timeout=%d" % FUZZ_INPUT_BOUND, "-rss_limit_mb=2048", "-print_final_stats=1",
                            "-artifact_prefix=" + found, grown, corpus], log, env=self.group.env)
         status = process.wait(min(FUZZ_SECONDS + FUZZ_SLACK * SCALE, deadline - begin))
@@ -338,7 +339,7 @@ THREADS = {
 
 class Group:
     """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take. One that
-    mostly waits runs beside the group above it."""
+    mostly waits, or takes what others leave, runs beside the group above it."""
 
     def __init__(self, name, make, needs=(), fast=False, jobs=1, beside=False, bound=300, env=None):
         self.name = name
@@ -387,9 +388,9 @@ GROUPS = [
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
     Group("tsan", threads_tests, needs=("tsan",), beside=True, env=THREADS),
-    Group("fuzz", fuzz_targets, needs=("fuzz",), jobs=2, env=SANITIZERS),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
     Group("functional", python_modules, needs=("build", "qemu", "image", "virsh"), jobs=2, bound=600),
+    Group("fuzz", fuzz_targets, needs=("fuzz",), beside=True, env=SANITIZERS),
 ]
 
 
