@@ -58,7 +58,7 @@ MEMORY = 512 * MIB
 BOUND = 10 * harness.LONG
 RATIO_BAR, OVER_BAR = 1.25, 4
 # Of --size: work of some 20 s for each of four clones, under TCG and on two cores.
-SIZES = {"blast": 60, "bowtie2": 12, "clustalw": 3, "povray": 8, "quantlib": 24, "distcc": 6}
+SIZES = {"blast": 26, "bowtie2": 36, "clustalw": 8, "povray": 14, "quantlib": 24, "distcc": 3}
 SMALL = 1                       # size of the tests
 NETWORK = {"distcc": {"network": "cluster"}}    # of a parent whose clones must reach it
 TRANSPORTS = {"all": {}, "none": {"avoid": "none"}, "multicast": {"multicast": "on"}}   # keys of [cluster]
