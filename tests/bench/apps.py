@@ -56,9 +56,10 @@ APPS = "/usr/share/snowflock/apps"
 CLONES, HOSTS = 4, 2
 MEMORY = 512 * MIB
 BOUND = 10 * harness.LONG
+RUNS, QUICK_RUNS = 2, 1         # of an application, forked and not
 RATIO_BAR, OVER_BAR = 1.25, 4
 # Of --size: work of some 20 s for each of four clones, under TCG and on two cores.
-SIZES = {"blast": 26, "bowtie2": 36, "clustalw": 8, "povray": 14, "quantlib": 24, "distcc": 3}
+SIZES = {"blast": 26, "bowtie2": 36, "clustalw": 8, "povray": 9, "quantlib": 24, "distcc": 3}
 SMALL = 1                       # size of the tests
 NETWORK = {"distcc": {"network": "cluster"}}    # of a parent whose clones must reach it
 TRANSPORTS = {"all": {}, "none": {"avoid": "none"}, "multicast": {"multicast": "on"}}   # keys of [cluster]
@@ -140,10 +141,10 @@ def configure(made, keys):
 
 def measure(name, figures, quick):
     job = Job(name, SMALL if quick else SIZES[name])
-    turns = 1 if quick else 2
+    runs_wanted = QUICK_RUNS if quick else RUNS
     with memory.cluster(HOSTS) as made:
         with booted(made[:1], pool=CLONES // HOSTS, **NETWORK.get(name, {})) as (parent,):
-            runs = [Forked(made, parent, job) for _ in range(turns)]
+            runs = [Forked(made, parent, job) for _ in range(runs_wanted)]
         with booted(made * (CLONES // HOSTS)) as vms:
             alone = [ideal(vms, job, one.parts) + one.joining for one in runs]
     figures.add("apps.%s.ideal" % name, "s", alone)
