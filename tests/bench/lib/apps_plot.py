@@ -5,7 +5,8 @@ import re
 from . import plot
 
 WIDTH, BAR = 0.36, 0.26      # of bars, two and three side by side
-HEADROOM = 1.25
+HEADROOM = 1.35             # for the legend
+ALONE = 9.4                 # inches: a plot of one panel, so that the words at its foot have room
 
 
 def names(figures):
@@ -25,6 +26,7 @@ def times(axes, figures, applications):
                           ha="center", color=colour, fontsize=8.5, fontweight="bold")
         largest = max([largest] + values)
     axes.set_xticks(range(len(applications)), labels=applications)
+    axes.set_xlim(-1, len(applications))
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, largest * HEADROOM)
     axes.set_ylabel("s")
@@ -49,6 +51,8 @@ def draw(figures, path):
     applications = names(figures)
     measured = [name for name in applications if figures.get("apps.bytes.%s.all" % name)]
     figure, axes = plot.panels(2 if measured else 1)
+    if not measured:
+        figure.set_figwidth(ALONE)
     times(axes[0], figures, applications)
     if measured:
         fetched(axes[1], figures, measured)
