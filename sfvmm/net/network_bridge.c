@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "sfvmm/net/dhcp_service.h"
 #include "sfvmm/net/link.h"
 #include "sfvmm/net/netns.h"
 #include "sfvmm/net/nft.h"
@@ -53,7 +54,8 @@ typedef struct {
     SfNft *filter;
     guint last_tap;
     GPtrArray *members; /* of SfNetMember */
-    gboolean adopting;  /* the filter of an earlier sfvmmd is in force until settle() */
+    SfDhcpService *dhcp;
+    gboolean adopting; /* the filter of an earlier sfvmmd is in force until settle() */
 
     char *cable;     /* the host's end, and the name of the host's table; NULL: nothing is reachable outside */
     SfTunnel tunnel; /* number 0: there is none */
@@ -295,6 +297,7 @@ static void bridge_free(SfNetwork *network)
         cut_tunnel(bridge);
     }
     g_clear_pointer(&bridge->ends, g_ptr_array_unref);
+    sf_dhcp_service_free(bridge->dhcp);
     sf_nft_free(bridge->filter);
     sf_links_free(bridge->inside);
     if (bridge->netns >= 0) {
@@ -324,6 +327,21 @@ static gboolean prepare_namespace(Bridge *bridge, GError **error)
            sf_links_sysctl(bridge->inside, "net/bridge/bridge-nf-call-arptables", "0", error);
 }
 
+/* When it is known whether there is a gateway. */
+static gboolean open_dhcp(Bridge *bridge, GError **error)
+{
+    SfDhcpSubnet subnet = {
+        .server = sf_network_gateway_address(bridge->base.address, bridge->base.prefix),
+        .router = sf_network_gateway(&bridge->base),
+        .prefix = bridge->base.prefix,
+        .mtu = SF_NET_MTU,
+        .mac = bridge->base.gateway_mac,
+    };
+
+    bridge->dhcp = sf_dhcp_service_new(bridge->netns, SF_NET_BRIDGE, &subnet, bridge->members, error);
+    return bridge->dhcp != NULL;
+}
+
 static SfNetwork *bridge_new(const SfNetworkOptions *options, GError **error)
 {
     Bridge *bridge = bridge_alloc(options);
@@ -335,7 +353,7 @@ static SfNetwork *bridge_new(const SfNetworkOptions *options, GError **error)
         return NULL;
     }
     network->has_gateway = network->outside->len > 0;
-    return g_steal_pointer(&network);
+    return open_dhcp(bridge, error) ? g_steal_pointer(&network) : NULL;
 }
 
 /* The cable that an earlier sfvmmd has laid: its other end is the host's device whose peer is there. */
@@ -360,6 +378,9 @@ static SfNetwork *bridge_adopt(const SfNetworkOptions *options, int tap, GError 
     network->has_gateway = network->lent ? network->outside->len > 0 : bridge->cable != NULL;
     sf_links_get_tunnel(bridge->inside, SF_NET_FAR, &bridge->tunnel);
     bridge->adopting = TRUE;
+    if (!open_dhcp(bridge, error)) {
+        return NULL;
+    }
     network->own = TRUE;
     return g_steal_pointer(&network);
 }

@@ -15,7 +15,8 @@
  * Bridge, `arriving`: everything is dropped that is not told to pass. A frame must come with the device's own MAC; ARP
  * must speak of it and of the member's own address; IPv4 and IPv6 must come from the member's own addresses. What makes
  * a member a router or a DHCP server for others is dropped. As this stands before the bridge, a forged frame does not
- * even teach it where a MAC lives. Frames to groups (ARP among them) are limited in number, since each goes to all.
+ * even teach it where a MAC lives. Frames to groups (ARP among them) are limited in number, since each goes to all. Who
+ * asks by DHCP has no address yet, and is let pass in bounds: dhcp_service.c answers, on the bridge.
  *
  * What comes by the tunnel was let pass by the filter of another host of the cluster, which is trusted like this one:
  * of that, `far` looks only for what would take a local member's place, or comes from where no member is. That the
@@ -35,6 +36,8 @@
 #define GROUP_RATE    "2000/second" /* frames to groups of one member: 1,000 siblings are looked up in half a second */
 #define GROUP_BURST   "2000 packets"
 #define PING_RATE     "100/second"
+#define DHCP_RATE     "10/second" /* requests of one member */
+#define DHCP_BURST    "20 packets"
 #define CONNECTIONS   "4096" /* of one member to the outside, at a time: the host's table has room for all */
 
 static char *mac_text(const guint8 *mac)
@@ -119,6 +122,7 @@ static void append_bridge(GString *text, const SfNetRulesOptions *options)
                           "  set hosts4 { type ifname . ether_addr . ipv4_addr; }\n"
                           "  set hosts6 { type ifname . ether_addr . ipv6_addr; }\n"
                           "  set storms { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
+                          "  set asking { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
                           "  set sending { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
                           "  set receiving { type ifname; size 65535; flags dynamic; timeout 60s; }\n"
                           "  chain servers {\n"
@@ -137,6 +141,9 @@ static void append_bridge(GString *text, const SfNetRulesOptions *options)
     g_string_append(text,
                     "    ether type arp arp operation { request, reply }"
                     " iifname . arp saddr ether . arp saddr ip @hosts4 accept\n"
+                    "    ether type ip udp dport 67 update @asking"
+                    " { iifname limit rate over " DHCP_RATE " burst " DHCP_BURST " } drop\n"
+                    "    ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept\n"
                     "    jump servers\n"
                     "    ether type ip iifname . ether saddr . ip saddr @hosts4 accept\n"
                     "    ether type ip6 ip6 saddr :: icmpv6 type { nd-neighbor-solicit, mld2-listener-report } accept\n"

@@ -25,6 +25,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "libsf/wire/message.h"
+#include "sfvmm/net/dhcp.h"
 #include "sfvmm/net/network.h"
 #include "sfvmm/net/outside.h"
 #include "sfvmm/net/port.h"
@@ -97,8 +98,30 @@ static void give_to_all(SfSwitch *self, const SfPort *from, const guint8 *frame,
     }
 }
 
+/* What it asks by DHCP is for nobody else. */
+static void answer_dhcp(SfSwitch *self, SfPort *from, const guint8 *frame, gsize length)
+{
+    SfDhcpSubnet subnet = {
+        .server = sf_network_gateway_address(self->options.address, self->options.prefix),
+        .router = self->outside ? sf_network_gateway_address(self->options.address, self->options.prefix) : 0,
+        .prefix = self->options.prefix,
+        .mtu = SF_NET_MTU,
+        .mac = self->gateway_mac,
+    };
+    guint8 answer[SF_DHCP_ANSWER_MAX];
+    gsize size = sf_dhcp_answer(&subnet, from->mac, from->address, frame, length, answer);
+
+    if (size > 0 && sf_limit_take(&from->groups, 1, self->now)) {
+        give(self, from, answer, size);
+    }
+}
+
 static void pass(SfSwitch *self, SfPort *from, const guint8 *frame, gsize length)
 {
+    if (from->admitted && sf_dhcp_is_request(frame, length)) {
+        answer_dhcp(self, from, frame, length);
+        return;
+    }
     if (!from->admitted || !sf_frame_may_pass(frame, length, from->mac, from->address) ||
         !sf_limit_take(&from->sending, length, self->now)) {
         return;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include "dhcp_request.h"
 #include "lab.h"
 #include "sfvmm/net/link.h"
 #include "sfvmm/net/netns.h"
@@ -90,6 +91,47 @@ static void test_members(void)
     lab_leave(&a, network);
     lab_leave(&b, network);
     lab_leave(&c, NULL);
+}
+
+static gboolean is_answered(const LabMember *member, LabFrame *frame)
+{
+    static const guint8 cookie[] = { 0x63, 0x82, 0x53, 0x63 };
+    gboolean answered = FALSE;
+
+    for (gint64 end = g_get_monotonic_time() + SOON * 1000; !answered && g_get_monotonic_time() < end;) {
+        while (g_main_context_iteration(NULL, FALSE)) {
+        }
+        answered = lab_receive(member, cookie, sizeof(cookie), NEVER, frame);
+    }
+    return answered;
+}
+
+/* By DHCP a member gets the address that it has, whatever it asks for. */
+static void test_dhcp(void)
+{
+    static const char *const rules[] = { "0.0.0.0/0", NULL };
+    g_autoptr(SfNetwork) network = make_network(rules, 0);
+    LabMember a, b;
+    LabFrame frame;
+
+    lab_join(&a, network, PARENT, TRUE);
+    lab_join(&b, network, PARENT + 1, TRUE);
+    frame.length = dhcp_request(frame.bytes, b.mac, 0, DHCP_DISCOVER, PARENT, 0);
+    lab_send(&b, &frame);
+    g_assert_true(is_answered(&b, &frame));
+    g_assert_cmpint(dhcp_option(frame.bytes, frame.length, 53), ==, DHCP_OFFER);
+    g_assert_cmpmem(frame.bytes, 6, b.mac, 6);
+    frame.length = dhcp_request(frame.bytes, b.mac, 0, DHCP_REQUEST, PARENT, GATEWAY);
+    lab_send(&b, &frame);
+    g_assert_true(is_answered(&b, &frame));
+    g_assert_cmpint(dhcp_option(frame.bytes, frame.length, 53), ==, DHCP_NAK);
+    frame.length = dhcp_request(frame.bytes, b.mac, b.address, DHCP_REQUEST, b.address, 0);
+    lab_send(&b, &frame);
+    g_assert_true(is_answered(&b, &frame));
+    g_assert_cmpint(dhcp_option(frame.bytes, frame.length, 53), ==, DHCP_ACK);
+    g_assert_cmphex(dhcp_option(frame.bytes, frame.length, 3), ==, GATEWAY);
+    lab_leave(&a, network);
+    lab_leave(&b, network);
 }
 
 /* Two clusters with the same addresses at the same time, each with a policy: no frame of one gets to the other. */
@@ -671,6 +713,7 @@ int main(int argc, char **argv)
     switches = (SfNetworkPlace){ g_getenv("SF_SWITCH"), directory, geteuid() == 0 ? NOBODY : geteuid(),
                                  geteuid() == 0 ? NOBODY : getegid() };
     add_both("members", test_members);
+    add_both("dhcp", test_dhcp);
     add_both("apart", test_apart);
     add_both("spoofing", test_spoofing);
     add_both("outside", test_outside);
