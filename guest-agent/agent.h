@@ -18,6 +18,7 @@
 #define AGENT_MAX_PER_USER     64       /* connections of one user other than root */
 #define AGENT_MAX_HOOKS        64
 #define AGENT_HOOK_NAME_LEN    64
+#define AGENT_HOOK_PATH_LEN    4096
 #define AGENT_ARGUMENT_MAX     72       /* payload bytes of every request but SYNC */
 #define AGENT_RETRY_MS         1000     /* how often a port that is missing or has no host is tried again */
 #define AGENT_READ_SIZE        16384
@@ -103,6 +104,8 @@ struct identity {
     int hook_nice;                      /* priority of hooks: that of the agent at its start */
     uint64_t hook_deadline_ms;
     bool hook_timed_out;
+    bool with_managers;                 /* those that run are told of the network first */
+    unsigned next_manager;              /* for managers_next_script() */
     unsigned hooks, next_hook;          /* names in hook_names; the one that comes next */
     int hooks_fd;                       /* the folder; -1: there is none */
     bool hooks_certain;                 /* hook_names is what a folder with hooks_status has */
@@ -110,6 +113,7 @@ struct identity {
     char *file;                         /* run_dir/clone, mapped */
     char *boot_id;                      /* mapped; NULL: it stays as it is */
     char hook_names[AGENT_MAX_HOOKS][AGENT_HOOK_NAME_LEN];
+    char hook_path[AGENT_HOOK_PATH_LEN]; /* of the last that was started */
 };
 
 /* Opens what becoming a clone needs, and reads run_dir/clone: an agent started anew in a clone knows what it is. */

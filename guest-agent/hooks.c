@@ -2,6 +2,7 @@
 /*
  * The hooks of a fork: executable files in /etc/snowflock/clone.d, run in the order of their names (as run-parts has
  * it), one after the other, each in its own process group, with SF_* in the environment and nothing on standard input.
+ * Before them, in the same way, the scripts for network managers (managers.c).
  *
  * The names are read when the agent starts, and again in a clone only if the folder has changed since: its descriptor
  * is kept, and one fstat() tells. (Renaming or removing the folder changes its ctime as well.)
@@ -23,6 +24,8 @@
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "guest-agent/managers.h"
 
 #define HOOK_NAME_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 #define TIME_STAMP_STEP_S    1 /* file systems' time stamps are finer than that */
@@ -139,33 +142,41 @@ bool hooks_begin(struct identity *identity, struct sf_gp_error *error)
 
 /* NAME=value in a buffer of its own. */
 #define ENVIRONMENT_TEXT (SF_GP_NAME_LEN + 16)
+#define VARIABLES        7 /* without those of a network */
 
-static bool start(struct identity *identity, const char *name, struct sf_gp_error *error)
+/* Starts identity->hook_path. */
+static bool start(struct identity *identity, struct sf_gp_error *error)
 {
     const struct sf_gp_identity *value = &identity->value;
-    char path[PATH_MAX], id[ENVIRONMENT_TEXT], count[ENVIRONMENT_TEXT], ticket[ENVIRONMENT_TEXT];
+    struct network_environment network = { 0 };
+    char *path = identity->hook_path, id[ENVIRONMENT_TEXT], count[ENVIRONMENT_TEXT], ticket[ENVIRONMENT_TEXT];
     char parent[ENVIRONMENT_TEXT], hostname[ENVIRONMENT_TEXT], socket[PATH_MAX];
     char *const argv[] = { path, NULL };
-    char *const environment[] = { id, count, ticket, parent, hostname, socket, (char *)HOOK_PATH, NULL };
+    char *environment[VARIABLES + NETWORK_VARIABLES + 1] = { id,       count,  ticket,           parent,
+                                                             hostname, socket, (char *)HOOK_PATH };
     posix_spawn_file_actions_t files;
     posix_spawnattr_t attributes;
     sigset_t none, all;
     pid_t pid;
     int result;
 
-    snprintf(path, sizeof(path), "%s/%s", identity->options->hooks, name);
     snprintf(id, sizeof(id), "SF_ID=%" PRIu32, value->id);
     snprintf(count, sizeof(count), "SF_COUNT=%" PRIu32, value->count);
     snprintf(ticket, sizeof(ticket), "SF_TICKET=%016" PRIx64, value->ticket);
     snprintf(parent, sizeof(parent), "SF_PARENT=%s", value->parent);
     snprintf(hostname, sizeof(hostname), "SF_HOSTNAME=%s", value->hostname);
     snprintf(socket, sizeof(socket), "SF_AGENT_SOCKET=%s", identity->options->socket);
+    if (identity->network) {
+        network_describe(identity->network, &network);
+        for (size_t i = 0; i < NETWORK_VARIABLES; i++) {
+            environment[VARIABLES + i] = network.text[i];
+        }
+    }
 
     sigemptyset(&none);
     sigfillset(&all);
     posix_spawnattr_init(&attributes);
-    posix_spawnattr_setflags(&attributes,
-                             POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
     posix_spawnattr_setpgroup(&attributes, 0);
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setsigdefault(&attributes, &all);
@@ -186,11 +197,19 @@ static bool start(struct identity *identity, const char *name, struct sf_gp_erro
 
 enum hook_start hooks_start_next(struct identity *identity, struct sf_gp_error *error)
 {
+    bool told = identity->with_managers && identity->network->interface[0] != '\0'; /* else nobody has set it up */
+    const char *script = told ? managers_next_script(&identity->next_manager) : NULL;
+
+    if (script) {
+        snprintf(identity->hook_path, sizeof(identity->hook_path), "%s", script);
+        return start(identity, error) ? HOOK_STARTED : HOOK_FAILED;
+    }
     while (identity->next_hook < identity->hooks) {
         const char *name = identity->hook_names[identity->next_hook++];
 
         if (is_executable(identity->hooks_fd, name)) {
-            return start(identity, name, error) ? HOOK_STARTED : HOOK_FAILED;
+            snprintf(identity->hook_path, sizeof(identity->hook_path), "%s/%s", identity->options->hooks, name);
+            return start(identity, error) ? HOOK_STARTED : HOOK_FAILED;
         }
     }
     return HOOK_NONE;

@@ -218,6 +218,8 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
         kill(-identity->hook_pid, SIGKILL); /* a clone of a VM that was itself becoming one */
     }
     identity->next_hook = identity->hooks; /* none, with --skip */
+    identity->next_manager = 0;
+    identity->with_managers = identity->network && !(skip & AGENT_SKIP_HOOKS);
     ok = (skip & AGENT_SKIP_RNG || reseed(identity, value->seed, error)) &&
          (skip & AGENT_SKIP_CLOCK || step_clock(value->realtime, error)) &&
          (skip & AGENT_SKIP_HOSTNAME || sethostname(value->hostname, strlen(value->hostname)) == 0 ||
@@ -238,7 +240,6 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
 
 void identity_child(struct identity *identity)
 {
-    const char *name;
     int status;
     pid_t pid;
 
@@ -250,18 +251,17 @@ void identity_child(struct identity *identity)
         if (identity->state != IDENTITY_HOOKS) {
             continue;
         }
-        name = identity->hook_names[identity->next_hook - 1];
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
             go_on(identity);
             continue;
         }
         identity->error.error = identity->hook_timed_out ? ETIMEDOUT : ECANCELED;
         if (identity->hook_timed_out) {
-            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s/%s: not done after %u ms",
-                           identity->options->hooks, name, identity->options->hook_timeout_ms);
+            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s: not done after %u ms",
+                           identity->hook_path, identity->options->hook_timeout_ms);
         } else {
-            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s/%s: %s %d",
-                           identity->options->hooks, name, WIFEXITED(status) ? "exit status" : "killed by signal",
+            sf_gp_text_set(identity->error.text, sizeof(identity->error.text), "hook %s: %s %d", identity->hook_path,
+                           WIFEXITED(status) ? "exit status" : "killed by signal",
                            WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
         }
         failed(identity);

@@ -13,7 +13,7 @@
  *     file of names                        --> sf-parent, sf-1, ...
  *
  * All of it is done through the kernel, whoever had set the parent's up: a static configuration, ifupdown, a DHCP
- * client, networkd or NetworkManager. docs/network.md says what each of these makes of it.
+ * client, networkd or NetworkManager. Those that would undo it are told then (managers.c).
  *
  * The link never goes down in the guest's eyes, so that nobody there starts to configure the interface anew.
  */
@@ -21,7 +21,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <linux/if.h>
+#include <inttypes.h>
 #include <linux/if_arp.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -29,6 +29,7 @@
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <syslog.h>
@@ -36,6 +37,7 @@
 
 #include "guest-agent/agent.h"
 #include "guest-agent/cluster_ssh.h"
+#include "guest-agent/managers.h"
 #include "guest-agent/names.h"
 #include "guest-agent/netlink.h"
 
@@ -51,16 +53,6 @@
 #define NDP_ADVERT            136
 #define NDP_OVERRIDE          0x20
 #define NDP_TARGET_MAC        2
-
-/* Who would set the NIC up by itself. */
-static const char *const managers[] = {
-    "/sbin/ifup",
-    "/usr/sbin/NetworkManager",
-    "/etc/systemd/system/multi-user.target.wants/systemd-networkd.service",
-    "/usr/sbin/connmand",
-    "/sbin/dhcpcd",
-    "/usr/sbin/dhcpcd",
-};
 
 static bool fail(struct sf_gp_error *error, int number, const char *what)
 {
@@ -422,8 +414,9 @@ static int move_address(struct netlink *netlink, const struct sf_gp_network *val
     return number;
 }
 
-static bool become(struct netlink *netlink, const struct sf_gp_network *value, struct sf_gp_error *error)
+static bool become(struct netlink *netlink, struct network *network, struct sf_gp_error *error)
 {
+    const struct sf_gp_network *value = &network->value;
     uint8_t old[SF_GP_MAC_LENGTH], mac[SF_GP_MAC_LENGTH];
     struct holder holder = { .address = htonl(value->parent) };
     int nic, number;
@@ -446,6 +439,9 @@ static bool become(struct netlink *netlink, const struct sf_gp_network *value, s
     if (number != 0) {
         return fail(error, number, "setting the address");
     }
+    if (holder.index == 0 || !if_indextoname((unsigned)holder.index, network->interface)) {
+        network->interface[0] = '\0';
+    }
     renew_ipv6(netlink, holder.index > 0 ? holder.index : nic, mac);
     return true;
 }
@@ -458,7 +454,7 @@ bool network_become(struct network *network, struct sf_gp_error *error)
     if (!netlink_open(&netlink, NETLINK_ROUTE)) {
         return fail(error, errno, "netlink");
     }
-    ok = become(&netlink, &network->value, error);
+    ok = become(&netlink, network, error);
     netlink_close(&netlink);
     if (ok) {
         names_write(network->hosts, &network->value, network->parent_host);
@@ -466,17 +462,28 @@ bool network_become(struct network *network, struct sf_gp_error *error)
     return ok;
 }
 
-/* ---- the parent ---- */
-
-static bool somebody_else_does(void)
+static void put_address(char *text, const char *name, uint32_t a)
 {
-    for (size_t i = 0; i < sizeof(managers) / sizeof(managers[0]); i++) {
-        if (access(managers[i], F_OK) == 0) {
-            return true;
-        }
+    int length = snprintf(text, NETWORK_VARIABLE_LEN, "%s=", name);
+
+    if (a != 0) {
+        snprintf(text + length, NETWORK_VARIABLE_LEN - (size_t)length, "%u.%u.%u.%u", a >> 24, a >> 16 & 0xff,
+                 a >> 8 & 0xff, a & 0xff);
     }
-    return false;
 }
+
+void network_describe(const struct network *network, struct network_environment *environment)
+{
+    const struct sf_gp_network *value = &network->value;
+
+    snprintf(environment->text[0], NETWORK_VARIABLE_LEN, "SF_INTERFACE=%s", network->interface);
+    snprintf(environment->text[1], NETWORK_VARIABLE_LEN, "SF_PREFIX=%" PRIu32, value->prefix);
+    put_address(environment->text[2], "SF_ADDRESS", value->address);
+    put_address(environment->text[3], "SF_PARENT_ADDRESS", value->parent);
+    put_address(environment->text[4], "SF_GATEWAY", value->gateway);
+}
+
+/* ---- the parent ---- */
 
 void network_init(struct network *network, const char *hosts, bool with_ssh)
 {
@@ -517,7 +524,7 @@ void network_told(struct network *network, const struct sf_gp_network *value)
     if (first && network->with_ssh) {
         cluster_ssh_prepare(value);
     }
-    if (first && !somebody_else_does()) {
+    if (first && !managers_are_there()) {
         network->setup_tries = SETUP_TRIES;
         network_retry(network);
     }

@@ -6,17 +6,19 @@
 #ifndef SF_AGENT_NETWORK_H
 #define SF_AGENT_NETWORK_H
 
+#include <net/if.h>
 #include <stdbool.h>
 
 #include "libsf/wire/message.h"
 
 struct network {
-    struct sf_gp_network value; /* what the host said last; prefix 0: it said nothing */
-    bool fresh;                 /* came since the last IDENTITY */
-    bool link_due;              /* a clone's programs wait for LINK */
-    unsigned setup_tries;       /* left, to set the parent's NIC up */
-    const char *hosts;          /* path of the file of names */
-    bool with_ssh;              /* the cluster gets a key for ssh */
+    struct sf_gp_network value;           /* what the host said last; prefix 0: it said nothing */
+    bool fresh;                           /* came since the last IDENTITY */
+    char interface[IF_NAMESIZE];          /* of a clone: which has the address; empty: none */
+    bool link_due;                        /* a clone's programs wait for LINK */
+    unsigned setup_tries;                 /* left, to set the parent's NIC up */
+    const char *hosts;                    /* path of the file of names */
+    bool with_ssh;                        /* the cluster gets a key for ssh */
     char parent_host[SF_GP_NAME_LEN + 1]; /* host name of the parent, which a clone has at first; empty: too long */
 };
 
@@ -34,6 +36,14 @@ void network_retry(struct network *network);
  * names. False with *error: then this VM must not get a link.
  */
 bool network_become(struct network *network, struct sf_gp_error *error);
+
+/* A clone's network as variables for its hooks: SF_INTERFACE, SF_ADDRESS and others, NAME=value. */
+#define NETWORK_VARIABLES    5
+#define NETWORK_VARIABLE_LEN 48
+struct network_environment {
+    char text[NETWORK_VARIABLES][NETWORK_VARIABLE_LEN];
+};
+void network_describe(const struct network *network, struct network_environment *environment);
 
 /* The link is there: tells all others which MAC has this VM's addresses now. */
 void network_announce(const struct network *network);
