@@ -394,6 +394,18 @@ GROUPS = [
 ]
 
 
+# Of single modules, besides what their groups need.
+MODULE_NEEDS = {"functional/test_network_managers": "image-systemd"}
+
+
+def needs_of(groups, patterns):
+    """What these tests need of set-up, as words for scripts/test."""
+    jobs = {job.name: job for group in groups for job in group.all_jobs() if job.name in MODULE_NEEDS}
+    modules = {name for name, job in jobs.items()
+               if not patterns or any(may_match(pattern, test) for pattern in patterns for test in [name + "/"] + job.list())}
+    return {need for group in groups for need in group.needs} | {MODULE_NEEDS[name] for name in modules}
+
+
 def names_before_build(group):
     """What a pattern is compared with: names that are known before anything is built."""
     if group.make is python_modules:
@@ -471,7 +483,7 @@ def main():
 
     groups = chosen_groups(options.fast, options.patterns)
     if options.needs:
-        print(*sorted({need for group in groups for need in group.needs}))
+        print(*sorted(needs_of(groups, options.patterns)))
         return 0
     if options.list:
         for group in groups:

@@ -56,8 +56,9 @@ run_environment() {
     SF_BUILD=$(build_dir)
     SF_QEMU_PREFIX=$(qemu_prefix)
     SF_IMAGE=$(image_dir apps)
+    SF_IMAGE_SYSTEMD=$(image_dir systemd) # if it has been made
     SF_FIRMWARE=$qemu_firmware
     SF_TEST_LOGS=$SF_BUILD/test-logs
     SF_VIRSH_PATCHED=$(virsh_dir)/virsh # if it has been built
-    export SF_BUILD SF_QEMU_PREFIX SF_IMAGE SF_FIRMWARE SF_TEST_LOGS SF_VIRSH_PATCHED
+    export SF_BUILD SF_QEMU_PREFIX SF_IMAGE SF_IMAGE_SYSTEMD SF_FIRMWARE SF_TEST_LOGS SF_VIRSH_PATCHED
 }

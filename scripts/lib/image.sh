@@ -16,11 +16,17 @@ image_cmdline="root=/dev/vda rw console=ttyS0 rootflags=noatime net.ifnames=0 qu
 image_layer_days=2        # an unused guest layer is removed after that
 
 image_packages() {
-    awk -v flavour="$1" '!/^#/ && ($1 == "minimal" || $1 == flavour) { print $2 }' "$SF_ROOT/scripts/image.packages"
+    awk -v flavour="$1" '!/^#/ && ($1 == "any" || $1 == flavour || ($1 == "minimal" && flavour == "apps")) { print $2 }' \
+        "$SF_ROOT/scripts/image.packages"
 }
 
 image_sources() {
     awk -v kind="$1-source" '!/^#/ && $1 == kind { print $2 }' "$SF_ROOT/scripts/image.packages"
+}
+
+# A flavour's own part of image-customize; some have none.
+image_own_customize() {
+    echo "$SF_ROOT/scripts/lib/image-customize-$1"
 }
 
 image_base_key() {
@@ -32,6 +38,7 @@ image_base_key() {
         cd "$SF_ROOT/scripts"
         find guest-files lib/image-customize ! -type d -printf '%p %m %l\n' | LC_ALL=C sort
         find guest-files lib/image-customize -type f | LC_ALL=C sort | xargs cat
+        [ ! -e "$(image_own_customize "$1")" ] || cat "$(image_own_customize "$1")"
     } | cache_key
 }
 
@@ -46,7 +53,7 @@ image_dir() {
 
 # Step: the base layer of a flavour.
 image_base() {
-    local flavour=$1 dir key uuid new mirror signed sources
+    local flavour=$1 dir key uuid new mirror signed sources own=()
     cache_lock image
     dir=$(image_base_dir "$flavour")
     if cache_is_complete "$dir"; then
@@ -61,12 +68,16 @@ image_base() {
     mirror=$(packages_mirror)
     sources=$(image_sources "$flavour" | paste -sd' ')
     signed="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    [ ! -e "$(image_own_customize "$flavour")" ] || own=(
+        --customize-hook="copy-in '$(image_own_customize "$flavour")' /tmp"
+        --customize-hook="sh \"\$1/tmp/image-customize-$flavour\" \"\$1\"; rm \"\$1/tmp/image-customize-$flavour\"")
     # Hooks may run as the root of a user namespace, which cannot look into a home of mode 0700: what they need goes in,
     # and what they made comes out, by mmdebstrap's own copies.
     mmdebstrap --mode=auto --variant=minbase --architectures=amd64 \
         --include="$(image_packages "$flavour" | paste -sd,)" \
         --aptopt='Acquire::Retries "3"' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
+        "${own[@]}" \
         --customize-hook="copy-in '$SF_ROOT/scripts/guest-files' '$SF_ROOT/scripts/lib/image-customize' /tmp" \
         --customize-hook="sh \"\$1/tmp/image-customize\" \"\$1\" \"\$1/tmp/guest-files\" $image_size $uuid $sources" \
         --customize-hook="download /image/base.ext4.zst '$new/base.ext4.zst'" \

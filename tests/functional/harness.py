@@ -71,8 +71,8 @@ def qemu_img():
     return need(os.path.join(environment("SF_QEMU_PREFIX", "the patched QEMU"), "bin/qemu-img"), "qemu-img")
 
 
-def image(name):
-    return need(os.path.join(environment("SF_IMAGE", "the guest image"), name), "guest image: " + name)
+def image(name, variable="SF_IMAGE"):
+    return need(os.path.join(environment(variable, "the guest image"), name), "guest image: " + name)
 
 
 def account(*names):
@@ -724,18 +724,19 @@ def booted(daemon, **params):
     raise AssertionError("%d guests stalled as they booted" % BOOTS)
 
 
-def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=True, more="", **params):
-    """Boot the guest image, with `more` on its kernel's command line; returns a Vm with a shell. The root disk is never
-    written: ephemeral."""
-    with open(image("cmdline")) as file:
+def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=True, more="", flavour="SF_IMAGE",
+          **params):
+    """Boot the guest image (of the flavour that this variable names), with `more` on its kernel's command line; returns a
+    Vm with a shell. The root disk is never written: ephemeral."""
+    with open(image("cmdline", flavour)) as file:
         append = (file.read().strip() + " " + more).strip()
-    all_disks = [{"path": image("rootfs.qcow2"), "ephemeral": True}]
+    all_disks = [{"path": image("rootfs.qcow2", flavour), "ephemeral": True}]
     if tools:
         all_disks.append({"path": tools_image(daemon.top), "format": "raw", "readonly": True})
     if name:
         params["name"] = name
-    vm = booted(daemon, memory=memory, vcpus=vcpus, accel="tcg", kernel=image("vmlinuz"), initrd=image("initrd.img"),
-                append=append, disks=all_disks + list(disks), pool=pool, **params)
+    vm = booted(daemon, memory=memory, vcpus=vcpus, accel="tcg", kernel=image("vmlinuz", flavour),
+                initrd=image("initrd.img", flavour), append=append, disks=all_disks + list(disks), pool=pool, **params)
     vm.start_shell()
     if tools:
         vm.shell("mkdir -p %s && tar -xf /dev/vdb -C %s" % (TOOLS, TOOLS))
