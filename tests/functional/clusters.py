@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 
 import harness
 from harness import wait
@@ -122,17 +123,38 @@ class Wire:
                                             stdout=output, stderr=subprocess.DEVNULL)
         wait(lambda: os.path.getsize(file), what="tshark's first bytes: it captures")
 
+    @classmethod
+    def in_test(cls, test, path):
+        """Until the test ends."""
+        handle, file = tempfile.mkstemp(suffix=".pcap")
+        os.close(handle)
+        test.addCleanup(os.unlink, file)
+        wire = cls(path, file)
+        test.addCleanup(wire.close)
+        return wire
+
     def close(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait()
 
-    def frames(self, text):
-        """How many of what was captured have this text; ends the capture."""
+    def fields(self, text, field="frame.number"):
+        """That field of each captured frame that has this text; ends the capture."""
         self.close()
         found = subprocess.run([self.program, "-n", "-r", self.file, "-Y", 'frame contains "%s"' % text, "-T", "fields", "-e",
-                                "frame.number"], check=True, capture_output=True, text=True)
-        return len(found.stdout.split())
+                                field], check=True, capture_output=True, text=True)
+        return found.stdout.split()
+
+    def frames(self, text):
+        """How many of what was captured have this text."""
+        return len(self.fields(text))
+
+
+def namespaces(daemon):
+    """Those of the clusters that a daemon has on its host, by its descriptors: {inode: path}."""
+    folder = "/proc/%d/fd" % daemon.process.pid
+    paths = [os.path.join(folder, name) for name in os.listdir(folder)]
+    return {os.readlink(path): path for path in paths if os.readlink(path).startswith("net:")}
 
 
 class Server:

@@ -8,11 +8,10 @@ talk with bash and perl, which every Debian has. What passes is captured in the 
 """
 import os
 import re
-import tempfile
 import unittest
 
 import harness
-from clusters import ALLOWED, ASK, CLONES, GATEWAY, HOST, OUTSIDE, SERVE, Capture, Members, Wire, member
+from clusters import ALLOWED, ASK, CLONES, GATEWAY, HOST, OUTSIDE, SERVE, Capture, Members, Wire, member, namespaces
 from harness import wait
 
 # Frames of a guest that is its own kernel: forged ones, then an honest one, all to everybody. %s: its own address.
@@ -60,28 +59,10 @@ class Network(Members, harness.Case):
     def setUpClass(cls):
         cls.open_lab(harness.Daemon())
 
-    def namespaces(self):
-        """Those of the clusters, by the daemon's descriptors: {inode: path}."""
-        folder = "/proc/%d/fd" % self.daemon.process.pid
-        found = {}
-        for name in os.listdir(folder):
-            path = os.path.join(folder, name)
-            if os.readlink(path).startswith("net:"):
-                found[os.readlink(path)] = path
-        return found
-
     def capture(self, path):
         capture = Capture(path)
         self.addCleanup(capture.close)
         return capture
-
-    def wire(self, path):
-        handle, file = tempfile.mkstemp(suffix=".pcap")
-        os.close(handle)
-        self.addCleanup(os.unlink, file)
-        wire = Wire(path, file)
-        self.addCleanup(wire.close)
-        return wire
 
     def test_two_forks_at_once(self):
         """The second one's clones have the next addresses; a clone forks within the same cluster."""
@@ -95,14 +76,14 @@ class Network(Members, harness.Case):
 
     def test_two_clusters(self):
         """The same addresses at the same time: neither sees a frame of the other."""
-        before = set(self.namespaces())
+        before = set(namespaces(self.daemon))
         blue = harness.linux(self.daemon, name="blue", network="cluster", pool=1, tools=False)
         self.addCleanup(blue.stop)
         blue.shell(SERVE)
         _, reds = self.fork(count=1)
         _, blues = self.fork(parent=blue, count=1)
-        namespaces = self.namespaces()
-        wires = {("red" if inode in before else "blue"): self.wire(path) for inode, path in namespaces.items()}
+        paths = namespaces(self.daemon)
+        wires = {("red" if inode in before else "blue"): Wire.in_test(self, path) for inode, path in paths.items()}
         self.assertEqual(set(wires), {"red", "blue"})
         for colour, everyone in (("red", reds), ("blue", blues)):
             for number, vm in enumerate(everyone):
@@ -117,7 +98,7 @@ class Network(Members, harness.Case):
     def test_forged_frames(self):
         """None leaves the tap of the guest that sends them."""
         ticket, everyone = self.fork(count=2)
-        capture = self.capture(next(iter(self.namespaces().values())))
+        capture = self.capture(next(iter(namespaces(self.daemon).values())))
         everyone[1].shell(FORGE % member(1))
         wait(lambda: len(capture.devices(b"honest")) >= 3, what="an honest frame on the taps of parent and sibling")
         for what in (b"forged MAC", b"forged address", b"forged ARP", b"forged ARP MAC", b"forged VLAN", b"forged router"):
@@ -135,7 +116,7 @@ class Network(Members, harness.Case):
         for vm, number in ((self.parent, 2), (everyone[2], 0)):
             self.assertIn("hello", vm.shell(ASK % (member(number), "hello")))
         hostile.finish()
-        capture = self.capture(next(iter(self.namespaces().values())))      # it has no room for a flood
+        capture = self.capture(next(iter(namespaces(self.daemon).values())))      # it has no room for a flood
         hostile.shell(IPV6)
         wait(lambda: len(capture.devices(b"honest six")) >= 3, what="IPv6 from its own address, at all members' taps")
         self.assertEqual(len(capture.devices(b"forged six")), 1, "from another address: at its sender's tap alone")
@@ -147,7 +128,7 @@ class Network(Members, harness.Case):
         self.before = None
         self.parent.stop()
         wait(lambda: not self.lab.leftovers(), what="an empty host")
-        wait(lambda: not self.namespaces(), what="no namespace held by the daemon")
+        wait(lambda: not namespaces(self.daemon), what="no namespace held by the daemon")
 
 
 class Refusals(harness.Case):

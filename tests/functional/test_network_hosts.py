@@ -10,7 +10,7 @@ import unittest
 
 import harness
 import hosts
-from clusters import ASK, PARENT, SERVE, Capture, Server, member
+from clusters import ASK, PARENT, SERVE, Capture, Server, Wire, member, namespaces
 from harness import wait
 
 ALLOWED, REFUSED = 80, 81
@@ -44,14 +44,15 @@ class NetworkHosts(harness.Case):
         super().setUp()
         self.addCleanup(self.daemon.end_tickets)
 
-    def fork(self, *names):
+    def fork(self, *names, parent=None):
         """One clone on each of these hosts."""
+        parent = parent or self.parent
         for host in self.hosts.values():
             self.daemon.call("host.drain", name=host.name, drain=host.name not in names)
-        ticket = self.parent.clone(len(names))
+        ticket = parent.clone(len(names))
         self.assertEqual({clone["host"] or "a" for clone in ticket["clones"]}, set(names), ticket)
         self.assertEqual({clone["state"] for clone in ticket["clones"]}, {"running"}, ticket)
-        return [self.hosts[clone["host"] or "a"].vm(clone["vm"]).follow(self.parent)
+        return [self.hosts[clone["host"] or "a"].vm(clone["vm"]).follow(parent)
                 for clone in sorted(ticket["clones"], key=lambda clone: clone["id"])]
 
     def asks(self, vm, address):
@@ -94,6 +95,34 @@ class NetworkHosts(harness.Case):
         self.daemon.end_tickets()
         for name in ("b", "c"):
             wait(lambda: not self.leftovers(name), what="an empty host " + name)
+
+    def test_two_clusters_on_the_wire(self):
+        """Two clusters with the same addresses, each on the same two hosts: between the hosts each has a number of its own, and
+        on neither host does one see a frame of the other."""
+        before = set(namespaces(self.daemon))
+        blue = harness.linux(self.daemon, name="blue", network="cluster", pool=1, tools=False)
+        self.addCleanup(blue.stop)
+        self.addCleanup(self.daemon.end_tickets)
+        blue.shell(SERVE)
+        reds = [self.parent] + self.fork("b")
+        there = set(namespaces(self.hosts["b"]))
+        blues = [blue] + self.fork("b", parent=blue)
+        wires = {}
+        for host, old in ((self.daemon, before), (self.hosts["b"], there)):
+            for inode, path in namespaces(host).items():
+                wires[host.name, "red" if inode in old else "blue"] = Wire.in_test(self, path)
+        self.assertEqual(len(wires), 4)
+        between = Wire.in_test(self, "/run/netns/" + self.link.switch)
+        for colour, (parent, clone) in (("red", reds), ("blue", blues)):
+            self.assertIn("mark-of-" + colour, clone.shell(ASK % (PARENT, "mark-of-" + colour)))
+            self.assertIn("mark-of-" + colour, parent.shell(ASK % (member(1), "mark-of-" + colour)))
+        numbers = {colour: set(between.fields("mark-of-" + colour, "vxlan.vni")) for colour in ("red", "blue")}
+        self.assertEqual([len(each) for each in numbers.values()], [1, 1], numbers)
+        self.assertNotEqual(numbers["red"], numbers["blue"])
+        for (host, colour), wire in wires.items():
+            other = "blue" if colour == "red" else "red"
+            self.assertGreater(wire.frames("mark-of-" + colour), 0, "%s on %s" % (colour, host))
+            self.assertEqual(wire.frames("mark-of-" + other), 0, "%s on %s" % (colour, host))
 
     def test_restarts(self):
         """sfvmmds of both ends are killed: members go on, and the next ones fork into the network. A clone elsewhere forks
