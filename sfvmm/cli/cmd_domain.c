@@ -77,7 +77,7 @@ static void print_check(JsonObject *result)
     JsonArray *lacks = sf_ctl_array(result, "lacks");
     g_autofree char *title =
         g_strdup_printf("Domain \"%s\" can%s be forked%s", sf_ctl_string(result, "domain"),
-                        sf_ctl_bool(result, "forkable") ? "" : "not", sf_ctl_bool(result, "forkable") ? "" : ":");
+                        sf_ctl_bool(result, "forkable") ? "" : "not", lacks && json_array_get_length(lacks) ? ":" : "");
 
     sf_ctl_print(title);
     for (guint i = 0; lacks && i < json_array_get_length(lacks); i++) {
@@ -126,8 +126,8 @@ const SfCtlCommand sf_ctl_domain_commands[] = {
       "domain\n"
       "is changed. `sfctl clone DOMAIN` does it by itself. Its clones are domains too: `virsh list --title` shows "
       "them.\n\n"
-      "check says what a domain lacks to be forkable, with the XML to add; --fix adds it to its definition. The exit\n"
-      "status is 1 when something is missing.\n\n"
+      "check says what a domain lacks to be forkable, or to be forked well, with the XML to add; --fix adds it to its\n"
+      "definition. The exit status is 1 when it can't be forked.\n\n"
       "  sfctl domain check web --fix\n"
       "  sfctl domain adopt web --pool 8\n"
       "  sfctl clone web --count 8",

@@ -69,6 +69,22 @@ static JsonObject *describe_pool(const SfFamily *family)
     return pool;
 }
 
+static void describe_copied(JsonObject *object, SfVm *vm)
+{
+    JsonObject *member;
+    SfVmCopied copied;
+
+    if (sf_vm_copied(vm, &copied)) {
+        member = json_object_new();
+        json_object_set_int_member(member, "bytes", (gint64)copied.bytes);
+        json_object_set_int_member(member, "total", (gint64)copied.total);
+        json_object_set_int_member(member, "pauses", copied.pauses);
+        json_object_set_int_member(member, "pause", (gint64)copied.pause);
+        json_object_set_int_member(member, "longest", (gint64)copied.longest);
+        json_object_set_object_member(object, "copied", member);
+    }
+}
+
 JsonObject *sf_describe_vm(SfHostVm *hvm)
 {
     SfVm *vm = hvm->vm;
@@ -95,6 +111,7 @@ JsonObject *sf_describe_vm(SfHostVm *hvm)
         json_object_set_string_member(object, "ticket", ticket);
         json_object_set_int_member(object, "id", hvm->id);
     }
+    describe_copied(object, vm);
     json_object_set_string_member(object, "directory", sf_vm_directory(vm));
     if (sf_vm_domain(vm)) {
         json_object_set_string_member(object, "domain", sf_vm_domain(vm));

@@ -37,6 +37,7 @@ static JsonArray *lacks_to_json(const GPtrArray *lacks)
         JsonObject *object = json_object_new();
         json_object_set_string_member(object, "what", lack->what);
         json_object_set_string_member(object, "xml", lack->xml ? lack->xml : "");
+        json_object_set_boolean_member(object, "needed", lack->needed);
         json_array_add_object_element(array, object);
     }
     return array;
@@ -95,7 +96,7 @@ static JsonObject *look(const Check *check, virDomainPtr domain, GError **error)
     object = json_object_new();
     json_object_set_string_member(object, "domain", xml->name);
     json_object_set_boolean_member(object, "running", active);
-    json_object_set_boolean_member(object, "forkable", lacks->len == 0);
+    json_object_set_boolean_member(object, "forkable", sf_domain_lacks_forkable(lacks));
     json_object_set_array_member(object, "lacks", lacks_to_json(lacks));
     json_object_set_boolean_member(object, "fixed", check->fix && lacks->len > 0);
     return object;

@@ -14,6 +14,7 @@
  *                                but for "user" networks, which nobody else is on
  *     sockets, logs, NVRAM, VNC  paths and ports gone: libvirt chooses new ones
  *     security labels            gone: libvirt makes new ones
+ *     memory                     a shared memfd, as the parent's is at the latest when it has been forked
  *     emulator                   this host's
  *     metadata                   ours alone
  */
@@ -243,6 +244,7 @@ SfDomainXml *sf_domain_xml_parse(const char *text, GError **error)
     domain->acpi = sf_xml_exists(doc, NULL, "/domain/features/acpi");
     domain->memfd = sf_xml_exists(doc, NULL, "/domain/memoryBacking/source[@type='memfd']");
     domain->shared = sf_xml_exists(doc, NULL, "/domain/memoryBacking/access[@mode='shared']");
+    domain->anonymous = !sf_xml_exists(doc, NULL, "/domain/memoryBacking/source[@type!='anonymous']");
     domain->hugepages = sf_xml_exists(doc, NULL, "/domain/memoryBacking/hugepages");
     domain->agent_port = sf_xml_exists(doc, NULL, AGENT_CHANNEL);
     domain->agent_path = sf_xml_text_at(doc, NULL, AGENT_CHANNEL "/source/@path");
@@ -270,13 +272,36 @@ static void lack_free(gpointer data)
 }
 
 /* Takes both. */
-static void add_lack(GPtrArray *lacks, char *what, char *xml)
+static SfDomainLack *add_lack(GPtrArray *lacks, char *what, char *xml)
 {
     SfDomainLack *lack = g_new0(SfDomainLack, 1);
 
     lack->what = what;
     lack->xml = xml;
+    lack->needed = TRUE;
     g_ptr_array_add(lacks, lack);
+    return lack;
+}
+
+static void add_lack_of_memfd(GPtrArray *lacks, const SfDomainXml *domain)
+{
+    SfDomainLack *lack =
+        add_lack(lacks,
+                 g_strdup(domain->anonymous ? "its memory is no memfd: its first fork copies what the guest uses of it"
+                                            : "its memory is no shared memfd"),
+                 g_strdup("in <domain>: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"));
+
+    lack->needed = !domain->anonymous;
+}
+
+gboolean sf_domain_lacks_forkable(const GPtrArray *lacks)
+{
+    for (guint i = 0; i < lacks->len; i++) {
+        if (((const SfDomainLack *)g_ptr_array_index(lacks, i))->needed) {
+            return FALSE;
+        }
+    }
+    return TRUE;
 }
 
 GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu)
@@ -294,8 +319,7 @@ GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu)
         add_lack(lacks, g_strdup("its memory is in huge pages: remove <hugepages> from <memoryBacking>"), NULL);
     }
     if (!domain->memfd || !domain->shared) {
-        add_lack(lacks, g_strdup("its memory is no shared memfd"),
-                 g_strdup("in <domain>: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"));
+        add_lack_of_memfd(lacks, domain);
     }
     if (!domain->agent_port) {
         add_lack(
@@ -308,10 +332,18 @@ GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu)
     return lacks;
 }
 
+static void set_memory(xmlNode *domain)
+{
+    xmlNode *backing = sf_xml_child(domain, "memoryBacking");
+
+    xmlSetProp(sf_xml_child(backing, "source"), X("type"), X("memfd"));
+    xmlSetProp(sf_xml_child(backing, "access"), X("mode"), X("shared"));
+}
+
 char *sf_domain_xml_fix(const char *text, const char *qemu, GError **error)
 {
     g_autoptr(xmlDoc) doc = read_domain(text, error);
-    xmlNode *domain, *devices, *backing;
+    xmlNode *domain, *devices;
 
     if (!doc) {
         return NULL;
@@ -319,9 +351,7 @@ char *sf_domain_xml_fix(const char *text, const char *qemu, GError **error)
     domain = xmlDocGetRootElement(doc);
     devices = sf_xml_child(domain, "devices");
     sf_xml_set_child_text(devices, "emulator", qemu);
-    backing = sf_xml_child(domain, "memoryBacking");
-    xmlSetProp(sf_xml_child(backing, "source"), X("type"), X("memfd"));
-    xmlSetProp(sf_xml_child(backing, "access"), X("mode"), X("shared"));
+    set_memory(domain);
     if (!sf_xml_exists(doc, NULL, AGENT_CHANNEL)) {
         xmlNode *channel = xmlNewChild(devices, NULL, X("channel"), NULL);
         xmlNode *target = xmlNewChild(channel, NULL, X("target"), NULL);
@@ -487,6 +517,7 @@ char *sf_domain_xml_shell(const char *template_text, const char *name, const cha
     sf_xml_set_child_text(domain, "on_reboot", "destroy");
     sf_xml_set_child_text(sf_xml_child(domain, "devices"), "emulator", emulator);
     set_metadata(doc, lineage);
+    set_memory(domain);
     set_interfaces(doc);
     set_characters(doc);
     return set_disks(doc, overlays, error) ? sf_xml_to_text(doc) : NULL;

@@ -35,6 +35,7 @@ typedef struct {
     guint vcpus;
     gboolean acpi;
     gboolean memfd, shared; /* its RAM */
+    gboolean anonymous;     /* its RAM is memory without a file */
     gboolean hugepages;
     gboolean agent_port;
     char *agent_path;  /* socket of the agent's port, or NULL: of a running domain only */
@@ -52,10 +53,13 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDomainXml, sf_domain_xml_free)
 typedef struct {
     char *what; /* a sentence for a person */
     char *xml;  /* to be added, or NULL: it can't be mended by adding */
+    gboolean needed; /* FALSE: it forks without, at a price */
 } SfDomainLack;
 
-/* What it lacks to be forkable; empty: nothing. qemu: path of our emulator. Of SfDomainLack; caller owns. */
+/* What it lacks to be forked, or to be forked well. qemu: path of our emulator. Of SfDomainLack; caller owns. */
 GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu);
+/* No lack of them is needed. */
+gboolean sf_domain_lacks_forkable(const GPtrArray *lacks);
 
 /* The domain's XML with all of that mended that can be. Caller owns. */
 char *sf_domain_xml_fix(const char *text, const char *qemu, GError **error);

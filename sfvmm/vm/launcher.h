@@ -56,7 +56,7 @@ void sf_launcher_adopt_domain_async(SfLauncher *launcher, const char *name, cons
 
 /*
  * What a domain lacks to be forkable; with `fix` its definition is mended where it can be.
- * {"domain", "running", "forkable", "lacks": [{"what", "xml"}], "fixed"}; caller owns.
+ * {"domain", "running", "forkable", "lacks": [{"what", "xml", "needed"}], "fixed"}; caller owns.
  */
 void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix,
                                     GAsyncReadyCallback callback, gpointer data);

@@ -126,13 +126,15 @@ static gboolean is_forkable(Start *start, GError **error)
     g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(start->live, start->launcher->options.qemu);
     g_autoptr(GString) text = NULL;
 
-    if (lacks->len == 0) {
+    if (sf_domain_lacks_forkable(lacks)) {
         return TRUE;
     }
     text = g_string_new(NULL);
     for (guint i = 0; i < lacks->len; i++) {
         const SfDomainLack *lack = g_ptr_array_index(lacks, i);
-        g_string_append_printf(text, "%s%s", i > 0 ? "; " : "", lack->what);
+        if (lack->needed) {
+            g_string_append_printf(text, "%s%s", text->len > 0 ? "; " : "", lack->what);
+        }
     }
     g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_REFUSED, "it can't be forked: %s; `sfctl domain check %s` says more",
                 text->str, start->domain_name);
@@ -474,6 +476,7 @@ static gboolean prepare_parent(Start *start, GError **error)
         return FALSE;
     }
     start->vm = sf_vm_new(&start->launcher->options, start->name, SF_VM_PARENT, start->config);
+    start->vm->anonymous = start->live->anonymous;
     start->domain = sf_domain_new(start->libvirt, start->domain_name, start->uuid, FALSE);
     return make_vm_directory(start, error) && add_disks(start, error);
 }

@@ -232,6 +232,7 @@ static JsonObject *vm_to_json(SfVm *vm)
     json_object_set_int_member(object, "pid", vm->pid);
     json_object_set_int_member(object, "start_time", vm->start_time);
     json_object_set_boolean_member(object, "agent", vm->agent_seen);
+    json_object_set_boolean_member(object, "anonymous", vm->anonymous);
     json_object_set_object_member(object, "config", sf_vm_config_to_json(vm->config));
     if (vm->keeper) {
         json_object_set_object_member(object, "keeper", vm->keeper->to_json(vm->keeper_data));
@@ -308,6 +309,7 @@ static SfVm *vm_from_json(const SfLauncherOptions *options, const char *name, Js
     vm->pid = json_object_get_int_member_with_default(object, "pid", 0);
     vm->start_time = json_object_get_int_member_with_default(object, "start_time", 0);
     vm->agent_seen = json_object_get_boolean_member_with_default(object, "agent", FALSE);
+    vm->anonymous = json_object_get_boolean_member_with_default(object, "anonymous", FALSE);
     sf_vm_nic_from_json(vm, object);
     if (json_object_has_member(object, "keeper") &&
         JSON_NODE_HOLDS_OBJECT(json_object_get_member(object, "keeper"))) {
@@ -1185,6 +1187,21 @@ static void on_overlays_failed(const GError *error, gpointer data)
     snapshot_undo(vm);
 }
 
+static void on_memory_shared(SfVm *vm, const GError *error)
+{
+    SnapshotOp *op = g_task_get_task_data(vm->snapshot_task);
+    SfVmError code;
+
+    if (!error) {
+        sf_vm_snapshot_begin(vm);
+        return;
+    }
+    code = g_error_matches(error, G_IO_ERROR, G_IO_ERROR_FAILED) ? SF_VM_ERROR_REFUSED : SF_VM_ERROR_FAILED;
+    op->error = g_error_new(SF_VM_ERROR, vm->gone ? SF_VM_ERROR_GONE : code,
+                            "VM %s: its anonymous memory can't become a memfd: %s", vm->name, error->message);
+    snapshot_end(vm);
+}
+
 void sf_vm_snapshot_begin(SfVm *vm)
 {
     SnapshotOp *op = g_task_get_task_data(vm->snapshot_task);
@@ -1201,6 +1218,10 @@ void sf_vm_snapshot_begin(SfVm *vm)
                                 "VM %s: what became of its disks is being sorted out; try again", vm->name);
         snapshot_end(vm);
         sf_vm_doubts_sort_out(vm);
+        return;
+    }
+    if (vm->anonymous) {
+        sf_vm_share(vm, on_memory_shared);
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);

@@ -127,6 +127,18 @@ int sf_vm_borrow_tap(SfVm *vm, GError **error); /* after adoption: a descriptor 
 void sf_vm_link_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_link_finish(SfVm *vm, GAsyncResult *result, GError **error);
 
+/*
+ * What it has cost to make the VM's anonymous memory a memfd, before its first snapshot; times in ns. FALSE: nothing,
+ * it was one from the start, or another sfvmmd did it.
+ */
+typedef struct {
+    guint64 bytes;          /* that were copied */
+    guint64 total;          /* from the first to the last of the pauses */
+    guint64 pause, longest; /* in which the guest stood still: all together, and the longest */
+    guint pauses;
+} SfVmCopied;
+gboolean sf_vm_copied(SfVm *vm, SfVmCopied *copied);
+
 /* Obstacles to a fork, one line each; empty string: none. */
 void sf_vm_check_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 char *sf_vm_check_finish(SfVm *vm, GAsyncResult *result, GError **error);

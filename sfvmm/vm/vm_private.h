@@ -85,6 +85,8 @@ struct _SfVm {
     guint clean_timer;
     guint log_timer;
 
+    gboolean anonymous; /* its RAM is no memfd yet, or not all of it; see vm_share.c */
+    SfVmCopied copied;
     SfRamBase *base;
     SfSnapshot *snapshot; /* loaded from */
     char *snapshot_id;
@@ -169,6 +171,10 @@ void sf_vm_settle_abort(SfVm *vm);   /* ends soon, then sf_vm_snapshot_begin() i
 void sf_vm_settle_lost(SfVm *vm);    /* no event of its job will come any more */
 char *sf_vm_settle_job(const SfVmDisk *disk); /* what QEMU knows a commit by */
 void sf_vm_snapshot_begin(SfVm *vm);
+
+/* vm_share.c: anonymous memory. done is called once. */
+typedef void (*SfVmShared)(SfVm *vm, const GError *error_or_null);
+void sf_vm_share(SfVm *vm, SfVmShared done);
 
 /* vm_doubt.c: what became of disks while nobody listened. */
 gboolean sf_vm_doubts_any(SfVm *vm);

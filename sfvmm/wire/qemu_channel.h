@@ -37,13 +37,14 @@
 
 /* Types of requests (sfvmmd -> QEMU). */
 #define SF_QC_HELLO         0x0001        /* -> sf_qc_hello_reply + blocks; fds: one per block */
-#define SF_QC_CHECK         0x0002        /* -> text, one line per obstacle "DEVICE: reason"; empty: forkable */
+#define SF_QC_CHECK         0x0002        /* -> text, one line per obstacle "DEVICE: reason"; empty: forkable, after SHARE */
 #define SF_QC_SNAPSHOT      0x0003
 #define SF_QC_LOAD          0x0004
 #define SF_QC_FOLD          0x0005
 #define SF_QC_THAW          0x0006
 #define SF_QC_MAP           0x0007        /* memory on demand: the first half of a LOAD */
 #define SF_QC_AVOIDED       0x0008        /* -> sf_qc_avoided_reply */
+#define SF_QC_SHARE         0x0009        /* anonymous RAM becomes memfds: before the first SNAPSHOT */
 #define SF_QC_REPLY         0x8000        /* or-ed to the request's type */
 #define SF_QC_ERROR         0xffff        /* payload: sf_qc_error */
 
@@ -230,14 +231,20 @@ struct sf_qc_avoided_reply {
  * THAW: in one pause fold what is left and map the memfds MAP_SHARED again: the VM is as it was before its first fork.
  * THAW of SHARED blocks succeeds and does nothing; FOLD and THAW of LAYERED blocks are errors.
  */
-struct sf_qc_fold {
+struct sf_qc_fold {                       /* also of SHARE */
     uint64_t max_bytes;
 };
 
-struct sf_qc_fold_reply {                 /* also of THAW */
-    uint64_t folded;                      /* bytes */
+struct sf_qc_fold_reply {                 /* also of THAW and SHARE */
+    uint64_t folded;                      /* bytes; in SHARE what was copied */
     uint64_t left;                        /* bytes still private */
     uint64_t pause;                       /* ns */
 };
+
+/*
+ * SHARE: make at most max_bytes (but at least a page) of anonymous RAM a shared memfd, pausing the VM for that alone.
+ * What of it has content is copied. Call again until `left` is 0: then its blocks are SHARED, and HELLO has them.
+ * Without anonymous RAM it succeeds and does nothing. Refused when CHECK names an obstacle.
+ */
 
 #endif

@@ -65,7 +65,7 @@ static gboolean is_reply(guint16 type)
 {
     guint16 request = type & ~SF_QC_REPLY;
 
-    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_AVOIDED);
+    return type == SF_QC_ERROR || ((type & SF_QC_REPLY) && request >= SF_QC_HELLO && request <= SF_QC_SHARE);
 }
 
 static gboolean check_header(const struct sf_qc_header *header, gsize packet_length, GError **error)
@@ -198,6 +198,13 @@ GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes)
     struct sf_qc_fold fold = { .max_bytes = max_bytes };
 
     return build(SF_QC_FOLD, serial, &fold, sizeof(fold), NULL, 0);
+}
+
+GBytes *sf_qc_request_share(guint32 serial, guint64 max_bytes)
+{
+    struct sf_qc_fold share = { .max_bytes = max_bytes };
+
+    return build(SF_QC_SHARE, serial, &share, sizeof(share), NULL, 0);
 }
 
 GBytes *sf_qc_request_thaw(guint32 serial)
@@ -457,7 +464,7 @@ gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply 
 
 gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error)
 {
-    return take_exactly(payload, "FOLD or THAW", reply, sizeof(*reply), n_fds, error);
+    return take_exactly(payload, "FOLD, THAW or SHARE", reply, sizeof(*reply), n_fds, error);
 }
 
 gboolean sf_qc_parse_avoided(GBytes *payload, guint n_fds, struct sf_qc_avoided_reply *reply, GError **error)

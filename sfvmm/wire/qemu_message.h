@@ -58,6 +58,7 @@ GBytes *sf_qc_request_map(guint32 serial, GBytes *payload);  /* payload: as that
 GBytes *sf_qc_request_load_mapped(guint32 serial, guint32 flags, guint64 state_length); /* after MAP; flags: RESUME */
 GBytes *sf_qc_request_fold(guint32 serial, guint64 max_bytes);
 GBytes *sf_qc_request_thaw(guint32 serial);
+GBytes *sf_qc_request_share(guint32 serial, guint64 max_bytes);
 GBytes *sf_qc_request_avoided(guint32 serial);
 
 /*
@@ -75,7 +76,7 @@ gboolean sf_qc_parse_snapshot(GBytes *payload, guint n_fds, struct sf_qc_snapsho
 gboolean sf_qc_parse_map(GBytes *payload, guint n_fds, struct sf_qc_map_reply *reply,
                          struct sf_qc_mapped_block blocks[SF_QC_MAX_BLOCKS], GError **error);
 gboolean sf_qc_parse_load(GBytes *payload, guint n_fds, struct sf_qc_load_reply *reply, GError **error);
-gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error); /* and thaw */
+gboolean sf_qc_parse_fold(GBytes *payload, guint n_fds, struct sf_qc_fold_reply *reply, GError **error); /* and others */
 gboolean sf_qc_parse_avoided(GBytes *payload, guint n_fds, struct sf_qc_avoided_reply *reply, GError **error);
 gboolean sf_qc_parse_error(GBytes *payload, guint n_fds, char **text, GError **error); /* made printable */
 gboolean sf_qc_parse_running(GBytes *payload, guint n_fds, struct sf_qc_running *event, GError **error);

@@ -9,6 +9,8 @@
     libvirt.create          `virsh create --paused` of a domain with our QEMU, as virsh times it; libvirt.create.stock:
                             the same XML with the QEMU that SF_QEMU_STOCK names, else Debian's
 
+    libvirt.copy            a domain whose memory is anonymous, at its first fork: ms until all of it is a memfd; .longest: the longest
+                            of the pauses for that, .pauses: their number, .mib: what was copied
     libvirt.scaleup         examples/controller over three hosts with a libvirtd each, from a spike of its load until each of
                             the workers that it asks for has served a request: workers that are forked off a warm one
     libvirt.boot            the same with workers that boot
@@ -63,8 +65,8 @@ def bench_libvirtd():
         keeper.close()
 
 
-def write_domain(keeper, name, emulator=None, append=None):
-    """XML of a domain with the guest image; its file."""
+def write_domain(keeper, name, emulator=None, append=None, **kwargs):
+    """XML of a domain with the guest image; its file. kwargs: of libvirtd.domain_xml()."""
     if append is None:
         with open(harness.image("cmdline")) as file:
             append = file.read().strip()
@@ -73,7 +75,7 @@ def write_domain(keeper, name, emulator=None, append=None):
     if not os.path.exists(disk):
         shutil.copy(harness.image("rootfs.qcow2"), disk)
     text = libvirtd.domain_xml(name, [(disk, "qcow2", False)], mib=GUEST_MIB, kernel=boot[0], initrd=boot[1],
-                               append=append, emulator=emulator)
+                               append=append, emulator=emulator, **kwargs)
     path = os.path.join(keeper.top, name + ".xml")
     with open(path, "w") as file:
         file.write(text)
@@ -93,9 +95,9 @@ class Domain:
     disks_at_first = harness.Vm.disks_at_first
 
 
-def domain_vm(keeper, server, pool):
+def domain_vm(keeper, server, pool, **kwargs):
     """The domain, booted and taken by sfvmmd."""
-    keeper.virsh("create", write_domain(keeper, NAME))
+    keeper.virsh("create", write_domain(keeper, NAME, **kwargs))
     server.call("domain.adopt", domain=NAME, pool=pool)
     server.call("vm.wait", vm=NAME, agent=True, timeout_ms=int(harness.LONG * 1000))
     return Domain(server)
@@ -190,6 +192,24 @@ def measure_pause(figures, quick):
     figures.add("libvirt.pause", "ms", [end - begin for begin, end in zip(begins[1:], ends[1:])])
 
 
+# ---------------------------------------------------------------- anonymous memory
+
+def copy():
+    """What vm.status says of it, of a domain that has just booted."""
+    with bench_libvirtd() as keeper, daemon(functools.partial(libvirtd.Daemon, keeper)) as server:
+        vm = domain_vm(keeper, server, 1, backing="")
+        fork_domain(keeper, vm, 1)
+        return vm.status()["copied"]
+
+
+def measure_copy(figures, quick):
+    found = [copy() for _ in range(1 if quick else 3)]
+    figures.add("libvirt.copy", "ms", [one["total"] / NS_PER_MS for one in found])
+    figures.add("libvirt.copy.longest", "ms", [one["longest"] / NS_PER_MS for one in found])
+    figures.add("libvirt.copy.pauses", "", [one["pauses"] for one in found])
+    figures.add("libvirt.copy.mib", "MiB", [one["bytes"] / MIB for one in found])
+
+
 # ---------------------------------------------------------------- create
 
 def create(keeper, path):
@@ -252,8 +272,8 @@ class Bench:
     name = "libvirt"
     about = "What a fork of a libvirt domain costs, beside the same without libvirt."
     bars = BARS
-    groups = {"return": measure_return, "pause": measure_pause, "create": measure_create,
-              "scaleup": measure_scaleup}
+    groups = {"return": measure_return, "pause": measure_pause, "copy": measure_copy,
+              "create": measure_create, "scaleup": measure_scaleup}
     plot = staticmethod(no_plot)
 
     @staticmethod

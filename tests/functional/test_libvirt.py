@@ -369,10 +369,26 @@ class Tiny(Case):
         refusal("failed", "is not this host's", domain="tiny", uri="qemu+ssh://host/system?command=/bin/true")
         refusal("gone", "qemu+unix:///system", domain="tiny", uri="qemu+unix:///system?socket=/nowhere")
         parent = self.tiny_domain(backing="", channel="")
-        refusal("refused", "memfd", "agent", "domain check", domain=parent)
+        refusal("refused", "agent", "domain check", domain=parent)
         self.counts_on(parent)
         self.assertIn("can't be forked", self.daemon.sfctl("clone", parent, check=False).stderr)
         self.assertIn("not known", self.daemon.sfctl("clone", "nobody", check=False).stderr)
+
+    def test_anonymous(self):
+        """A domain without <memoryBacking> forks after a copy of what it uses, once, and by a sfvmmd that has died since."""
+        parent = self.tiny_domain(backing="")
+        self.assertTrue(json.loads(self.daemon.sfctl("--json", "domain", "check", parent).stdout)["forkable"])
+        self.assertNotIn("copied", self.daemon.call("domain.adopt", domain=parent)["vm"])
+        self.daemon.restart(signal.SIGKILL)
+        ticket = self.fork(parent)
+        copied = self.daemon.call("vm.status", vm=parent)["vm"]["copied"]
+        self.assertTrue(0 < copied["bytes"] < TINY_MIB * harness.MIB, copied)
+        self.assertTrue(0 < copied["longest"] <= copied["pause"] <= copied["total"], copied)
+        for clone in ticket["clones"]:
+            self.counts_on(self.domain_of(clone))
+        self.fork(parent)
+        self.assertEqual(self.daemon.call("vm.status", vm=parent)["vm"]["copied"], copied)
+        self.counts_on(parent)
 
     def test_check(self):
         """`sfctl domain check` says what is missing; --fix adds it; then it forks."""

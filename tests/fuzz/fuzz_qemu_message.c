@@ -40,6 +40,7 @@ static gboolean parse(const SfQcMessage *message, GError **error)
         return sf_qc_parse_load(message->payload, message->n_fds, &load, error);
     case SF_QC_FOLD | SF_QC_REPLY:
     case SF_QC_THAW | SF_QC_REPLY:
+    case SF_QC_SHARE | SF_QC_REPLY:
         return sf_qc_parse_fold(message->payload, message->n_fds, &fold, error);
     case SF_QC_AVOIDED | SF_QC_REPLY:
         return sf_qc_parse_avoided(message->payload, message->n_fds, &avoided, error);

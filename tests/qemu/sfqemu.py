@@ -30,7 +30,7 @@ PATIENCE = 60
 
 MAGIC = 0x31514653
 VERSION = 3
-HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW, MAP, AVOIDED = range(1, 9)
+HELLO, CHECK, SNAPSHOT, LOAD, FOLD, THAW, MAP, AVOIDED, SHARE = range(1, 10)
 REPLY, ERROR, RUNNING = 0x8000, 0xffff, 0x4001
 SHARED, FROZEN, LAYERED = range(3)
 SHARED_BASE = 1
@@ -647,6 +647,10 @@ class Vm:
 
     def thaw(self):
         return FOLD_REPLY.unpack(self.channel.call(THAW)[0])
+
+    def share(self, limit):
+        """Bytes copied, bytes left, ns."""
+        return FOLD_REPLY.unpack(self.channel.call(SHARE, struct.pack("<Q", limit))[0])
 
     def overwritten(self):
         """Bytes that were not fetched because disk reads have filled them."""

@@ -110,6 +110,7 @@ static void test_lacks(void)
     g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(bare, QEMU);
 
     g_assert_cmpuint(lacks->len, ==, 3);
+    g_assert_false(sf_domain_lacks_forkable(lacks));
     for (guint i = 0; i < lacks->len; i++) {
         g_assert_nonnull(((SfDomainLack *)g_ptr_array_index(lacks, i))->xml);
     }
@@ -119,6 +120,29 @@ static void test_lacks(void)
         g_autoptr(GPtrArray) one = sf_domain_xml_lacks(domain, QEMU);
         g_assert_cmpuint(one->len, ==, 1);
         g_assert_null(((SfDomainLack *)g_ptr_array_index(one, 0))->xml);
+    }
+}
+
+static void test_memory(void)
+{
+    static const struct {
+        const char *inside;
+        gboolean lacks, forkable;
+    } cases[] = {
+        { FORKABLE, FALSE, TRUE },
+        { "", TRUE, TRUE },
+        { "<memoryBacking><nosharepages/></memoryBacking>", TRUE, TRUE },
+        { "<memoryBacking><source type='anonymous'/></memoryBacking>", TRUE, TRUE },
+        { "<memoryBacking><hugepages/></memoryBacking>", TRUE, FALSE },
+        { "<memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>", TRUE, FALSE },
+        { "<memoryBacking><source type='memfd'/><access mode='private'/></memoryBacking>", TRUE, FALSE },
+    };
+
+    for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(SfDomainXml) domain = parse(cases[i].inside, DEVICES);
+        g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(domain, QEMU);
+        g_assert_cmpint(lacks->len > 0, ==, cases[i].lacks);
+        g_assert_cmpint(sf_domain_lacks_forkable(lacks), ==, cases[i].forkable);
     }
 }
 
@@ -270,6 +294,7 @@ int main(int argc, char **argv)
     g_test_add_func("/domain_xml/read", test_read);
     g_test_add_func("/domain_xml/bad", test_bad);
     g_test_add_func("/domain_xml/lacks", test_lacks);
+    g_test_add_func("/domain_xml/memory", test_memory);
     g_test_add_func("/domain_xml/fix", test_fix);
     g_test_add_func("/domain_xml/shell", test_shell);
     g_test_add_func("/domain_xml/portable", test_portable);

@@ -100,6 +100,8 @@ static void test_requests(void)
     g_assert_cmpuint(g_bytes_get_size(avoided), ==, sizeof(header));
     g_autoptr(GBytes) fold = sf_qc_request_fold(SERIAL, 5);
     g_assert_cmpuint(g_bytes_get_size(fold), ==, sizeof(header) + sizeof(struct sf_qc_fold));
+    g_autoptr(GBytes) share = sf_qc_request_share(SERIAL, 5);
+    g_assert_cmpuint(g_bytes_get_size(share), ==, sizeof(header) + sizeof(struct sf_qc_fold));
     g_autoptr(GBytes) hello = sf_qc_request_hello(SERIAL);
     g_assert_cmpuint(g_bytes_get_size(hello), ==, sizeof(header) + sizeof(struct sf_qc_hello));
     g_autoptr(GBytes) load = sf_qc_request_load(SERIAL, check);
