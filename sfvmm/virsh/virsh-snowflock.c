@@ -24,11 +24,26 @@
 #define SF_VIRSH     "sf-virsh"
 #define SF_VIRSH_ENV "SF_VIRSH" /* another path of it, for tests */
 
-/* virsh 9: an array of named texts. */
+/* What differs between virsh 9 and 11: how a command and its options are described, and one name. */
+#if LIBVIR_VERSION_NUMBER >= 11000000
+#define INFO(command, text) static const vshCmdInfo info_##command = { .help = text, .desc = text }
+#define INFO_OF(command)    &info_##command
+#define ARGUMENT(option, text)                                                                                         \
+    {                                                                                                                  \
+        .name = option, .type = VSH_OT_STRING, .positional = true, .required = true, .help = text                      \
+    }
+#define VALUE(option, text)                                                                                            \
+    {                                                                                                                  \
+        .name = option, .type = VSH_OT_STRING, .help = text                                                            \
+    }
+#define IS_ARGUMENT(option) ((option)->positional)
+#define optionText          vshCommandOptString
+#else
 #define INFO(command, text)                                                                                            \
     static const vshCmdInfo info_##command[] = { { .name = "help", .data = text },                                     \
                                                  { .name = "desc", .data = text },                                     \
                                                  { .name = NULL } }
+#define INFO_OF(command) info_##command
 #define ARGUMENT(option, text)                                                                                         \
     {                                                                                                                  \
         .name = option, .type = VSH_OT_DATA, .flags = VSH_OFLAG_REQ, .help = text                                      \
@@ -37,6 +52,9 @@
     {                                                                                                                  \
         .name = option, .type = VSH_OT_STRING, .flags = VSH_OFLAG_REQ_OPT, .help = text                                \
     }
+#define IS_ARGUMENT(option) ((option)->type == VSH_OT_DATA)
+#define optionText          vshCommandOptStringReq
+#endif
 #define NUMBER(option, text)                                                                                           \
     {                                                                                                                  \
         .name = option, .type = VSH_OT_INT, .help = text                                                               \
@@ -121,10 +139,10 @@ static GPtrArray *sfVirshWords(vshControl *ctl, const vshCmd *cmd)
             }
             continue;
         }
-        if (vshCommandOptStringReq(ctl, cmd, opt->name, &value) < 0) {
+        if (optionText(ctl, cmd, opt->name, &value) < 0) {
             return NULL;
         }
-        if (value && opt->type == VSH_OT_DATA) {
+        if (value && IS_ARGUMENT(opt)) {
             g_ptr_array_add(words, g_strdup(value));
         } else if (value) {
             g_ptr_array_add(options, g_strdup_printf("--%s=%s", opt->name, value));
@@ -157,7 +175,7 @@ static bool cmdSnowflock(vshControl *ctl, const vshCmd *cmd)
 
 #define COMMAND(text, command)                                                                                         \
     {                                                                                                                  \
-        .name = text, .handler = cmdSnowflock, .opts = opts_##command, .info = info_##command                          \
+        .name = text, .handler = cmdSnowflock, .opts = opts_##command, .info = INFO_OF(command)                        \
     }
 
 /* clang-format off */
