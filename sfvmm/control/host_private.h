@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What host.c, recovery.c, borrow.c and lend.c share. */
+/* What host.c, recovery.c, and those of borrow.h and lend.h share. */
 #ifndef SF_HOST_PRIVATE_H
 #define SF_HOST_PRIVATE_H
 
 #include "sfvmm/control/host.h"
+
+#define SF_HOST_FILE_DESCRIPTOR "descriptor.dtb" /* of a ticket's directory: that of the fork's snapshot */
 
 #define SF_HOST_NAME_MAX 40u /* of a VM that was started; leaves room for -TICKET4-ID within a host name */
 

@@ -19,7 +19,7 @@ struct SfNetworks {
     SfForkNetwork for_forks;
 };
 
-/* Of a VM of this host its name; of another's ORIGIN:VM, though its family may have more (lend.c). To be freed. */
+/* Of a VM of this host its name; of another's ORIGIN:VM, though its family may have more (lend_reserve.c). To be freed. */
 static char *key_of(const char *family)
 {
     const char *colon = strchr(family, ':');

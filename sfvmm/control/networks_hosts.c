@@ -15,6 +15,7 @@
  */
 #include "sfvmm/control/networks_hosts.h"
 
+#include "sfvmm/cluster/peer_params.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/net/network.h"
 
@@ -30,20 +31,6 @@ static gboolean refuse(GError **error, const char *text)
 {
     g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_REFUSED, "cluster network: %s", text);
     return FALSE;
-}
-
-static gboolean bad(GError **error, const char *member)
-{
-    g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_BAD_REQUEST, "\"%s\" is not what it should be", member);
-    return FALSE;
-}
-
-static gboolean int_of(JsonObject *object, const char *member, gint64 min, gint64 max, gint64 *value, GError **error)
-{
-    JsonNode *node = json_object_get_member(object, member);
-
-    *value = node && json_node_get_value_type(node) == G_TYPE_INT64 ? json_node_get_int(node) : min - 1;
-    return (*value >= min && *value <= max) || bad(error, member);
 }
 
 static gint64 record_int(const SfFamily *family, const char *member)
@@ -294,15 +281,15 @@ static JsonObject *checked_record(const SfVmConfig *config, JsonObject *network,
     gint64 number, port, first, count;
     JsonObject *record;
 
-    if (!int_of(network, "number", 1, NUMBER_MAX, &number, error) ||
-        !int_of(network, "port", 1, G_MAXUINT16, &port, error) ||
-        !int_of(network, "first", 0, G_MAXUINT32, &first, error) ||
-        !int_of(network, "count", 0, hosts_of(config), &count, error)) {
+    if (!sf_peer_param_int(network, "number", 1, NUMBER_MAX, &number, error) ||
+        !sf_peer_param_int(network, "port", 1, G_MAXUINT16, &port, error) ||
+        !sf_peer_param_int(network, "first", 0, G_MAXUINT32, &first, error) ||
+        !sf_peer_param_int(network, "count", 0, hosts_of(config), &count, error)) {
         return NULL;
     }
     if (((guint32)first ^ config->address) & ~hosts_of(config) ||
         ((guint32)(first + MAX(count, 1) - 1) ^ config->address) & ~hosts_of(config)) {
-        bad(error, "first");
+        sf_peer_param_bad(error, "first", "the first of a range within the subnet");
         return NULL;
     }
     record = json_object_new();
@@ -367,12 +354,12 @@ gboolean sf_networks_take_place(SfHostTicket *ticket, JsonObject *params, GError
     if (!sf_vm_config_has_cluster(config)) {
         return TRUE;
     }
-    if (!int_of(params, "first_address", 1, G_MAXUINT32, &first, error) ||
-        !int_of(params, "parent_address", 1, G_MAXUINT32, &parent, error)) {
+    if (!sf_peer_param_int(params, "first_address", 1, G_MAXUINT32, &first, error) ||
+        !sf_peer_param_int(params, "parent_address", 1, G_MAXUINT32, &parent, error)) {
         return FALSE;
     }
     if ((((guint32)first ^ config->address) | ((guint32)parent ^ config->address)) & ~hosts_of(config)) {
-        return bad(error, "first_address");
+        return sf_peer_param_bad(error, "first_address", "an address of the subnet, as parent_address");
     }
     ticket->first_address = (guint32)first;
     ticket->parent_address = (guint32)parent;
@@ -383,11 +370,9 @@ gboolean sf_networks_take_place(SfHostTicket *ticket, JsonObject *params, GError
 static GPtrArray *checked_hosts(JsonObject *params, SfPeer *origin, GError **error)
 {
     g_autoptr(GPtrArray) ips = g_ptr_array_new_with_free_func(g_free);
-    JsonNode *node = json_object_get_member(params, "hosts");
-    JsonArray *array = node && JSON_NODE_HOLDS_ARRAY(node) ? json_node_get_array(node) : NULL;
+    JsonArray *array;
 
-    if (!array || json_array_get_length(array) > HOSTS_MAX) {
-        bad(error, "hosts");
+    if (!sf_peer_param_array(params, "hosts", HOSTS_MAX, &array, error)) {
         return NULL;
     }
     g_ptr_array_add(ips, g_strdup(sf_peer_remote_ip(origin)));
@@ -396,7 +381,7 @@ static GPtrArray *checked_hosts(JsonObject *params, SfPeer *origin, GError **err
         const char *text = json_node_get_value_type(item) == G_TYPE_STRING ? json_node_get_string(item) : "";
         g_autoptr(GInetAddress) address = strlen(text) <= IP_MAX ? g_inet_address_new_from_string(text) : NULL;
         if (!address) {
-            bad(error, "hosts");
+            sf_peer_param_bad(error, "hosts", "an array of IP addresses");
             return NULL;
         }
         g_ptr_array_add(ips, g_inet_address_to_string(address));

@@ -521,7 +521,7 @@ void sf_fork_start(SfFork *fork)
     fork->state = SF_FORK_SNAPSHOT;
     sf_fork_changed(fork, NULL);
     {
-        g_autofree char *id = g_strdup_printf("s-%016" G_GINT64_MODIFIER "x", fork->ticket);
+        g_autofree char *id = g_strdup_printf(SF_FORK_SNAPSHOT_FORMAT, fork->ticket);
         sf_vm_snapshot_async(fork->parent, id, on_snapshot, g_object_ref(fork));
     }
 }

@@ -34,6 +34,9 @@
 #include "sfvmm/pager/pager.h"
 #include "sfvmm/vm/shell_pool.h"
 
+/* A ticket's id --> the name of its snapshot. */
+#define SF_FORK_SNAPSHOT_FORMAT "s-%016" G_GINT64_MODIFIER "x"
+
 #define SF_TYPE_FORK (sf_fork_get_type())
 G_DECLARE_FINAL_TYPE(SfFork, sf_fork, SF, FORK, GObject)
 
