@@ -54,6 +54,11 @@ SfPeers *sf_host_peers(SfHost *host)
     return host->peers;
 }
 
+SfPeer *sf_host_peer(SfHost *host, const char *name)
+{
+    return host->peers ? sf_peers_get(host->peers, name) : NULL;
+}
+
 SfResourceManager *sf_host_manager(SfHost *host)
 {
     return host->manager;

@@ -94,6 +94,7 @@ SfHost *sf_host_new(const SfDaemonConfig *config, SfLauncher *launcher, SfResour
 /* The other hosts, once and before recovery; not owned. Without it there are none. */
 void sf_host_set_peers(SfHost *host, SfPeers *peers);
 SfPeers *sf_host_peers(SfHost *host); /* NULL: none */
+SfPeer *sf_host_peer(SfHost *host, const char *name); /* NULL: there is none of that name */
 SfResourceManager *sf_host_manager(SfHost *host);
 const SfDaemonConfig *sf_host_config(SfHost *host);
 SfLauncher *sf_host_launcher(SfHost *host);

@@ -20,8 +20,7 @@
 /* data: taken. What is lost because the origin is not there, sync makes up for. */
 void sf_lend_tell_origin(SfHostTicket *ticket, const char *event, JsonObject *data)
 {
-    SfPeers *peers = sf_host_peers(ticket->host);
-    SfPeer *peer = peers ? sf_peers_get(peers, ticket->grant->origin) : NULL;
+    SfPeer *peer = sf_host_peer(ticket->host, ticket->grant->origin);
     g_autofree char *id = sf_ticket_id_to_text(ticket->grant->id);
 
     if (!peer || !sf_peer_is_up(peer)) {

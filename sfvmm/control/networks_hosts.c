@@ -123,7 +123,7 @@ static GHashTable *hosts_of_family(SfHost *host, const SfFamily *family)
 
 static SfPeer *peer_of(SfHost *host, const char *name)
 {
-    SfPeer *peer = sf_host_peers(host) ? sf_peers_get(sf_host_peers(host), name) : NULL;
+    SfPeer *peer = sf_host_peer(host, name);
 
     return peer && sf_peer_is_up(peer) && sf_peer_remote_ip(peer) ? peer : NULL;
 }

@@ -103,8 +103,7 @@ static void on_answer(GObject *source, GAsyncResult *result, gpointer data)
 static void ask_origin(GTask *task, const char *reason)
 {
     const Wanted *wanted = g_task_get_task_data(task);
-    SfPeers *peers = sf_host_peers(wanted->host);
-    SfPeer *peer = peers ? sf_peers_get(peers, wanted->origin) : NULL;
+    SfPeer *peer = sf_host_peer(wanted->host, wanted->origin);
     g_autofree char *id = sf_ticket_id_to_text(wanted->ticket);
     JsonObject *params;
 
