@@ -23,6 +23,9 @@
 #define SF_VM_FILE_LOADING                                                                                             \
     "loading" /* exists while a snapshot is being loaded: then the process is of no use to a new sfvmmd */
 
+#define SF_VM_ROLES 3
+extern const char *const sf_vm_role_names[SF_VM_ROLES]; /* by SfVmRole, as in vm.json */
+
 #define SF_VM_DYING "~" /* NAME~PID: the directory of a VM that was killed */
 
 /*
@@ -124,24 +127,31 @@ char *sf_vm_template_path(SfVm *vm, guint64 size);
 /* The keeper has put away what it had of the VM; the first reason that anybody gave counts. */
 void sf_vm_keeper_ended(SfVm *vm, const char *reason);
 
-/* Takes pidfd. From now on the process' end is told. */
+/* vm_process.c. Takes pidfd. From now on the process' end is told. */
 void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd);
 void sf_vm_add_disk(SfVm *vm, SfVmDisk *disk);
 
-/* Connects QMP, sf channel and agent port; finishes when the first two have answered. */
+/* vm_connection.c: connects QMP, sf channel and agent port; finishes when the first two have answered. */
 void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
 void sf_vm_connect_end(SfVm *vm, GError *error_or_null); /* takes error; nothing if nobody waits for it */
 
+void sf_vm_disconnect(SfVm *vm); /* for good: from all three */
+int sf_vm_connect_socket(const char *folder, const char *file, GError **error); /* UNIX stream; -1 + error */
+
+/* vm_guest.c: connects the agent's port, now or as soon as it can be. */
+void sf_vm_connect_guest(SfVm *vm);
+
 /* At its end: what it wrote to disks that are not ephemeral goes into their images, once no clone stands on them. */
 void sf_vm_keep_writes(SfVm *vm);
 
-/* vm.json: all that adoption needs. */
+/* vm_record.c: vm.json, all that adoption needs. */
 gboolean sf_vm_save(SfVm *vm, GError **error);
 SfVm *sf_vm_restore(const SfLauncherOptions *options, const char *name, GError **error);
 
 /* A GTask's end for a VM that has gone, or whose channel is not there: TRUE if it has been ended so. */
 gboolean sf_vm_refuse(SfVm *vm, GTask *task);
+void sf_vm_fail_gone(SfVm *vm, GTask *task); /* its error; the task is still the caller's */
 
 /* vm_gate.c: clones of one fork start together. enter() and leave() enclose a load; wait() before leave(). */
 void sf_vm_gate_learn(SfVm *vm); /* on each connection */
@@ -150,7 +160,10 @@ gboolean sf_vm_gate_is_alone(void);
 void sf_vm_gate_wait(SfVm *vm);
 void sf_vm_gate_leave(void);
 void sf_vm_gate_running(SfVm *vm);
-void sf_vm_resume_loaded(SfVm *vm); /* in vm.c */
+void sf_vm_resume_loaded(SfVm *vm); /* vm_load.c */
+
+/* vm_load.c: QEMU has said that it runs. */
+void sf_vm_load_running(SfVm *vm);
 
 /* vm_lazy.c: clones whose memory comes on demand. */
 gboolean sf_vm_lazy_begin(SfVm *vm, const SfFaultHandler *handler, const SfSnapshot *snapshot, GError **error);
@@ -165,12 +178,14 @@ void sf_vm_nic_load(SfVm *vm, SfQmpBatch *batch); /* before a snapshot is loaded
 void sf_vm_nic_to_json(SfVm *vm, JsonObject *object);
 void sf_vm_nic_from_json(SfVm *vm, JsonObject *object);
 
+/* vm_snapshot.c: nothing else is done to its disks any more. */
+void sf_vm_snapshot_begin(SfVm *vm);
+
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
 void sf_vm_settle_abort(SfVm *vm);   /* ends soon, then sf_vm_snapshot_begin() is called */
 void sf_vm_settle_lost(SfVm *vm);    /* no event of its job will come any more */
 char *sf_vm_settle_job(const SfVmDisk *disk); /* what QEMU knows a commit by */
-void sf_vm_snapshot_begin(SfVm *vm);
 
 /* vm_share.c: anonymous memory. done is called once. */
 typedef void (*SfVmShared)(SfVm *vm, const GError *error_or_null);
