@@ -50,7 +50,7 @@ static void settle_missing(SfHostTicket *ticket, const char *host, gboolean know
     if (!known) {
         sf_borrow_move_clones(ticket, host, "it does not know the ticket any more");
     } else if (!array || json_array_get_length(array) == 0) {
-        sf_borrow_order(ticket, host); /* the sf_borrow_order did not reach it */
+        sf_borrow_order(ticket, host); /* the order did not reach it */
     }
 }
 
