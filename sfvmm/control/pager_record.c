@@ -16,6 +16,7 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
+#include "sfvmm/control/borrow.h"
 #include "sfvmm/control/host_private.h"
 #include "sfvmm/wire/state_file.h"
 
@@ -186,13 +187,16 @@ SfPager *sf_pager_record_take(SfHost *host, const char *snapshot, GError **error
     return sf_pager_adopt(sf_host_config(host)->launcher.run_directory, snapshot, error);
 }
 
-static gboolean is_used(SfHost *host, const char *snapshot)
+/* data: SfHost. By a ticket whose clones are here, or are served from here. */
+static gboolean is_used(const char *snapshot, gpointer data)
 {
-    g_autoptr(GList) tickets = sf_host_tickets(host);
+    g_autoptr(GList) tickets = sf_host_tickets(data);
 
     for (GList *item = tickets; item; item = item->next) {
-        const SfHostTicket *ticket = item->data;
-        if (ticket->pager && strcmp(sf_pager_snapshot_id(ticket->pager), snapshot) == 0) {
+        SfHostTicket *ticket = item->data;
+        SfPager *server = sf_borrow_server(ticket);
+        if ((ticket->pager && strcmp(sf_pager_snapshot_id(ticket->pager), snapshot) == 0) ||
+            (server && strcmp(sf_pager_snapshot_id(server), snapshot) == 0)) {
             return TRUE;
         }
     }
@@ -205,12 +209,14 @@ void sf_pager_records_end(SfHost *host)
     g_auto(GStrv) ids = sf_state_list(folder);
 
     for (char **id = ids; *id; id++) {
-        g_autoptr(SfPager) pager = is_used(host, *id) ? NULL : sf_pager_record_take(host, *id, NULL);
-        if (pager) {
+        SfPager *pager = g_hash_table_lookup(started(host), *id);
+        if (pager) { /* no ticket has taken it */
             sf_pager_stop(pager);
+            g_hash_table_remove(started(host), *id);
         }
-        if (!is_used(host, *id)) {
+        if (!is_used(*id, host)) {
             sf_pager_record_drop(host, *id);
         }
     }
+    sf_pagers_sweep(sf_host_config(host)->launcher.run_directory, is_used, host);
 }

@@ -93,10 +93,25 @@ static SfFamily *family_of_name(SfHost *host, const char *vm)
     }
 }
 
+/* The name of a clone from another host does not tell its family; its ticket does, which its snapshot is called after.
+ */
+static SfFamily *family_of_clone(SfHost *host, SfVm *vm)
+{
+    const char *snapshot = sf_vm_loaded_snapshot_id(vm);
+    guint64 id;
+    SfHostTicket *ticket = NULL;
+
+    if (snapshot && g_str_has_prefix(snapshot, SF_FORK_SNAPSHOT_PREFIX) &&
+        sf_ticket_id_from_text(snapshot + strlen(SF_FORK_SNAPSHOT_PREFIX), &id)) {
+        ticket = sf_host_ticket(host, id, NULL);
+    }
+    return ticket ? ticket->family : NULL;
+}
+
 /* A family's network is found again by any of its VMs. */
 static void adopt_network(SfHost *host, SfVm *vm)
 {
-    SfFamily *family = family_of_name(host, sf_vm_name(vm));
+    SfFamily *family = sf_vm_role(vm) == SF_VM_CLONE ? family_of_clone(host, vm) : family_of_name(host, sf_vm_name(vm));
 
     if (family) {
         sf_networks_adopt(sf_host_networks(host), family->name, family->config, vm);
@@ -112,8 +127,6 @@ static void admit_members(SfHost *host)
         SfHostVm *hvm = item->data;
         const SfClone *clone = sf_host_clone_of(host, hvm);
         g_autoptr(GError) error = NULL;
-        /* The name of a clone from another host does not tell its family, its ticket does. */
-        sf_networks_adopt(sf_host_networks(host), hvm->family->name, hvm->family->config, hvm->vm);
         if ((!clone || (clone->state == SF_GP_STATE_RUNNING && clone->network_told)) &&
             !sf_networks_admit(sf_host_networks(host), hvm, &error)) {
             g_warning("VM \"%s\": %s", sf_vm_name(hvm->vm), error->message);
@@ -268,6 +281,9 @@ static void recover_tickets(SfHost *host, GPtrArray *vms)
     for (char **name = names; *name; name++) {
         recover_ticket(host, *name);
     }
+    for (guint i = 0; i < vms->len; i++) {
+        adopt_network(host, g_ptr_array_index(vms, i)); /* forks ask for it */
+    }
     tickets = sf_host_tickets(host);
     for (GList *item = tickets; item; item = item->next) {
         SfHostTicket *ticket = item->data;
@@ -318,9 +334,6 @@ static void recovery_step_done(GTask *task)
 
     if (--recovery->pending > 0) {
         return;
-    }
-    for (guint i = 0; i < recovery->vms->len; i++) {
-        adopt_network(host, g_ptr_array_index(recovery->vms, i));
     }
     for (guint i = 0; i < recovery->vms->len; i++) {
         sort_vm(host, g_ptr_array_index(recovery->vms, i));

@@ -35,7 +35,8 @@
 #include "sfvmm/vm/shell_pool.h"
 
 /* A ticket's id --> the name of its snapshot. */
-#define SF_FORK_SNAPSHOT_FORMAT "s-%016" G_GINT64_MODIFIER "x"
+#define SF_FORK_SNAPSHOT_PREFIX "s-"
+#define SF_FORK_SNAPSHOT_FORMAT SF_FORK_SNAPSHOT_PREFIX "%016" G_GINT64_MODIFIER "x"
 
 #define SF_TYPE_FORK (sf_fork_get_type())
 G_DECLARE_FINAL_TYPE(SfFork, sf_fork, SF, FORK, GObject)

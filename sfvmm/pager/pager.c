@@ -45,7 +45,7 @@ SfPager *sf_pager_new(const char *run_directory, const char *snapshot)
 
     pager->id = g_strdup(snapshot);
     pager->handler.id = pager->id;
-    pager->directory = g_build_filename(run_directory, "pager", snapshot, NULL);
+    pager->directory = g_build_filename(run_directory, SF_PAGER_FOLDER, snapshot, NULL);
     return pager;
 }
 

@@ -67,6 +67,10 @@ guint sf_pager_port(SfPager *pager); /* TCP, that it serves at; 0: it does not *
 /* Is there a process of RUNDIR/pager/SNAPSHOT, left by an earlier sfvmmd, that can be adopted? Nothing is done. */
 gboolean sf_pager_is_running(const char *run_directory, const char *snapshot);
 
+/* After a restart, when all that are needed have been adopted: ends the others of RUNDIR/pager, and removes what is left. */
+typedef gboolean (*SfPagerIsUsed)(const char *snapshot, gpointer data);
+void sf_pagers_sweep(const char *run_directory, SfPagerIsUsed is_used, gpointer data);
+
 /* Ends the process and removes its directory. Clones that are still attached would wait for ever: detach them first. */
 void sf_pager_stop(SfPager *pager);
 

@@ -4,11 +4,15 @@
  *
  * It blocks for some ms: nothing can be done with its clones before. Events that come meanwhile are kept until the main
  * loop runs, when those who took it over listen to them.
+ *
+ * One that nobody takes over is ended: sfvmmd was killed between its start and the record of its ticket.
  */
 #include "sfvmm/pager/pager_private.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "sfvmm/process/process.h"
@@ -173,15 +177,42 @@ SfPager *sf_pager_adopt(const char *run_directory, const char *snapshot, GError 
     return g_steal_pointer(&pager);
 }
 
+/* A pidfd of the process on record; -1: there is none, or it has ended. */
+static int open_recorded(const char *run_directory, const char *snapshot)
+{
+    g_autofree char *path = g_build_filename(run_directory, SF_PAGER_FOLDER, snapshot, SF_PAGER_FILE_JSON, NULL);
+    g_autoptr(JsonObject) object = sf_state_read(path, NULL);
+
+    return object ? sf_process_open((pid_t)sf_pager_int_of(object, "pid"), sf_pager_int_of(object, "start_time")) : -1;
+}
+
 gboolean sf_pager_is_running(const char *run_directory, const char *snapshot)
 {
-    g_autofree char *path = g_build_filename(run_directory, "pager", snapshot, SF_PAGER_FILE_JSON, NULL);
-    g_autoptr(JsonObject) object = sf_state_read(path, NULL);
-    int pidfd =
-        object ? sf_process_open((pid_t)sf_pager_int_of(object, "pid"), sf_pager_int_of(object, "start_time")) : -1;
+    int pidfd = open_recorded(run_directory, snapshot);
 
     if (pidfd >= 0) {
         close(pidfd);
     }
     return pidfd >= 0;
+}
+
+void sf_pagers_sweep(const char *run_directory, SfPagerIsUsed is_used, gpointer data)
+{
+    g_autofree char *folder = g_build_filename(run_directory, SF_PAGER_FOLDER, NULL);
+    g_auto(GStrv) ids = sf_state_list(folder);
+
+    for (char **id = ids; *id; id++) {
+        g_autofree char *path = g_build_filename(folder, *id, NULL);
+        int pidfd;
+        if (is_used(*id, data)) {
+            continue;
+        }
+        pidfd = open_recorded(run_directory, *id);
+        if (pidfd >= 0) {
+            g_message("pager of %s: its ticket has gone; it is ended", *id);
+            syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+            close(pidfd);
+        }
+        sf_state_remove_folder(path);
+    }
 }

@@ -5,6 +5,7 @@
 
 #include "sfvmm/pager/pager.h"
 
+#define SF_PAGER_FOLDER         "pager" /* of the run directory */
 #define SF_PAGER_FILE_JSON      "pager.json"
 #define SF_PAGER_MODE_DIRECTORY 0700
 

@@ -83,6 +83,21 @@ void sf_pager_watch_process(SfPager *pager, int pidfd)
     pager->exit_source = g_unix_fd_add(pidfd, G_IO_IN, on_process_ended, pager);
 }
 
+typedef struct {
+    SfPager *pager;
+    GError *error; /* of the record */
+} Start;
+
+/* On record before it runs: a sfvmmd that is killed now finds it again. */
+static void on_forked(pid_t pid, gpointer data)
+{
+    Start *start = data;
+
+    start->pager->pid = pid;
+    start->pager->start_time = sf_process_start_time(pid);
+    save(start->pager, &start->error);
+}
+
 gboolean sf_pager_start_process(SfPager *pager, GError **error)
 {
     g_autofree char *log_path = sf_pager_path(pager, "pager.log");
@@ -91,9 +106,15 @@ gboolean sf_pager_start_process(SfPager *pager, GError **error)
     g_autoptr(GArray) fds = g_array_new(FALSE, FALSE, sizeof(int));
     int directory = open(pager->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int log = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    SfProcessOptions process = {
-        .program = pager->binary, .argv = argv, .fds = fds, .log = log, .uid = pager->uid, .gid = pager->gid
-    };
+    Start start = { .pager = pager };
+    SfProcessOptions process = { .program = pager->binary,
+                                 .argv = argv,
+                                 .fds = fds,
+                                 .log = log,
+                                 .uid = pager->uid,
+                                 .gid = pager->gid,
+                                 .forked = on_forked,
+                                 .data = &start };
     int pidfd = -1;
     gboolean ok = directory >= 0 && log >= 0;
 
@@ -116,12 +137,16 @@ gboolean sf_pager_start_process(SfPager *pager, GError **error)
     }
     if (!ok) {
         pager->pid = 0;
+        g_clear_error(&start.error);
         return FALSE;
     }
-    pager->start_time = sf_process_start_time(pager->pid);
     pager->started = g_get_monotonic_time();
     sf_pager_watch_process(pager, pidfd);
-    return save(pager, error);
+    if (start.error) {
+        g_propagate_error(error, start.error);
+        return FALSE;
+    }
+    return TRUE;
 }
 
 /* By a short way: a run directory may have a longer path than a socket address can hold. */

@@ -724,7 +724,10 @@ static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
     GError *error = NULL;
 
     if (!sf_vm_connect_finish(vm, result, &error)) {
-        g_task_return_error(task, error); /* it lives but does not answer: left to the operator */
+        if (vm->role == SF_VM_SHELL) {
+            sf_vm_kill(vm); /* there is nothing in it; others live but do not answer, and are left to the operator */
+        }
+        g_task_return_error(task, error);
     } else if (vm->role == SF_VM_SHELL && vm->hello.loaded) {
         sf_vm_kill(vm);
         g_task_return_new_error(task, SF_VM_ERROR, SF_VM_ERROR_GONE,

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import unittest
@@ -429,6 +430,23 @@ class Restart(Remote):
         self.a.wait_up("b")
         on_all(list(probes.values()), "verify m 1")
         self.finish(ticket, probes, {1: 3, 2: 4})
+
+    def test_killed_before_the_ticket_is_on_record(self):
+        """The sf-pager of a reservation runs, and nothing says whose it is: the next sfvmmd ends it."""
+        self.at("b")
+        for host in (self.a, self.b):
+            with self.subTest(host.name):
+                ticket = self.a.call("ticket.request", vm=self.parent.name, count=1)["ticket"]["ticket"]
+                harness.wait(self.b.pools_full, harness.LONG, "shells for it")
+                pager, = host.pagers()
+                host.end(signal.SIGKILL)
+                for folder in ("tickets/", "caches/s-"):
+                    shutil.rmtree(os.path.join(host.run, folder + ticket), ignore_errors=True)
+                host.start()
+                harness.wait(lambda: not harness.alive(pager), what="the end of the sf-pager")
+                self.assertFalse(os.path.exists(os.path.join(host.run, "pager", "s-" + ticket)))
+                self.a.wait_up("b")
+                self.a.end_tickets()
 
     def test_working_set_is_kept(self):
         """What the first clone there needed is on record; the next sfvmmd writes the record anew, so it has read it."""

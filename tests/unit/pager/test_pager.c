@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include "sfvmm/cluster/pki.h"
 #include "sfvmm/pager/multicast_blob.h"
 #include "sfvmm/pager/multicast_group.h"
@@ -537,6 +538,36 @@ static void test_adopted(Fixture *f, gconstpointer data)
     detach(f, "one", &clone);
 }
 
+static gboolean is_named(const char *snapshot, gpointer name)
+{
+    return strcmp(snapshot, name) == 0;
+}
+
+static gboolean has_ended(gpointer pid)
+{
+    return waitpid(GPOINTER_TO_INT(pid), NULL, WNOHANG) != 0;
+}
+
+/* One that an earlier sfvmmd left ends if nobody needs it. */
+static void test_swept(Fixture *f, gconstpointer data)
+{
+    g_autofree char *run = g_build_filename(f->directory, "remote", NULL);
+    g_autofree char *folder = g_build_filename(run, "pager", "s-1", NULL);
+    g_autoptr(GError) error = NULL;
+    pid_t pid = sf_pager_pid(f->remote);
+
+    g_object_unref(f->remote);
+    sf_pagers_sweep(run, is_named, (gpointer) "s-1");
+    f->remote = sf_pager_adopt(run, "s-1", &error);
+    g_assert_no_error(error);
+    g_assert_cmpint(sf_pager_pid(f->remote), ==, pid);
+    g_clear_object(&f->remote);
+    sf_pagers_sweep(run, is_named, (gpointer) "s-2");
+    wait_until(has_ended, GINT_TO_POINTER(pid));
+    g_assert_false(g_file_test(folder, G_FILE_TEST_EXISTS));
+    f->remote = start(f, "remote", -1, SF_PAGER_PLAIN); /* for the end of the test */
+}
+
 /* What one clone needed is fetched unasked for the next host's. */
 static void test_working_set(Fixture *f, gconstpointer data)
 {
@@ -684,5 +715,6 @@ int main(int argc, char **argv)
     }
     g_test_add("/pager/tls/not-allowed", Fixture, GUINT_TO_POINTER(SF_PAGER_X509), set_up, test_not_allowed, tear_down);
     g_test_add("/pager/tls/strangers", Fixture, GUINT_TO_POINTER(SF_PAGER_X509), set_up, test_strangers, tear_down);
+    g_test_add("/pager/plain/swept", Fixture, GUINT_TO_POINTER(SF_PAGER_PLAIN), set_up, test_swept, tear_down);
     return g_test_run();
 }
