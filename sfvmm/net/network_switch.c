@@ -22,11 +22,11 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 #include "sfvmm/net/network_kind.h"
 #include "sfvmm/net/policy.h"
 #include "sfvmm/process/process.h"
+#include "sfvmm/process/socket.h"
 #include "sfvmm/wire/switch_message.h"
 
 #define PROGRAM        "sf-switch"
@@ -56,72 +56,40 @@ static gboolean fail_errno(GError **error, const char *what)
 
 /* ---- files ---- */
 
-static int open_directory(const char *path, GError **error)
+static gboolean make_directory(const char *path, GError **error)
 {
-    int directory;
-
-    if (mkdir(path, MODE_DIRECTORY) < 0 && errno != EEXIST) {
-        fail_errno(error, path);
-        return -1;
-    }
-    directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) {
-        fail_errno(error, path);
-    }
-    return directory;
+    return mkdir(path, MODE_DIRECTORY) == 0 || errno == EEXIST || fail_errno(error, path);
 }
 
-/* A path may be longer than an address has room for. */
-static struct sockaddr_un address_of(int directory, const char *name)
+static void remove_files(const char *directory, const char *name)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    g_autofree char *socket = g_strconcat(directory, "/", name, SOCKET_SUFFIX, NULL);
+    g_autofree char *log = g_strconcat(directory, "/", name, LOG_SUFFIX, NULL);
 
-    g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s" SOCKET_SUFFIX, directory, name);
-    return address;
+    unlink(socket);
+    unlink(log);
 }
 
-static void remove_files(int directory, const char *name)
+static int listen_at(const char *directory, const char *name, GError **error)
 {
-    g_autofree char *socket = g_strconcat(name, SOCKET_SUFFIX, NULL);
-    g_autofree char *log = g_strconcat(name, LOG_SUFFIX, NULL);
-
-    unlinkat(directory, socket, 0);
-    unlinkat(directory, log, 0);
-}
-
-static int listen_at(int directory, const char *name, GError **error)
-{
-    struct sockaddr_un address = address_of(directory, name);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    mode_t mask = umask(0177);
-    gboolean ok;
+    g_autofree char *file = g_strconcat(name, SOCKET_SUFFIX, NULL);
 
     remove_files(directory, name);
-    ok = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, 1) == 0;
-    umask(mask);
-    if (!ok) {
-        fail_errno(error, "the socket of " PROGRAM);
-        if (fd >= 0) {
-            close(fd);
-        }
-        return -1;
-    }
-    return fd;
+    return sf_socket_listen(directory, file, SOCK_SEQPACKET, 1, error);
 }
 
-static int connect_to(int directory, const char *name, GError **error)
+static int connect_to(const char *directory, const char *name, GError **error)
 {
-    struct sockaddr_un address = address_of(directory, name);
+    g_autofree char *file = g_strconcat(name, SOCKET_SUFFIX, NULL);
     struct timeval bound = { .tv_sec = ANSWER_SECONDS };
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    int fd = sf_socket_connect(directory, file, SOCK_SEQPACKET, error);
 
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof(bound)) < 0) {
-        fail_errno(error, PROGRAM " is not there");
-        if (fd >= 0) {
-            close(fd);
-        }
-        return -1;
+    if (fd < 0) {
+        g_prefix_error(error, PROGRAM " is not there: ");
+    } else if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof(bound)) < 0) {
+        fail_errno(error, PROGRAM);
+        close(fd);
+        fd = -1;
     }
     return fd;
 }
@@ -172,12 +140,11 @@ static GPtrArray *command_line(const SfNetworkOptions *options)
     return argv;
 }
 
-static gboolean start_process(Switch *self, const SfNetworkOptions *options, int directory, int listener,
-                              GError **error)
+static gboolean start_process(Switch *self, const SfNetworkOptions *options, int listener, GError **error)
 {
     g_autoptr(GPtrArray) argv = command_line(options);
     g_autoptr(GArray) fds = g_array_new(FALSE, FALSE, sizeof(int));
-    g_autofree char *log = g_strconcat(options->name, LOG_SUFFIX, NULL);
+    g_autofree char *log = g_strconcat(self->directory, "/", options->name, LOG_SUFFIX, NULL);
     SfProcessOptions process = { .program = options->place->program,
                                  .argv = argv,
                                  .fds = fds,
@@ -188,7 +155,7 @@ static gboolean start_process(Switch *self, const SfNetworkOptions *options, int
     gboolean ok;
 
     g_array_append_val(fds, listener);
-    process.log = openat(directory, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, MODE_LOG);
+    process.log = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, MODE_LOG);
     if (process.log < 0) {
         return fail_errno(error, log);
     }
@@ -239,16 +206,12 @@ static SfNetwork *switch_new(const SfNetworkOptions *options, GError **error)
 {
     Switch *self = switch_alloc(options);
     g_autoptr(SfNetwork) network = &self->base;
-    int directory = open_directory(self->directory, error);
-    int listener = directory >= 0 ? listen_at(directory, options->name, error) : -1;
-    gboolean ok = listener >= 0 && start_process(self, options, directory, listener, error) &&
-                  (self->socket = connect_to(directory, options->name, error)) >= 0;
+    int listener = make_directory(self->directory, error) ? listen_at(self->directory, options->name, error) : -1;
+    gboolean ok = listener >= 0 && start_process(self, options, listener, error) &&
+                  (self->socket = connect_to(self->directory, options->name, error)) >= 0;
 
     if (listener >= 0) {
         close(listener);
-    }
-    if (directory >= 0) {
-        close(directory);
     }
     return ok ? g_steal_pointer(&network) : NULL;
 }
@@ -257,14 +220,10 @@ static SfNetwork *switch_adopt(const SfNetworkOptions *options, int tap, GError 
 {
     Switch *self = switch_alloc(options);
     g_autoptr(SfNetwork) network = &self->base;
-    int directory = open_directory(self->directory, error);
     int pidfd;
 
     network->own = FALSE; /* until it is known: an error here must not cut off VMs that run */
-    self->socket = directory >= 0 ? connect_to(directory, options->name, error) : -1;
-    if (directory >= 0) {
-        close(directory);
-    }
+    self->socket = connect_to(self->directory, options->name, error);
     if (self->socket < 0) {
         return NULL;
     }
@@ -284,15 +243,11 @@ static gboolean switch_settle(SfNetwork *network, GError **error)
 static void end_switch(Switch *self)
 {
     g_autoptr(GError) error = NULL;
-    int directory = open_directory(self->directory, NULL);
 
     if (self->socket >= 0 && !order(self, SF_SWITCH_END, "", NULL, 0, -1, &error)) {
         g_message("network of \"%s\": %s", self->base.name, error->message);
     }
-    if (directory >= 0) {
-        remove_files(directory, self->base.name);
-        close(directory);
-    }
+    remove_files(self->directory, self->base.name);
 }
 
 static void switch_free(SfNetwork *network)
@@ -382,7 +337,7 @@ static void switch_dismiss(SfNetwork *network, const char *device)
 
 /* ---- leftovers ---- */
 
-static void end_left_over(int directory, const char *name)
+static void end_left_over(const char *directory, const char *name)
 {
     struct sf_switch_order order = { .what = SF_SWITCH_END };
     int socket = connect_to(directory, name, NULL);
@@ -397,19 +352,15 @@ static void end_left_over(int directory, const char *name)
 void sf_network_switch_sweep(const char *directory, const char *const *live)
 {
     g_autoptr(GDir) dir = g_dir_open(directory, 0, NULL);
-    int fd = dir ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     const char *file;
 
-    while (fd >= 0 && (file = g_dir_read_name(dir))) {
+    while (dir && (file = g_dir_read_name(dir))) {
         if (g_str_has_suffix(file, SOCKET_SUFFIX)) {
             g_autofree char *name = g_strndup(file, strlen(file) - strlen(SOCKET_SUFFIX));
             if (!g_strv_contains(live, name)) {
-                end_left_over(fd, name);
+                end_left_over(directory, name);
             }
         }
-    }
-    if (fd >= 0) {
-        close(fd);
     }
 }
 

@@ -11,12 +11,13 @@
 #include <glib-unix.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "sfvmm/process/process.h"
+#include "sfvmm/process/socket.h"
 #include "sfvmm/wire/state_file.h"
 
+#define FILE_SOCKET      "pager.sock"
 #define RESTARTS_MAX     5     /* processes in a row that did not last */
 #define RESTART_LASTS_MS 10000 /* a process that has lived so long counts from anew */
 
@@ -149,56 +150,22 @@ gboolean sf_pager_start_process(SfPager *pager, GError **error)
     return TRUE;
 }
 
-/* By a short way: a run directory may have a longer path than a socket address can hold. */
-static gboolean socket_address(SfPager *pager, struct sockaddr_un *address, int *directory, GError **error)
-{
-    address->sun_family = AF_UNIX;
-    *directory = open(pager->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (*directory < 0) {
-        return sf_pager_fail_errno(pager, error, pager->directory);
-    }
-    g_snprintf(address->sun_path, sizeof(address->sun_path), "/proc/self/fd/%d/pager.sock", *directory);
-    return TRUE;
-}
-
 gboolean sf_pager_listen(SfPager *pager, GError **error)
 {
-    struct sockaddr_un address = { 0 };
-    int directory;
-    gboolean ok;
-
-    if (!socket_address(pager, &address, &directory, error)) {
-        return FALSE;
+    pager->listener = sf_socket_listen(pager->directory, FILE_SOCKET, SOCK_SEQPACKET | SOCK_NONBLOCK, 1, error);
+    if (pager->listener < 0) {
+        g_prefix_error(error, "pager of %s: ", pager->id);
     }
-    unlink(address.sun_path); /* after an adoption: that of the process that has died */
-    pager->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    ok = (pager->listener >= 0 && bind(pager->listener, (struct sockaddr *)&address, sizeof(address)) == 0 &&
-          listen(pager->listener, 1) == 0) ||
-         sf_pager_fail_errno(pager, error, "pager.sock can't be made");
-    close(directory);
-    return ok;
+    return pager->listener >= 0;
 }
 
 gboolean sf_pager_connect(SfPager *pager, GError **error)
 {
-    struct sockaddr_un address = { 0 };
-    int directory;
-    gboolean ok;
-
-    if (!socket_address(pager, &address, &directory, error)) {
+    pager->socket = sf_socket_connect(pager->directory, FILE_SOCKET, SOCK_SEQPACKET | SOCK_NONBLOCK, error);
+    if (pager->socket < 0) {
+        g_prefix_error(error, "pager of %s: ", pager->id);
         return FALSE;
     }
-    pager->socket = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    ok = pager->socket >= 0 && connect(pager->socket, (struct sockaddr *)&address, sizeof(address)) == 0;
-    if (!ok) {
-        sf_pager_fail_errno(pager, error, "pager.sock can't be connected to");
-        if (pager->socket >= 0) {
-            close(pager->socket);
-            pager->socket = -1;
-        }
-    } else {
-        sf_pager_read(pager);
-    }
-    close(directory);
-    return ok;
+    sf_pager_read(pager);
+    return TRUE;
 }

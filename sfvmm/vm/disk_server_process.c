@@ -11,14 +11,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glib-unix.h>
-#include <glib/gstdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "sfvmm/process/process.h"
+#include "sfvmm/process/socket.h"
 
 #define FILE_QMP       "qmp.sock"
 #define FILE_LOG       "log"
@@ -41,13 +40,6 @@ static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
                                 "7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n"
                                 "ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=\n"
                                 "-----END DH PARAMETERS-----\n";
-
-static void close_fd(int fd)
-{
-    if (fd >= 0) {
-        close(fd);
-    }
-}
 
 gboolean sf_disk_server_fail_errno(GError **error, const char *what)
 {
@@ -118,40 +110,10 @@ gboolean sf_disk_server_make_directory(SfDiskServer *server, GError **error)
     return !server->tls_directory || copy_tls(server, error);
 }
 
-/* A listening unix socket of that name in it; -1 + error. */
-static int listen_at(SfDiskServer *server, const char *file, GError **error)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    int directory = open(server->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int fd = directory < 0 ? -1 : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    mode_t mask = umask(0177);
-    gboolean ok;
-
-    g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
-    ok = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, LISTEN_BACKLOG) == 0;
-    umask(mask);
-    if (!ok) {
-        sf_disk_server_fail_errno(error, file);
-        close_fd(fd);
-        fd = -1;
-    }
-    close_fd(directory);
-    return fd;
-}
-
-/* A socket of an earlier process is in its way. */
-static int listen_anew(SfDiskServer *server, const char *file, GError **error)
-{
-    g_autofree char *path = g_build_filename(server->directory, file, NULL);
-
-    g_unlink(path);
-    return listen_at(server, file, error);
-}
-
 /* The socket that clones of this host connect to. */
 gboolean sf_disk_server_listen(SfDiskServer *server, GError **error)
 {
-    server->listener = listen_anew(server, SF_DISK_SERVER_SOCKET, error);
+    server->listener = sf_socket_listen(server->directory, SF_DISK_SERVER_SOCKET, SOCK_STREAM, LISTEN_BACKLOG, error);
     if (server->listener < 0) {
         return FALSE;
     }
@@ -244,7 +206,7 @@ gboolean sf_disk_server_start_process(SfDiskServer *server, GError **error)
                                  .gid = server->options->gid,
                                  .forked = on_forked,
                                  .data = server };
-    int qmp = listen_anew(server, FILE_QMP, error);
+    int qmp = sf_socket_listen(server->directory, FILE_QMP, SOCK_STREAM, LISTEN_BACKLOG, error);
     gboolean ok;
 
     if (qmp < 0) {
@@ -254,7 +216,9 @@ gboolean sf_disk_server_start_process(SfDiskServer *server, GError **error)
     process.log = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     ok = process.log >= 0 ? sf_process_start(&process, &server->pid, &server->pidfd, error)
                           : sf_disk_server_fail_errno(error, log);
-    close_fd(process.log);
+    if (process.log >= 0) {
+        close(process.log);
+    }
     close(qmp);
     if (ok) {
         sf_disk_server_watch(server);
@@ -280,7 +244,7 @@ static const SfQmpHandlers qmp_handlers = { on_qmp_event, on_qmp_closed };
 
 gboolean sf_disk_server_connect(SfDiskServer *server, GError **error)
 {
-    int fd = sf_vm_connect_socket(server->directory, FILE_QMP, error);
+    int fd = sf_socket_connect(server->directory, FILE_QMP, SOCK_STREAM | SOCK_NONBLOCK, error);
 
     if (fd >= 0) {
         server->qmp = sf_qmp_new(fd, &qmp_handlers, server);

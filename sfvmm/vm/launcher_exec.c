@@ -25,10 +25,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 #include "sfvmm/vm/command_line.h"
 #include "sfvmm/process/process.h"
+#include "sfvmm/process/socket.h"
 #include "sfvmm/vm/launcher_private.h"
 #include "sfvmm/wire/state_file.h"
 
@@ -186,20 +186,14 @@ static int give_fd(StartOp *op, int fd)
     return SF_PROCESS_FIRST_FD + op->fds->len - 1;
 }
 
-static gboolean listen_at(StartOp *op, int directory, const char *file, int *number, GError **error)
+static gboolean listen_at(StartOp *op, const char *file, int *number, GError **error)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    mode_t mask = umask(0177);
-    gboolean ok;
+    int fd = sf_socket_listen(op->vm->directory, file, SOCK_STREAM, LISTEN_BACKLOG, error);
 
-    g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
-    ok = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, LISTEN_BACKLOG) == 0;
-    umask(mask);
     if (fd >= 0) {
         *number = give_fd(op, fd);
     }
-    return ok || fail_errno(error, file);
+    return fd >= 0;
 }
 
 static gboolean append_to(int directory, const char *file, int *fd, GError **error)
@@ -342,9 +336,9 @@ static gboolean collect_fds(StartOp *op, int directory, SfCommandLineFds *fds, G
     int log;
 
     *fds = (SfCommandLineFds){ -1, -1, -1, -1, -1, -1, -1, -1, FALSE };
-    if (!listen_at(op, directory, SF_VM_FILE_QMP, &fds->qmp, error) ||
-        !listen_at(op, directory, SF_VM_FILE_AGENT, &fds->agent, error) ||
-        !listen_at(op, directory, SF_VM_FILE_CONSOLE, &fds->console, error) ||
+    if (!listen_at(op, SF_VM_FILE_QMP, &fds->qmp, error) ||
+        !listen_at(op, SF_VM_FILE_AGENT, &fds->agent, error) ||
+        !listen_at(op, SF_VM_FILE_CONSOLE, &fds->console, error) ||
         !append_to(directory, SF_VM_FILE_CONSOLE_LOG, &log, error)) {
         return FALSE;
     }

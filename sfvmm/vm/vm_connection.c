@@ -14,10 +14,10 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "sfvmm/process/process.h"
+#include "sfvmm/process/socket.h"
 #include "sfvmm/vm/command_line.h"
 
 #define CONNECT_SECONDS 60 /* a start or an adoption; 32 shells that start at once are slow */
@@ -264,27 +264,6 @@ static void on_attached(const GError *error, gpointer data)
     connect_failed(vm, better ? better : error, g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED));
 }
 
-/* By a short way, as a run directory may have a longer path than a socket address can hold. */
-int sf_vm_connect_socket(const char *folder, const char *file, GError **error)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    int directory = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int fd = directory < 0 ? -1 : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s/%s: %s", folder, file, g_strerror(errno));
-        if (fd >= 0) {
-            close(fd);
-        }
-        fd = -1;
-    }
-    if (directory >= 0) {
-        close(directory);
-    }
-    return fd;
-}
-
 static void attach_channel(SfVm *vm, int pair[2])
 {
     SfQmpBatch *batch = sf_qmp_batch_new(vm->qmp);
@@ -316,7 +295,7 @@ static void vm_connect(SfVm *vm)
         return;
     }
     fd = vm->keeper ? vm->keeper->open_monitor(vm->keeper_data, &error)
-                    : sf_vm_connect_socket(vm->directory, SF_VM_FILE_QMP, &error);
+                    : sf_socket_connect(vm->directory, SF_VM_FILE_QMP, SOCK_STREAM | SOCK_NONBLOCK, &error);
     if (fd >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
         g_set_error(&error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "no socket pair: %s", g_strerror(errno));
         close(fd);

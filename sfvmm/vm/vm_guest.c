@@ -4,6 +4,10 @@
  */
 #include "sfvmm/vm/vm_private.h"
 
+#include <sys/socket.h>
+
+#include "sfvmm/process/socket.h"
+
 #define GUEST_RETRY_MS 500u
 
 static void on_guest_connected(gpointer owner)
@@ -58,7 +62,7 @@ void sf_vm_connect_guest(SfVm *vm)
     g_autoptr(GError) error = NULL;
     g_autofree char *folder = vm->agent_socket ? g_path_get_dirname(vm->agent_socket) : g_strdup(vm->directory);
     g_autofree char *file = g_path_get_basename(vm->agent_socket ? vm->agent_socket : SF_VM_FILE_AGENT);
-    int fd = sf_vm_connect_socket(folder, file, &error);
+    int fd = sf_socket_connect(folder, file, SOCK_STREAM | SOCK_NONBLOCK, &error);
 
     if (fd < 0) {
         g_debug("VM %s: the port of its agent: %s", vm->name, error->message); /* it has most likely just ended */

@@ -137,7 +137,6 @@ gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
 void sf_vm_connect_end(SfVm *vm, GError *error_or_null); /* takes error; nothing if nobody waits for it */
 
 void sf_vm_disconnect(SfVm *vm); /* for good: from all three */
-int sf_vm_connect_socket(const char *folder, const char *file, GError **error); /* UNIX stream; -1 + error */
 
 /* vm_guest.c: connects the agent's port, now or as soon as it can be. */
 void sf_vm_connect_guest(SfVm *vm);
