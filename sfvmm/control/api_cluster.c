@@ -5,23 +5,16 @@
 
 #define SLOTS_MAX G_MAXUINT16
 
-static const char *text_param(JsonObject *params, const char *name)
-{
-    return json_object_get_string_member_with_default(params, name, "");
-}
-
 static void reply_with_host(SfHost *host, const char *name, SfCall *call)
 {
     const SfClusterHost *entry = sf_resource_manager_host(sf_host_manager(host), name);
-    JsonObject *result = json_object_new();
 
-    json_object_set_object_member(result, "host", sf_cluster_describe(sf_cluster_of(host), entry));
-    sf_call_reply(call, result);
+    sf_api_reply_with(call, "host", sf_cluster_describe(sf_cluster_of(host), entry));
 }
 
 static void api_host_add(SfHost *host, JsonObject *params, SfCall *call)
 {
-    const char *name = text_param(params, "name"), *address = text_param(params, "address");
+    const char *name = sf_api_text(params, "name"), *address = sf_api_text(params, "address");
     gint64 slots = json_object_get_int_member_with_default(params, "slots", 0);
     gint64 memory = json_object_get_int_member_with_default(params, "memory", 0);
     g_autoptr(GError) error = NULL;
@@ -59,8 +52,8 @@ static void api_host_drain(SfHost *host, JsonObject *params, SfCall *call)
     gboolean drain = json_object_get_boolean_member_with_default(params, "drain", TRUE);
     g_autoptr(GError) error = NULL;
 
-    if (sf_cluster_drain(sf_cluster_of(host), text_param(params, "name"), drain, &error)) {
-        reply_with_host(host, text_param(params, "name"), call);
+    if (sf_cluster_drain(sf_cluster_of(host), sf_api_text(params, "name"), drain, &error)) {
+        reply_with_host(host, sf_api_text(params, "name"), call);
     } else {
         sf_call_fail(call, error);
     }
@@ -70,8 +63,8 @@ static void api_host_remove(SfHost *host, JsonObject *params, SfCall *call)
 {
     g_autoptr(GError) error = NULL;
 
-    if (sf_cluster_remove(sf_cluster_of(host), text_param(params, "name"), &error)) {
-        sf_call_reply(call, json_object_new());
+    if (sf_cluster_remove(sf_cluster_of(host), sf_api_text(params, "name"), &error)) {
+        sf_api_reply_empty(call);
     } else {
         sf_call_fail(call, error);
     }

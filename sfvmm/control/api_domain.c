@@ -1,22 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The methods domain.* of the control protocol: libvirt domains as VMs. */
 #include "sfvmm/control/api_method.h"
-#include "sfvmm/control/describe.h"
-
-static void on_adopted(GObject *source, GAsyncResult *result, gpointer data)
-{
-    g_autoptr(GError) error = NULL;
-    SfHostVm *hvm = sf_host_run_finish(SF_HOST(source), result, &error);
-    JsonObject *object;
-
-    if (!hvm) {
-        sf_call_fail(data, error);
-        return;
-    }
-    object = json_object_new();
-    json_object_set_object_member(object, "vm", sf_describe_vm(hvm));
-    sf_call_reply(data, object);
-}
 
 static void api_domain_adopt(SfHost *host, JsonObject *params, SfCall *call)
 {
@@ -30,9 +14,8 @@ static void api_domain_adopt(SfHost *host, JsonObject *params, SfCall *call)
         sf_call_fail(call, error);
         return;
     }
-    sf_host_adopt_async(host, json_object_get_string_member_with_default(params, "name", NULL), sf_call_user(call),
-                        json_object_get_string_member_with_default(params, "uri", NULL),
-                        json_object_get_string_member(params, "domain"), (guint)pool, on_adopted, call);
+    sf_host_adopt_async(host, sf_api_text(params, "name"), sf_call_user(call), sf_api_text(params, "uri"),
+                        sf_api_text(params, "domain"), (guint)pool, sf_api_reply_started, call);
 }
 
 static void on_checked(GObject *source, GAsyncResult *result, gpointer data)
@@ -49,10 +32,8 @@ static void on_checked(GObject *source, GAsyncResult *result, gpointer data)
 
 static void api_domain_check(SfHost *host, JsonObject *params, SfCall *call)
 {
-    sf_launcher_check_domain_async(sf_host_launcher(host),
-                                   json_object_get_string_member_with_default(params, "uri", NULL),
-                                   json_object_get_string_member(params, "domain"),
-                                   json_object_get_boolean_member_with_default(params, "fix", FALSE), on_checked, call);
+    sf_launcher_check_domain_async(sf_host_launcher(host), sf_api_text(params, "uri"), sf_api_text(params, "domain"),
+                                   sf_api_flag(params, "fix", FALSE), on_checked, call);
 }
 
 /* clang-format off */
