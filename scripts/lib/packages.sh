@@ -10,7 +10,7 @@ packages_build=(gcc libc6-dev make ninja-build meson ccache pkg-config git patch
 packages_qemu=(python3 python3-venv python3-pycotap flex bison libpixman-1-dev libslirp-dev
     liburing-dev libseccomp-dev libcap-ng-dev libzstd-dev libnuma-dev libgnutls28-dev)
 packages_run=(seabios ipxe-qemu qemu-system-data debian-archive-keyring iproute2 util-linux)
-packages_image=(mmdebstrap e2fsprogs uidmap zstd)
+packages_image=(mmdebstrap e2fsprogs uidmap zstd mount)
 packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
     bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients python3-libvirt munge slurm-client slurmctld slurmd)
