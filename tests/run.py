@@ -17,6 +17,7 @@ one before them. The whole run has a bound too, so that a CI run always ends wit
 something passed and nothing failed.
 """
 import argparse
+import atexit
 import concurrent.futures
 import fcntl
 import glob
@@ -332,7 +333,7 @@ SANITIZERS = {
 
 
 THREADS = {
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions=" + os.path.join(TESTS, "tsan.supp"),
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions=",
     "SF_PAGE_SERVER": os.path.join(TSAN_BUILD, "tests", "pager", "page_server"),
 }
 
@@ -370,8 +371,17 @@ def meson_tests(group):
     return tests_of_build(group, ASAN_BUILD)
 
 
+def readable_copy(path):
+    """For processes of other users, to whom the checkout may be closed."""
+    folder = tempfile.mkdtemp(prefix="sft")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.chmod(folder, 0o755)
+    return shutil.copy(path, folder)
+
+
 def threads_tests(group):
     """What the alias tsan-targets builds."""
+    group.env = dict(THREADS, TSAN_OPTIONS=THREADS["TSAN_OPTIONS"] + readable_copy(os.path.join(TESTS, "tsan.supp")))
     names = ("page_store", "memtap", "pager", "udp")
     return [job for job in tests_of_build(group, TSAN_BUILD) if job.test["name"] in names] + \
         [PythonModule(group, os.path.join(TESTS, "pager", "test_nbd.py"))]
@@ -387,7 +397,7 @@ GROUPS = [
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
-    Group("tsan", threads_tests, needs=("tsan",), beside=True, env=THREADS),
+    Group("tsan", threads_tests, needs=("tsan",), beside=True),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
     Group("functional", python_modules, needs=("build", "qemu", "image", "virsh"), jobs=2, bound=600),
     Group("fuzz", fuzz_targets, needs=("fuzz",), beside=True, env=SANITIZERS),
