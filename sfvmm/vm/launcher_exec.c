@@ -35,6 +35,9 @@
 #define LISTEN_BACKLOG 4 /* a connection that is lost and the one made anew */
 #define MODE_DIRECTORY 0700
 
+/* sfvmmd serves nobody until all are adopted; a QEMU that opens disks of a server that is gone waits for a minute. */
+#define SHELL_ADOPT_SECONDS 10u
+
 /*
  * CPU models when none is given. TCG: what every x86-64-v2 binary asks for, and rdrand, so that a guest's RNG is ready
  * early; not "max", whose 57-bit paging and AVX make an emulated guest slower. KVM: what the host has; but a KVM that
@@ -453,7 +456,7 @@ static void start_continue(GTask *task)
         g_object_unref(task);
         return;
     }
-    sf_vm_connect_async(op->vm, on_connected, task);
+    sf_vm_connect_async(op->vm, SF_VM_CONNECT_SECONDS, on_connected, task);
 }
 
 /* ---- the disks of a VM that is to boot: in a worker thread, as qemu-img is run ---- */
@@ -762,7 +765,9 @@ SfVm *sf_launcher_find(SfLauncher *launcher, const char *name, GError **error)
 
 void sf_launcher_adopt_async(SfLauncher *launcher, SfVm *vm, GAsyncReadyCallback callback, gpointer data)
 {
-    sf_vm_connect_async(vm, on_adopted, g_task_new(NULL, NULL, callback, data));
+    guint seconds = vm->role == SF_VM_SHELL ? SHELL_ADOPT_SECONDS : SF_VM_CONNECT_SECONDS;
+
+    sf_vm_connect_async(vm, seconds, on_adopted, g_task_new(NULL, NULL, callback, data));
 }
 
 SfVm *sf_launcher_adopt_finish(SfLauncher *launcher, GAsyncResult *result, GError **error)

@@ -247,7 +247,7 @@ static void connect_vm(GTask *task)
         start_end(task, error);
         return;
     }
-    sf_vm_connect_async(start->vm, on_connected, task);
+    sf_vm_connect_async(start->vm, SF_VM_CONNECT_SECONDS, on_connected, task);
 }
 
 static gboolean make_vm_directory(Start *start, GError **error)

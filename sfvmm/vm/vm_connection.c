@@ -20,9 +20,8 @@
 #include "sfvmm/process/socket.h"
 #include "sfvmm/vm/command_line.h"
 
-#define CONNECT_SECONDS 60 /* a start or an adoption; 32 shells that start at once are slow */
-#define RETRY_MS_FIRST  50u
-#define RETRY_MS_MAX    5000u
+#define RETRY_MS_FIRST 50u
+#define RETRY_MS_MAX   5000u
 
 static void vm_connect(SfVm *vm);
 
@@ -316,15 +315,16 @@ static gboolean on_connect_timeout(gpointer data)
     SfVm *vm = data;
 
     vm->connect_timer = 0;
-    sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %d s",
-                                      vm->name, CONNECT_SECONDS));
+    sf_vm_connect_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_TIMEOUT, "VM %s: its QEMU has not answered within %u s",
+                                      vm->name, vm->connect_seconds));
     return G_SOURCE_REMOVE;
 }
 
-void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data)
+void sf_vm_connect_async(SfVm *vm, guint seconds, GAsyncReadyCallback callback, gpointer data)
 {
     vm->connect_task = g_task_new(vm, NULL, callback, data);
-    vm->connect_timer = g_timeout_add_seconds(CONNECT_SECONDS, on_connect_timeout, vm);
+    vm->connect_seconds = seconds;
+    vm->connect_timer = g_timeout_add_seconds(seconds, on_connect_timeout, vm);
     vm->retry_ms = RETRY_MS_FIRST;
     vm->guest_hello_held = TRUE;
     sf_vm_connect_guest(vm);

@@ -24,6 +24,7 @@
     "loading" /* exists while a snapshot is being loaded: then the process is of no use to a new sfvmmd */
 
 #define SF_VM_ROLES 3
+#define SF_VM_CONNECT_SECONDS 60u /* a start or an adoption; 32 shells that start at once are slow */
 extern const char *const sf_vm_role_names[SF_VM_ROLES]; /* by SfVmRole, as in vm.json */
 
 #define SF_VM_DYING "~" /* NAME~PID: the directory of a VM that was killed */
@@ -79,7 +80,7 @@ struct _SfVm {
     gboolean attached; /* sf-attach answered on this channel */
     struct sf_qc_hello_reply hello;
     GTask *connect_task; /* start or adoption waits for QMP and channel */
-    guint connect_timer, retry_timer;
+    guint connect_seconds, connect_timer, retry_timer;
     guint retry_ms;
 
     SfGuestChannel *guest;
@@ -131,8 +132,8 @@ void sf_vm_keeper_ended(SfVm *vm, const char *reason);
 void sf_vm_set_process(SfVm *vm, pid_t pid, guint64 start_time, int pidfd);
 void sf_vm_add_disk(SfVm *vm, SfVmDisk *disk);
 
-/* vm_connection.c: connects QMP, sf channel and agent port; finishes when the first two have answered. */
-void sf_vm_connect_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data);
+/* vm_connection.c: connects QMP, sf channel and agent port; finishes when the first two have answered, within seconds. */
+void sf_vm_connect_async(SfVm *vm, guint seconds, GAsyncReadyCallback callback, gpointer data);
 gboolean sf_vm_connect_finish(SfVm *vm, GAsyncResult *result, GError **error);
 void sf_vm_connect_end(SfVm *vm, GError *error_or_null); /* takes error; nothing if nobody waits for it */
 
