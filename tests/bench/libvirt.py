@@ -9,6 +9,10 @@
     libvirt.create          `virsh create --paused` of a domain with our QEMU, as virsh times it; libvirt.create.stock:
                             the same XML with the QEMU that SF_QEMU_STOCK names, else Debian's
 
+    libvirt.scaleup         examples/controller over three hosts with a libvirtd each, from a spike of its load until each of
+                            the workers that it asks for has served a request: workers that are forked off a warm one
+    libvirt.boot            the same with workers that boot
+
 The guest is the Debian of the other benches, with 1 GiB, under TCG. A real libvirtd with directories of its own, so
 root is needed. NAME.ratio is made of the medians of the two figures.
 """
@@ -21,14 +25,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "functional")]
 
+import fleet                                        # noqa: E402
 import harness                                      # noqa: E402
 import libvirtd                                     # noqa: E402
-from lib import run                                 # noqa: E402
+from lib import guest, run                          # noqa: E402
 from lib.daemon import daemon                       # noqa: E402
 
 MIB = harness.MIB
@@ -36,10 +42,14 @@ GUEST_MIB = 1024
 COUNTS = (1, 8, 32)
 TURNS = {1: 8, 8: 5, 32: 3}
 NS_PER_MS = 1e6
+MS_PER_S = 1e3
+FORK_SECONDS, BOOT_SECONDS = 60, 200        # of load, at most
 NAME = "web"
+WORKER = "/usr/local/bin/sf-fleet-worker"
+INITTAB = "web:2:respawn:%s --address %s >/dev/null 2>&1\n" % (WORKER, fleet.ADDRESS)
 SF_VIRSH = os.path.join(harness.ROOT, "sfvmm/virsh/sf-virsh")
 
-BARS = {"libvirt.return.32.ratio": 2, "libvirt.create.ratio": 0.5, "libvirt.pause": 50}
+BARS = {"libvirt.return.32.ratio": 2, "libvirt.create.ratio": 0.5, "libvirt.pause": 50, "libvirt.scaleup.ratio": 0.3}
 
 
 # ---------------------------------------------------------------- VMs
@@ -206,6 +216,34 @@ def measure_create(figures, quick):
     add_ratio(figures, "libvirt.create.ratio", "libvirt.create", "libvirt.create.stock")
 
 
+# ---------------------------------------------------------------- scale-up
+
+@contextlib.contextmanager
+def worker_image():
+    """The guest image with a worker that init starts."""
+    with tempfile.NamedTemporaryFile("w") as inittab:
+        with open(os.path.join(harness.ROOT, "scripts/guest-files/etc/inittab")) as file:
+            inittab.write(file.read() + INITTAB)
+        inittab.flush()
+        with guest.image(more={WORKER: os.path.join(fleet.EXAMPLE, "sf-fleet-worker"), "/etc/inittab": inittab.name}):
+            yield
+
+
+def measure_scaleup(figures, quick):
+    size, turns = (3, 1) if quick else (4, 5)
+    fleet.need()
+    with worker_image(), fleet.three_hosts() as found:
+        base = fleet.start_parent(found[0])
+        forks = run.repeat("scaleup", turns, lambda: fleet.scale_up(found, size, FORK_SECONDS))
+        boots = [fleet.scale_up(found, size, BOOT_SECONDS, ["--boot", found[0].libvirtd.top, "--image", base,
+                                                            "--qemu-img", harness.qemu_img()])]
+    if any(turn["size"] != size for turn in forks + boots) or any(len(fork["hosts"]) < len(found) for fork in forks):
+        raise RuntimeError("not all workers, or not on all hosts: %s, %s" % (forks, boots))
+    figures.add("libvirt.scaleup", "ms", [fork["took"] * MS_PER_S for fork in forks])
+    figures.add("libvirt.boot", "ms", [boot["took"] * MS_PER_S for boot in boots])
+    add_ratio(figures, "libvirt.scaleup.ratio", "libvirt.scaleup", "libvirt.boot")
+
+
 def no_plot(_figures, _path):
     raise harness.unittest.SkipTest("this bench draws nothing")
 
@@ -214,7 +252,8 @@ class Bench:
     name = "libvirt"
     about = "What a fork of a libvirt domain costs, beside the same without libvirt."
     bars = BARS
-    groups = {"return": measure_return, "pause": measure_pause, "create": measure_create}
+    groups = {"return": measure_return, "pause": measure_pause, "create": measure_create,
+              "scaleup": measure_scaleup}
     plot = staticmethod(no_plot)
 
     @staticmethod

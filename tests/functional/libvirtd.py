@@ -4,7 +4,7 @@
     Libvirtd    starts and ends it; virsh(); the daemon and its domains leave nothing behind
     Daemon      a sfvmmd beside it, in the same mount namespace
     Session, UserDaemon     the same of an ordinary user, without a mount namespace
-    Console     what a domain writes
+    Console     what a domain writes, and what is typed into it
 
 Run as a program, this file is what keeps the libvirtd: it is the child subreaper of QEMUs (process 1 of a container may
 take a second to reap them), and starts libvirtd anew when it ends, as systemd would.
@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -245,6 +246,16 @@ class Console:
                     break
                 self.data += more
         return self.data
+
+    def write(self, text):
+        """Typed into it; waits while the guest is slow to read."""
+        data = text.encode()
+        while data:
+            with contextlib.suppress(BlockingIOError):
+                data = data[os.write(self.fd, data):]
+            if data:
+                self.whole()
+                select.select([], [self.fd], [])
 
     def close(self):
         os.close(self.fd)

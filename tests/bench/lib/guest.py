@@ -14,8 +14,9 @@ FILES = ("vmlinuz", "initrd.img", "cmdline")
 
 
 @contextlib.contextmanager
-def image(*programs):
-    """SF_IMAGE is, while this lasts, an image that has these programs of the build directory in FOLDER."""
+def image(*programs, more=None):
+    """SF_IMAGE is, while this lasts, an image that has these programs of the build directory in FOLDER. more: files
+    that it has besides, or instead of its own: {path in the guest: path here}."""
     before = harness.environment("SF_IMAGE", "the guest image")
     folder = tempfile.mkdtemp(prefix="sfi", dir="/var/tmp")
     try:
@@ -24,7 +25,8 @@ def image(*programs):
             os.symlink(os.path.realpath(harness.image(name)), os.path.join(folder, name))
         raw, disk = os.path.join(folder, "rootfs.raw"), os.path.join(folder, "rootfs.qcow2")
         convert(harness.image("rootfs.qcow2"), "raw", raw)
-        write(raw, [harness.program(name) for name in programs])
+        write(raw, dict({"%s/%s" % (FOLDER, os.path.basename(name)): harness.program(name) for name in programs},
+                        **(more or {})))
         convert(raw, "qcow2", disk)
         os.unlink(raw)
         os.environ["SF_IMAGE"] = folder
@@ -39,15 +41,15 @@ def convert(source, form, target):
     os.chmod(target, 0o644)
 
 
-def write(raw, programs):
+def write(raw, files):
     commands = ["mkdir " + FOLDER]
-    for program in programs:
-        target = "%s/%s" % (FOLDER, os.path.basename(program))
-        commands += ["write %s %s" % (program, target), "set_inode_field %s mode 0100755" % target]
+    for target, source in files.items():
+        commands += ["rm " + target] if not target.startswith(FOLDER) else []
+        commands += ["write %s %s" % (source, target), "set_inode_field %s mode 0100755" % target]
     debugfs = shutil.which("debugfs", path="/usr/sbin:/sbin:" + os.environ["PATH"])
     if not debugfs:
         raise harness.unittest.SkipTest("debugfs is missing (package e2fsprogs)")
     done = subprocess.run([debugfs, "-w", "-f", "-", raw], input="\n".join(commands), text=True, capture_output=True)
     problems = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
     if done.returncode or problems:
-        raise RuntimeError("writing %s into the guest image: %s" % (programs, problems or done.returncode))
+        raise RuntimeError("writing %s into the guest image: %s" % (list(files), problems or done.returncode))
