@@ -22,6 +22,8 @@
  */
 #include "sfvmm/vm/domain.h"
 
+#include "sfvmm/vm/domain_port.h"
+
 #include <errno.h>
 #include <libvirt/libvirt-qemu.h>
 #include <libvirt/virterror.h>
@@ -608,8 +610,13 @@ static const char *keeper_name(gpointer data)
     return sf_domain_name(data);
 }
 
-static const SfVmKeeper keeper = { keeper_name,  keeper_open_monitor, keeper_kill,
-                                   keeper_label, domain_to_json,      keeper_free };
+static int keeper_open_port(gpointer data, GError **error)
+{
+    return sf_domain_port_open(data, error);
+}
+
+static const SfVmKeeper keeper = { keeper_name, keeper_open_monitor, keeper_open_port, keeper_kill, keeper_label,
+                                   domain_to_json, keeper_free };
 
 void sf_domain_keep(SfDomain *domain, SfVm *vm)
 {

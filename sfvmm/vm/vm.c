@@ -836,16 +836,18 @@ static void on_attached(const GError *error, gpointer data)
     connect_failed(vm, better ? better : error, g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED));
 }
 
-/* By a short way, as a run directory may have a longer path than a socket address can hold. */
+/* By a short way, as a run directory may have a longer path than a socket address can hold. errno is kept. */
 static int connect_socket(const char *folder, const char *file, GError **error)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     int directory = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd = directory < 0 ? -1 : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int saved = 0;
 
     g_snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, file);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s/%s: %s", folder, file, g_strerror(errno));
+        saved = errno;
+        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s/%s: %s", folder, file, g_strerror(saved));
         if (fd >= 0) {
             close(fd);
         }
@@ -854,6 +856,7 @@ static int connect_socket(const char *folder, const char *file, GError **error)
     if (directory >= 0) {
         close(directory);
     }
+    errno = saved;
     return fd;
 }
 
@@ -960,6 +963,10 @@ static void connect_guest(SfVm *vm)
     g_autofree char *file = g_path_get_basename(vm->agent_socket ? vm->agent_socket : SF_VM_FILE_AGENT);
     int fd = connect_socket(folder, file, &error);
 
+    if (fd < 0 && errno == EACCES && vm->keeper) {
+        g_clear_error(&error);
+        fd = vm->keeper->open_port(vm->keeper_data, &error);
+    }
     if (fd < 0) {
         g_debug("VM %s: the port of its agent: %s", vm->name, error->message); /* it has most likely just ended */
         connect_guest_later(vm);

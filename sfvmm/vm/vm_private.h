@@ -33,6 +33,8 @@ typedef struct {
     const char *(*name)(gpointer keeper);
     /* Our end of a socket that speaks QMP; -1 + error. */
     int (*open_monitor)(gpointer keeper, GError **error);
+    /* A connected socket that is the port of the agent, when its own can't be reached; -1 + error. */
+    int (*open_port)(gpointer keeper, GError **error);
     void (*kill)(gpointer keeper, int pidfd_or_minus_one); /* its process ends soon */
     void (*label)(gpointer keeper, const SfDomainLineage *lineage);
     JsonObject *(*to_json)(gpointer keeper);
