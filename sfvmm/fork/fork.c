@@ -82,10 +82,15 @@ gboolean sf_clone_is_alive(const SfClone *clone)
     return clone->state == SF_GP_STATE_STARTING || clone->state == SF_GP_STATE_RUNNING;
 }
 
-/* STARTING and not yet running on its own: sf_clone() in the parent waits for these. */
 gboolean sf_clone_is_being_placed(const SfClone *clone)
 {
     return clone->state == SF_GP_STATE_STARTING && clone->loaded == 0;
+}
+
+/* STARTING and not yet running on its own: sf_clone() in the parent waits for these. */
+static gboolean clone_is_awaited(const SfClone *clone)
+{
+    return sf_clone_is_being_placed(clone) || (clone->state == SF_GP_STATE_STARTING && !clone->fork->with_agent);
 }
 
 static void clone_drop_vm(SfClone *clone, gboolean kill)
@@ -145,11 +150,21 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
     clone_end(clone, clone->running ? SF_GP_STATE_LOST : SF_GP_STATE_FAILED, text);
 }
 
+/* Without an agent, that its vCPU runs is all there is to wait for. */
+static void clone_review(SfClone *clone)
+{
+    if (clone->state == SF_GP_STATE_STARTING && !clone->fork->with_agent && clone->loaded && clone->running) {
+        clone->state = SF_GP_STATE_RUNNING;
+    }
+    sf_fork_changed(clone->fork, clone);
+    sf_fork_review(clone->fork);
+}
+
 static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
 {
     clone->running = (gint64)at;
     sf_vm_label(vm, clone->fork->parent_name, clone->fork->ticket, clone->id);
-    sf_fork_changed(clone->fork, clone);
+    clone_review(clone);
 }
 
 static gboolean on_identify_timeout(gpointer data)
@@ -216,11 +231,8 @@ static void clone_loaded(SfClone *clone)
     clone->loaded = now_ns();
     if (clone->fork->with_agent) {
         clone_identify(clone);
-    } else {
-        clone->state = SF_GP_STATE_RUNNING;
     }
-    sf_fork_changed(clone->fork, clone);
-    sf_fork_review(clone->fork);
+    clone_review(clone);
 }
 
 /* A step of placing failed: another shell, or the end of the clone. */
@@ -381,7 +393,7 @@ void sf_fork_review(SfFork *fork)
     }
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        placing += sf_clone_is_being_placed(clone);
+        placing += clone_is_awaited(clone);
         alive += sf_clone_is_alive(clone);
     }
     if (placing == 0 && fork->state == SF_FORK_PLACING) {
