@@ -332,12 +332,6 @@ SANITIZERS = {
 }
 
 
-THREADS = {
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions=",
-    "SF_PAGE_SERVER": os.path.join(TSAN_BUILD, "tests", "pager", "page_server"),
-}
-
-
 class Group:
     """A folder's tests: what set-up they need, how many jobs run side by side, how long one test may take. One that
     mostly waits, or takes what others leave, runs beside the group above it."""
@@ -381,7 +375,11 @@ def readable_copy(path):
 
 def threads_tests(group):
     """What the alias tsan-targets builds."""
-    group.env = dict(THREADS, TSAN_OPTIONS=THREADS["TSAN_OPTIONS"] + readable_copy(os.path.join(TESTS, "tsan.supp")))
+    suppressions = readable_copy(os.path.join(TESTS, "tsan.supp"))
+    group.env = {
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions=" + suppressions,
+        "SF_PAGE_SERVER": os.path.join(TSAN_BUILD, "tests", "pager", "page_server"),
+    }
     names = ("page_store", "memtap", "pager", "udp")
     return [job for job in tests_of_build(group, TSAN_BUILD) if job.test["name"] in names] + \
         [PythonModule(group, os.path.join(TESTS, "pager", "test_nbd.py"))]

@@ -7,8 +7,8 @@
  *
  *     DISCOVER                            --> OFFER of the member's address
  *     REQUEST of it                       --> ACK
- *     REQUEST of another address          --> NAK: a clone's client asks for its parent's; it begins anew and gets its
- * own REQUEST to another server, the rest --> nothing
+ *     REQUEST of another address          --> NAK: a clone's client asks for its parent's; it begins anew
+ *     REQUEST to another server, the rest --> nothing
  *
  * A lease has no end, so no client of a clone comes back to give up an address, or to keep its parent's.
  *
@@ -19,13 +19,9 @@
 #include <string.h>
 #include "sfvmm/net/frame.h"
 
-#define UDP_HEADER    8u
-#define IPV4_HEADER   20u
-#define SERVER_PORT   67u
-#define CLIENT_PORT   68u
-#define BROADCAST     0xffffffffu
-#define TTL           64u
-#define DONT_FRAGMENT 0x4000u
+#define SERVER_PORT 67u
+#define CLIENT_PORT 68u
+#define BROADCAST   0xffffffffu
 
 /* In BOOTP's part. */
 #define AT_OPERATION   0u
@@ -71,7 +67,7 @@ static gboolean get_request(const guint8 *frame, gsize length, SfFrameIpv4 *pack
 {
     return length >= SF_FRAME_HEADER && sf_frame_type(frame) == SF_FRAME_IPV4 &&
            sf_frame_get_ipv4(frame, length, packet) && packet->protocol == SF_FRAME_UDP && !packet->is_fragment &&
-           packet->payload_length >= UDP_HEADER && sf_frame_get16(packet->payload + 2) == SERVER_PORT;
+           packet->payload_length >= SF_FRAME_UDP_HEADER && sf_frame_get16(packet->payload + 2) == SERVER_PORT;
 }
 
 gboolean sf_dhcp_is_request(const guint8 *frame, gsize length)
@@ -122,14 +118,14 @@ static gboolean parse(Request *request, const guint8 *mac, guint32 address, cons
         return FALSE;
     }
     size = sf_frame_get16(packet.payload + 4);
-    if (size > packet.payload_length || size < UDP_HEADER + AT_OPTIONS) {
+    if (size > packet.payload_length || size < SF_FRAME_UDP_HEADER + AT_OPTIONS) {
         return FALSE;
     }
-    request->bootp = packet.payload + UDP_HEADER;
+    request->bootp = packet.payload + SF_FRAME_UDP_HEADER;
     return request->bootp[AT_OPERATION] == BOOT_REQUEST && sf_frame_get16(request->bootp + AT_HARDWARE) == ETHERNET &&
            memcmp(request->bootp + AT_MAC, mac, SF_FRAME_MAC) == 0 &&
            sf_frame_get32(request->bootp + AT_COOKIE) == COOKIE &&
-           take_options(request, request->bootp + AT_OPTIONS, size - UDP_HEADER - AT_OPTIONS);
+           take_options(request, request->bootp + AT_OPTIONS, size - SF_FRAME_UDP_HEADER - AT_OPTIONS);
 }
 
 /* 0: none. */
@@ -192,45 +188,26 @@ static gsize put_bootp(guint8 *bootp, const SfDhcpSubnet *subnet, const Request 
     return MAX((gsize)(put_options(bootp + AT_OPTIONS, subnet, type, address) - bootp), BOOTP_MIN);
 }
 
-static guint16 header_checksum(const guint8 *header)
+/* To the member's MAC, and to all addresses: that of a client counts only when it has taken it. No UDP checksum. */
+static gsize put_headers(guint8 *frame, const SfDhcpSubnet *subnet, const guint8 *mac, gsize bootp_length)
 {
-    guint32 sum = 0;
+    guint8 *udp = frame + SF_FRAME_HEADER + SF_FRAME_IPV4_HEADER;
+    SfFrameIpv4 packet = { .protocol = SF_FRAME_UDP,
+                           .source = subnet->server,
+                           .target = BROADCAST,
+                           .payload_length = SF_FRAME_UDP_HEADER + bootp_length };
 
-    for (guint i = 0; i < IPV4_HEADER; i += 2) {
-        sum += sf_frame_get16(header + i);
-    }
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (guint16) ~(sum + (sum >> 16));
-}
-
-/* To the member's MAC, and to all addresses: that of a client counts only when it has taken it. UDP without checksum.
- */
-static void put_headers(guint8 *frame, const SfDhcpSubnet *subnet, const guint8 *mac, gsize bootp_length)
-{
-    guint8 *ip = frame + SF_FRAME_HEADER, *udp = ip + IPV4_HEADER;
-
-    memcpy(frame, mac, SF_FRAME_MAC);
-    memcpy(frame + SF_FRAME_MAC, subnet->mac, SF_FRAME_MAC);
-    sf_frame_put16(frame + 2 * SF_FRAME_MAC, SF_FRAME_IPV4);
-    ip[0] = 0x45;
-    sf_frame_put16(ip + 2, (guint16)(IPV4_HEADER + UDP_HEADER + bootp_length));
-    sf_frame_put16(ip + 6, DONT_FRAGMENT);
-    ip[8] = TTL;
-    ip[9] = SF_FRAME_UDP;
-    sf_frame_put32(ip + 12, subnet->server);
-    sf_frame_put32(ip + 16, BROADCAST);
-    sf_frame_put16(ip + 10, header_checksum(ip));
     sf_frame_put16(udp, SERVER_PORT);
     sf_frame_put16(udp + 2, CLIENT_PORT);
-    sf_frame_put16(udp + 4, (guint16)(UDP_HEADER + bootp_length));
+    sf_frame_put16(udp + 4, (guint16)packet.payload_length);
+    return sf_frame_put_ipv4(frame, mac, subnet->mac, &packet, SF_FRAME_DONT_FRAGMENT);
 }
 
 gsize sf_dhcp_answer(const SfDhcpSubnet *subnet, const guint8 *mac, guint32 address, const guint8 *frame, gsize length,
                      guint8 *answer)
 {
-    const gsize headers = SF_FRAME_HEADER + IPV4_HEADER + UDP_HEADER;
+    guint8 *bootp = answer + SF_FRAME_HEADER + SF_FRAME_IPV4_HEADER + SF_FRAME_UDP_HEADER;
     Request request;
-    gsize bootp_length;
     guint8 type;
 
     if (!parse(&request, mac, address, frame, length)) {
@@ -241,7 +218,5 @@ gsize sf_dhcp_answer(const SfDhcpSubnet *subnet, const guint8 *mac, guint32 addr
         return 0;
     }
     memset(answer, 0, SF_DHCP_ANSWER_MAX);
-    bootp_length = put_bootp(answer + headers, subnet, &request, type, address);
-    put_headers(answer, subnet, mac, bootp_length);
-    return headers + bootp_length;
+    return put_headers(answer, subnet, mac, put_bootp(bootp, subnet, &request, type, address));
 }

@@ -18,10 +18,8 @@
 #define ARP_REQUEST          1u
 #define ARP_REPLY            2u
 #define ARP_FIXED            "\x00\x01\x08\x00\x06\x04" /* Ethernet, IPv4, and the lengths of their addresses */
-#define IPV4_HEADER          20u
 #define IPV6_HEADER          40u
 #define IPV6_ADDRESS         16u
-#define UDP_HEADER           8u
 #define EXTENSION_HEADER     8u /* bytes, at least */
 #define EXTENSIONS_MAX       8u /* of one packet */
 #define HOP_BY_HOP           0u
@@ -36,6 +34,8 @@
 #define DHCP_SERVER          67u
 #define DHCP6_SERVER         547u
 #define MORE_OR_OFFSET       0x3fffu /* of IPv4's fragment field */
+#define VERSION_AND_LENGTH   0x45u   /* of IPv4's header without options */
+#define TTL                  64u
 
 guint16 sf_frame_get16(const guint8 *bytes)
 {
@@ -89,13 +89,13 @@ gboolean sf_frame_get_ipv4(const guint8 *frame, gsize length, SfFrameIpv4 *packe
     const guint8 *header = frame + SF_FRAME_HEADER;
     gsize room = length - SF_FRAME_HEADER, total;
 
-    if (room < IPV4_HEADER || header[0] >> 4 != 4) {
+    if (room < SF_FRAME_IPV4_HEADER || header[0] >> 4 != 4) {
         return FALSE;
     }
     packet->header = header;
     packet->header_length = (header[0] & 15u) * 4u;
     total = sf_frame_get16(header + 2);
-    if (packet->header_length < IPV4_HEADER || total < packet->header_length || total > room) {
+    if (packet->header_length < SF_FRAME_IPV4_HEADER || total < packet->header_length || total > room) {
         return FALSE;
     }
     packet->payload = header + packet->header_length;
@@ -107,10 +107,41 @@ gboolean sf_frame_get_ipv4(const guint8 *frame, gsize length, SfFrameIpv4 *packe
     return TRUE;
 }
 
+guint16 sf_frame_checksum(const guint8 *bytes, gsize length, guint32 sum)
+{
+    for (gsize i = 0; i < length; i++) {
+        sum += i % 2 ? bytes[i] : (guint32)bytes[i] << 8;
+    }
+    while (sum >> 16) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return (guint16)~sum;
+}
+
+gsize sf_frame_put_ipv4(guint8 *frame, const guint8 *to, const guint8 *from, const SfFrameIpv4 *packet, guint16 flags)
+{
+    guint8 *header = frame + SF_FRAME_HEADER;
+    gsize length = SF_FRAME_IPV4_HEADER + packet->payload_length;
+
+    memcpy(frame, to, SF_FRAME_MAC);
+    memcpy(frame + SF_FRAME_MAC, from, SF_FRAME_MAC);
+    sf_frame_put16(frame + 2 * SF_FRAME_MAC, SF_FRAME_IPV4);
+    memset(header, 0, SF_FRAME_IPV4_HEADER);
+    header[0] = VERSION_AND_LENGTH;
+    sf_frame_put16(header + 2, (guint16)length);
+    sf_frame_put16(header + 6, flags);
+    header[8] = TTL;
+    header[9] = packet->protocol;
+    sf_frame_put32(header + 12, packet->source);
+    sf_frame_put32(header + 16, packet->target);
+    sf_frame_put16(header + 10, sf_frame_checksum(header, SF_FRAME_IPV4_HEADER, 0));
+    return SF_FRAME_HEADER + length;
+}
+
 /* A fragment behind the first has no ports; its first one has been looked at. */
 static gboolean is_dhcp_answer(const SfFrameIpv4 *packet)
 {
-    return packet->protocol == SF_FRAME_UDP && packet->payload_length >= UDP_HEADER &&
+    return packet->protocol == SF_FRAME_UDP && packet->payload_length >= SF_FRAME_UDP_HEADER &&
            sf_frame_get16(packet->payload) == DHCP_SERVER;
 }
 
@@ -179,7 +210,7 @@ static gboolean is_for_servers(const Upper *upper)
                upper->payload[0] == REDIRECT;
     }
     return upper->protocol == SF_FRAME_UDP && !(upper->is_fragment && upper->length == 0) &&
-           (upper->length < UDP_HEADER || sf_frame_get16(upper->payload) == DHCP6_SERVER);
+           (upper->length < SF_FRAME_UDP_HEADER || sf_frame_get16(upper->payload) == DHCP6_SERVER);
 }
 
 static gboolean ipv6_may_pass(const guint8 *frame, gsize length, const guint8 *mac)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What a member of a cluster may send, seen in one frame: the rules that rules.c has for the kernel, for sf-switch. A
- * frame is bytes of a guest: nothing in it is trusted. No state, any thread.
+ * frame is bytes of a guest: nothing in it is trusted. And the headers of frames that members are answered with. No
+ * state, any thread.
  */
 #ifndef SF_FRAME_H
 #define SF_FRAME_H
@@ -17,6 +18,10 @@
 #define SF_FRAME_ICMP      1u
 #define SF_FRAME_TCP       6u
 #define SF_FRAME_UDP       17u
+
+#define SF_FRAME_IPV4_HEADER   20u /* bytes, without options */
+#define SF_FRAME_UDP_HEADER    8u
+#define SF_FRAME_DONT_FRAGMENT 0x4000u
 
 /* TRUE: its sender has this MAC and address (IPv4, host byte order), and it is none that members may not send. */
 gboolean sf_frame_may_pass(const guint8 *frame, gsize length, const guint8 *mac, guint32 address);
@@ -42,5 +47,12 @@ typedef struct {
 
 /* FALSE: its lengths are wrong. `frame` is of SF_FRAME_IPV4. */
 gboolean sf_frame_get_ipv4(const guint8 *frame, gsize length, SfFrameIpv4 *packet);
+
+/* Fills Ethernet's header and IPv4's, without options, before a payload that is in place. Of `packet` count protocol,
+ * source, target and payload_length. flags: 0 or SF_FRAME_DONT_FRAGMENT. Returns the frame's length. */
+gsize sf_frame_put_ipv4(guint8 *frame, const guint8 *to, const guint8 *from, const SfFrameIpv4 *packet, guint16 flags);
+
+/* The Internet's checksum (RFC 1071) of bytes; sum: of what belongs to it besides, as of a pseudo header. */
+guint16 sf_frame_checksum(const guint8 *bytes, gsize length, guint32 sum);
 
 #endif

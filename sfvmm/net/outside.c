@@ -29,14 +29,12 @@
 #define SLIRP_VERSION    4u
 #define REFUSALS         100u /* a second, and at once */
 #define PINGS            100u
-#define IPV4_HEADER      20u
 #define TCP_HEADER       20u
 #define ICMP_HEADER      8u
 #define ICMP_QUOTE       8u /* bytes of the refused packet's payload */
 #define ICMP_ECHO        8u
 #define ICMP_UNREACHABLE 3u
 #define ICMP_PROHIBITED  13u /* by the administrator (RFC 1812) */
-#define TTL              64u
 #define TCP_FIN          0x01u
 #define TCP_SYN          0x02u
 #define TCP_RST          0x04u
@@ -81,48 +79,21 @@ static gboolean is_allowed(SfOutside *outside, const SfFrameIpv4 *packet, guint3
 
 /* ---- refusals ---- */
 
-static guint32 sum_of(const guint8 *bytes, gsize length, guint32 sum)
-{
-    for (gsize i = 0; i < length; i++) {
-        sum += i % 2 ? bytes[i] : (guint32)bytes[i] << 8;
-    }
-    return sum;
-}
-
-static guint16 checksum(guint32 sum)
-{
-    while (sum >> 16) {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    return (guint16)~sum;
-}
-
-/* Fills Ethernet's and IPv4's header of an answer to a packet; the payload is in place. Returns the frame's length. */
+/* The headers of an answer to a packet; the payload is in place. Returns the frame's length. */
 static gsize finish_answer(SfOutside *outside, guint8 *answer, const guint8 *frame, const SfFrameIpv4 *packet,
                            guint8 protocol, guint32 source, gsize payload)
 {
-    guint8 *header = answer + SF_FRAME_HEADER;
+    SfFrameIpv4 own = { .protocol = protocol, .source = source, .target = packet->source, .payload_length = payload };
 
-    memcpy(answer, frame + SF_FRAME_MAC, SF_FRAME_MAC);
-    memcpy(answer + SF_FRAME_MAC, outside->mac, SF_FRAME_MAC);
-    sf_frame_put16(answer + 2 * SF_FRAME_MAC, SF_FRAME_IPV4);
-    memset(header, 0, IPV4_HEADER);
-    header[0] = 0x45;
-    sf_frame_put16(header + 2, (guint16)(IPV4_HEADER + payload));
-    header[8] = TTL;
-    header[9] = protocol;
-    sf_frame_put32(header + 12, source);
-    sf_frame_put32(header + 16, packet->source);
-    sf_frame_put16(header + 10, checksum(sum_of(header, IPV4_HEADER, 0)));
-    return SF_FRAME_HEADER + IPV4_HEADER + payload;
+    return sf_frame_put_ipv4(answer, frame + SF_FRAME_MAC, outside->mac, &own, 0);
 }
 
 /* 0: none is due. */
 static gsize make_reset(SfOutside *outside, guint8 *answer, const guint8 *frame, const SfFrameIpv4 *packet)
 {
     const guint8 *tcp = packet->payload;
-    guint8 *reset = answer + SF_FRAME_HEADER + IPV4_HEADER;
-    guint32 sum, next;
+    guint8 *reset = answer + SF_FRAME_HEADER + SF_FRAME_IPV4_HEADER;
+    guint32 next;
     gsize length, data;
 
     if (packet->payload_length < TCP_HEADER || (tcp[13] & TCP_RST)) {
@@ -142,14 +113,13 @@ static gsize make_reset(SfOutside *outside, guint8 *answer, const guint8 *frame,
         reset[13] = TCP_RST | TCP_ACK;
     }
     length = finish_answer(outside, answer, frame, packet, SF_FRAME_TCP, packet->target, TCP_HEADER);
-    sum = sum_of(reset - 8, 8 + TCP_HEADER, SF_FRAME_TCP + TCP_HEADER);
-    sf_frame_put16(reset + 16, checksum(sum));
+    sf_frame_put16(reset + 16, sf_frame_checksum(reset - 8, 8 + TCP_HEADER, SF_FRAME_TCP + TCP_HEADER));
     return length;
 }
 
 static gsize make_prohibited(SfOutside *outside, guint8 *answer, const guint8 *frame, const SfFrameIpv4 *packet)
 {
-    guint8 *icmp = answer + SF_FRAME_HEADER + IPV4_HEADER;
+    guint8 *icmp = answer + SF_FRAME_HEADER + SF_FRAME_IPV4_HEADER;
     gsize quote = packet->header_length + MIN(packet->payload_length, ICMP_QUOTE);
 
     if (packet->protocol == SF_FRAME_ICMP && packet->payload_length > 0 && packet->payload[0] != ICMP_ECHO) {
@@ -159,7 +129,7 @@ static gsize make_prohibited(SfOutside *outside, guint8 *answer, const guint8 *f
     icmp[0] = ICMP_UNREACHABLE;
     icmp[1] = ICMP_PROHIBITED;
     memcpy(icmp + ICMP_HEADER, packet->header, quote);
-    sf_frame_put16(icmp + 2, checksum(sum_of(icmp, ICMP_HEADER + quote, 0)));
+    sf_frame_put16(icmp + 2, sf_frame_checksum(icmp, ICMP_HEADER + quote, 0));
     return finish_answer(outside, answer, frame, packet, SF_FRAME_ICMP, outside->gateway, ICMP_HEADER + quote);
 }
 

@@ -256,10 +256,7 @@ def cluster(count):
             host = network.NetworkHost(net, number, keys)
             stack.callback(host.close)
             made.append(host.start())
-        for one in made:
-            for other in made:
-                if one is not other:
-                    one.add(other)
+        hosts.introduce(made)
         yield made
 
 

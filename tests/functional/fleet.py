@@ -57,10 +57,7 @@ def three_hosts():
             host = Host(keeper, name, keys, config={"pool": 0, "overlay-directory": overlays})
             stack.callback(host.close)
             found.append(host.start())
-        for one in found:
-            for other in found:
-                if one is not other:
-                    one.add(other)
+        hosts.introduce(found)
         yield found
 
 

@@ -230,6 +230,14 @@ class Host(harness.Daemon):
         return [pid for pid in self.processes() if "sf-pager" in harness.command_line(pid)]
 
 
+def introduce(hosts):
+    """Each gets to know all others."""
+    for one in hosts:
+        for other in hosts:
+            if one is not other:
+                one.add(other)
+
+
 def cluster(case, names, config=None, link=None, groups=None, **kwargs):
     """Started hosts that all know each other. case: whose clean-up ends them. kwargs: keys of [cluster]; groups: other
     groups of sfvmmd.conf."""
@@ -240,8 +248,5 @@ def cluster(case, names, config=None, link=None, groups=None, **kwargs):
         hosts[name] = Host(name, keys, config=config, cluster=dict(kwargs), link=link, groups=groups)
         case.addClassCleanup(hosts[name].close)
         hosts[name].start()
-    for one in hosts.values():
-        for other in hosts.values():
-            if one is not other:
-                one.add(other)
+    introduce(hosts.values())
     return hosts
