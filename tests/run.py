@@ -13,12 +13,14 @@
 
 A job has a bound for each of its tests and is killed with all it started when one takes longer; tests that it then
 never ran count as failed. Jobs of a group run side by side as the group allows, and groups that mostly wait beside the
-one before them. The whole run has a bound too, so that a CI run always ends with a report. Exit status: 0 only if
-something passed and nothing failed.
+one before them. The whole run has a bound too, so that a CI run always ends with a report. SIGINT, SIGTERM and SIGHUP end it:
+running Python tests clean up, the rest is killed, and a second signal does not wait for them. Exit status: 0 only if something
+passed and nothing failed.
 """
 import argparse
 import atexit
 import concurrent.futures
+import contextlib
 import fcntl
 import glob
 import json
@@ -44,8 +46,12 @@ FUZZ_SECONDS = int(os.environ.get("SF_FUZZ_SECONDS", "60"))
 FUZZ_SEED = int(os.environ.get("SF_TEST_SEED") or 1)     # the same inputs in each run: what passed once passes again
 FUZZ_INPUT_BOUND = 20 * SCALE   # seconds for one input
 FUZZ_NICE = 10              # they take what the tests beside them leave
+# Before a command that leads a session. Where the kernel groups processes by session (sched_autogroup_enabled), nice counts
+# among those of one session only, and the session has a nice value of its own.
+NICELY = ["sh", "-c", '{ echo "$0" > /proc/self/autogroup; } 2> /dev/null; exec nice -n "$0" "$@"', str(FUZZ_NICE)]
 FUZZ_SLACK = 60             # seconds that a fuzz target may take beyond its time: loading the corpus, the last input
 CLEAN_UP_BOUND = 60         # seconds that a test which reached its bound has to end what it started
+POLL = 0.1                  # seconds between two looks at what is to end
 SKIP_STATUS = 77
 TAIL_LINES = 25             # of a failed job's log
 SUMMARY_LINES = 16          # of a failure, in the summary: the first error, before those that follow from it
@@ -96,15 +102,94 @@ def last_line(text):
 
 # ---------------------------------------------------------------- processes
 
-class Process:
-    """A job's process in a session of its own, its output in a log, ended with all it started."""
+class Interrupted(Exception):
+    """A signal has ended the run: nothing more is started."""
 
-    def __init__(self, command, log, env=None, pass_fds=(), cwd=ROOT):
+
+class Watch:
+    """Over a whole run: its deadline, and the signals that end it. Used by many threads."""
+
+    def __init__(self, seconds):
+        self.deadline = time.monotonic() + seconds
+        self.lock = threading.Lock()
+        self.processes = set()      # of running jobs
+        self.signal = None          # its name, once one has come
+        self.ending = None          # the thread that acts on it
+
+    def left(self):
+        """Seconds, none below zero."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def why(self):
+        """What has ended the run before its end; None: nothing has."""
+        return self.signal and "the run was interrupted by " + self.signal
+
+    def heed_signals(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self.interrupt)
+
+    def interrupt(self, number, frame):
+        """As a signal's handler it may hold up the main thread anywhere, so it takes no lock."""
+        again, self.signal = self.signal, signal.Signals(number).name
+        if not again:
+            print("\n%s: ending what runs; once more ends it without cleaning up" % self.signal, flush=True)
+        self.ending = threading.Thread(target=self.end_jobs, args=(0 if again else CLEAN_UP_BOUND,))
+        self.ending.start()
+
+    def end_jobs(self, patience):
+        with self.lock:
+            for process in self.processes:
+                process.interrupt()
+        end = time.monotonic() + patience
+        while self.processes and time.monotonic() < end:
+            time.sleep(POLL)
+        with self.lock:
+            for process in self.processes:
+                process.kill()
+
+    def sweep(self):
+        """After the last job: of an interrupted run, whatever a test that did not come to its clean-up has started is killed. Its
+        environment tells which."""
+        if not self.ending:
+            return
+        self.ending.join()
+        mark = b"SF_TEST_LOGS=" + os.environ["SF_TEST_LOGS"].encode()
+        end = time.monotonic() + CLEAN_UP_BOUND
+        while time.monotonic() < end:
+            found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                     if pid != os.getpid() and mark in environment_of(pid)]
+            if not found:
+                return
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL)
+
+
+def environment_of(pid):
+    """The variables of a process, NAME=VALUE; none when it has ended or is another user's."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+class Process:
+    """A job's process in a session of its own, its output in a log, ended with all it started. It cleans up on SIGINT, or
+    is killed."""
+
+    def __init__(self, watch, command, log, env=None, pass_fds=(), cwd=ROOT, cleans_up=False):
+        self.watch = watch
+        self.cleans_up = cleans_up
         os.makedirs(os.path.dirname(log), exist_ok=True)
-        with open(log, "ab") as out:
+        with open(log, "ab") as out, watch.lock:
+            if watch.signal:
+                raise Interrupted(watch.why())
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd,
                                             env=dict(os.environ, **(env or {})), pass_fds=pass_fds,
                                             start_new_session=True)
+            watch.processes.add(self)
 
     def wait(self, timeout):
         """The exit status, negative for a signal; None when the bound was reached."""
@@ -113,13 +198,22 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
 
-    def end(self):
-        """Whatever is left of it and of its session's process group is killed."""
-        try:
+    def interrupt(self):
+        if self.cleans_up:
+            self.process.send_signal(signal.SIGINT)
+        else:
+            self.kill()
+
+    def kill(self):
+        """Whatever is left of it and of its session's process group."""
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+
+    def end(self):
+        self.kill()
         self.process.wait()
+        with self.watch.lock:
+            self.watch.processes.discard(self)
 
 
 def tail(path):
@@ -170,26 +264,28 @@ class PythonModule:
                and any(pattern in "%s/%s" % (self.name, test) for pattern in patterns)]
         return ids or None
 
-    def run(self, report, patterns, deadline):
+    def run(self, report, patterns, watch):
         ids = self.wanted(patterns)
         if ids is None:
             return
         log = os.path.join(report.logs, self.name + ".log")
         read_end, write_end = os.pipe()
         command = [sys.executable, "-u", os.path.join(TESTS, "worker.py"), self.path, str(write_end)] + ids
-        process = Process(command, log, env=self.group.env, pass_fds=(write_end,))
-        os.close(write_end)
+        try:
+            process = Process(watch, command, log, env=self.group.env, pass_fds=(write_end,), cleans_up=True)
+        finally:
+            os.close(write_end)
         with os.fdopen(read_end, "rb", buffering=0) as events:
-            state = self.follow(report, events, log, process, deadline)
+            state = self.follow(report, events, log, process, watch)
         status = process.wait(self.group.bound)
         process.end()       # whatever a crashed test left in its group
-        problem = "%s: %s" % (state["running"] or "the module", state["hung"] or ending(status))
+        problem = "%s: %s" % (state["running"] or "the module", watch.why() or state["hung"] or ending(status))
         for test in state["left"]:
             report.add("%s/%s" % (self.name, test), "fail", "%s\nnot finished: %s" % (tail(log), problem), log=log)
         if not state["left"] and (status != 0 or state["all"] is None):
             report.add(self.name, "fail", "%s\n%s" % (tail(log), problem), log=log)
 
-    def follow(self, report, events, log, process, deadline):
+    def follow(self, report, events, log, process, watch):
         """Read the worker's events up to their end. At a bound the running test gets an exception, so that it cleans
         up; if that does not end it either, it is killed. Returns what was left."""
         state = {"left": [], "all": None, "running": None, "hung": None}
@@ -197,8 +293,8 @@ class PythonModule:
         selector.register(events, selectors.EVENT_READ)
         data = b""
         while True:
-            left = deadline - time.monotonic()
-            patience = CLEAN_UP_BOUND if state["hung"] else max(0.0, min(self.group.bound, left))
+            left = watch.left()
+            patience = CLEAN_UP_BOUND if state["hung"] else min(self.group.bound, left)
             if not selector.select(patience):
                 if state["hung"]:
                     process.end()
@@ -248,16 +344,16 @@ class Executable:
     def list(self):
         return [self.name]
 
-    def run(self, report, patterns, deadline):
+    def run(self, report, patterns, watch):
         if patterns and not any(pattern in self.name for pattern in patterns):
             return
         log = os.path.join(report.logs, self.name + ".log")
         begin = time.monotonic()
-        process = Process(self.test["cmd"], log, env=dict(self.group.env, **self.test["env"]),
+        process = Process(watch, self.test["cmd"], log, env=dict(self.group.env, **self.test["env"]),
                           cwd=self.test["workdir"] or ROOT)
         # Meson's own bound is for `meson test` on an idle machine: here a busy one must not fail.
         bound = max((self.test["timeout"] or 0) * SCALE, self.group.bound)
-        status = process.wait(min(bound, deadline - begin))
+        status = process.wait(min(bound, watch.left()))
         process.end()
         seconds = time.monotonic() - begin
         lines = [TAP.match(line) for line in self.output(log)]
@@ -275,7 +371,7 @@ class Executable:
             report.add(self.name, "skip", tail(log), seconds)
         elif status != 0:
             if not any(line.group(1) for line in lines):
-                report.add(self.name, "fail", "%s\n%s" % (tail(log), ending(status)), seconds, log)
+                report.add(self.name, "fail", "%s\n%s" % (tail(log), watch.why() or ending(status)), seconds, log)
         elif not lines:
             report.add(self.name, "pass", "", seconds)
 
@@ -297,7 +393,7 @@ class FuzzTarget:
     def list(self):
         return [self.name]
 
-    def run(self, report, patterns, deadline):
+    def run(self, report, patterns, watch):
         if patterns and not any(pattern in self.name for pattern in patterns):
             return
         log = os.path.join(report.logs, self.name + ".log")
@@ -310,17 +406,17 @@ class FuzzTarget:
         os.makedirs(found, exist_ok=True)
         os.makedirs(grown, exist_ok=True)
         begin = time.monotonic()
-        process = Process(["nice", "-n", str(FUZZ_NICE), self.path, "-seed=%d" % FUZZ_SEED, "-max_total_time=%d" % FUZZ_SECONDS,
-                           "-timeout=%d" % FUZZ_INPUT_BOUND, "-rss_limit_mb=2048", "-print_final_stats=1",
-                           "-artifact_prefix=" + found, grown, corpus], log, env=self.group.env)
-        status = process.wait(min(FUZZ_SECONDS + FUZZ_SLACK * SCALE, deadline - begin))
+        command = [self.path, "-seed=%d" % FUZZ_SEED, "-max_total_time=%d" % FUZZ_SECONDS, "-timeout=%d" % FUZZ_INPUT_BOUND,
+                   "-rss_limit_mb=2048", "-print_final_stats=1", "-artifact_prefix=" + found, grown, corpus]
+        process = Process(watch, NICELY + command, log, env=self.group.env)
+        status = process.wait(min(FUZZ_SECONDS + FUZZ_SLACK * SCALE, watch.left()))
         process.end()
         shutil.rmtree(grown, ignore_errors=True)
         seconds = time.monotonic() - begin
         if status == 0:
             report.add(self.name, "pass", "", seconds)
         else:
-            report.add(self.name, "fail", "%s\n%s; input: %s" % (tail(log), ending(status),
+            report.add(self.name, "fail", "%s\n%s; input: %s" % (tail(log), watch.why() or ending(status),
                        ", ".join(os.listdir(found)) or "none kept"), seconds, log)
 
 
@@ -395,8 +491,8 @@ GROUPS = [
     Group("unit", meson_tests, needs=("asan",), fast=True, jobs=2, env=SANITIZERS),
     Group("guest", python_modules, needs=("build",), fast=True, beside=True),
     Group("pager", python_modules, needs=("asan",), fast=True, beside=True, env=SANITIZERS),
-    Group("tsan", threads_tests, needs=("tsan",), beside=True),
     Group("qemu", python_modules, needs=("build", "qemu"), jobs=2),
+    Group("tsan", threads_tests, needs=("tsan",), beside=True),
     Group("functional", python_modules, needs=("build", "qemu", "image", "virsh"), jobs=2, bound=600),
     Group("fuzz", fuzz_targets, needs=("fuzz",), beside=True, env=SANITIZERS),
 ]
@@ -444,10 +540,12 @@ def chosen_groups(fast, patterns):
     return [group for group in groups if group.name in chosen]
 
 
-def run_group(group, report, patterns, deadline):
+def run_group(group, report, patterns, watch):
     def run_job(job):
         try:
-            job.run(report, patterns, deadline)
+            job.run(report, patterns, watch)
+        except Interrupted:
+            pass            # the report has a line for all that were not begun
         except Exception:
             report.add(job.name, "fail", traceback.format_exc())
 
@@ -457,12 +555,12 @@ def run_group(group, report, patterns, deadline):
         list(pool.map(run_job, jobs))
 
 
-def run_groups(groups, report, patterns, deadline):
+def run_groups(groups, report, patterns, watch):
     while groups:
         n = next((i for i, group in enumerate(groups) if i > 0 and not group.beside), len(groups))
         together, groups = groups[:n], groups[n:]
         with concurrent.futures.ThreadPoolExecutor(n) as pool:
-            list(pool.map(lambda group: run_group(group, report, patterns, deadline), together))
+            list(pool.map(lambda group: run_group(group, report, patterns, watch), together))
 
 
 def log_folder():
@@ -502,8 +600,12 @@ def main():
 
     logs, lock = log_folder()
     report = Report(logs)
-    deadline = time.monotonic() + RUN_BOUND
-    run_groups(groups, report, options.patterns, deadline)
+    watch = Watch(RUN_BOUND)
+    watch.heed_signals()
+    run_groups(groups, report, options.patterns, watch)
+    watch.sweep()
+    if watch.signal:
+        report.add("the run", "fail", "%s: what is not named here was not begun" % watch.why())
     lock.close()
     return report.summary()
 

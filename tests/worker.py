@@ -7,12 +7,16 @@ What happens goes as JSON lines to descriptor FD, so that whatever a test prints
     {"end": id, "result": "pass"|"fail"|"skip", "text": traceback or reason, "seconds": s}
 With the FD "list" the ids are printed instead, and nothing is run.
 """
+import contextlib
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
 import unittest
+
+PR_SET_PDEATHSIG = 1        # linux/prctl.h: the signal that this process gets when run.py is killed
 
 
 def flatten(suite):
@@ -24,7 +28,7 @@ def flatten(suite):
 
 
 class Bound(Exception):
-    """The running test took longer than run.py allows."""
+    """The running test took longer than run.py allows, or run.py was interrupted or killed."""
 
 
 class Result(unittest.TestResult):
@@ -35,8 +39,9 @@ class Result(unittest.TestResult):
         self.bad = []       # failures of the running test, sub-tests included
 
     def say(self, **message):
-        self.out.write(json.dumps(message) + "\n")
-        self.out.flush()
+        with contextlib.suppress(BrokenPipeError):      # run.py was killed: the running test still cleans up
+            self.out.write(json.dumps(message) + "\n")
+            self.out.flush()
 
     def end(self, test, result, text=""):
         self.say(end=test.id(), result=result, text=text, seconds=time.monotonic() - self.begin)
@@ -115,10 +120,13 @@ def main():
         result.say(tests=[test.id() for test in tests])
 
         def interrupt(number, frame):
-            # An ordinary exception, unlike KeyboardInterrupt, lets the test clean up.
+            # An ordinary exception, unlike KeyboardInterrupt, lets the test clean up. Once: each of run.py's threads that dies sends
+            # its signal, and a second one would end the clean-up.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             result.stop()
-            raise Bound("reached its bound")
+            raise Bound("reached its bound, or the run was interrupted")
         signal.signal(signal.SIGINT, interrupt)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
         unittest.TestSuite(tests).run(result)
 
 

@@ -2,9 +2,12 @@
 """run.py itself: a failure is never swallowed, whatever way it comes."""
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -41,16 +44,38 @@ class Hang(unittest.TestCase):
     def test_a(self): signal.pause()
     def test_b(self): pass
 '''
+LONG = '''
+import signal, subprocess, unittest
+class Long(unittest.TestCase):
+    def tearDown(self): print("cleaned up")
+    def test_a(self):
+        print("started", subprocess.Popen(["sleep", "1000"], start_new_session=True).pid, flush=True)
+        signal.pause()
+    def test_b(self): pass
+'''
 DRIVER = '''
-import json, sys, time
+import json, os, sys
 sys.path.insert(0, {tests!r})
 import run
 group = run.Group("g", None, bound=float(sys.argv[2]))
+os.environ["SF_TEST_LOGS"] = sys.argv[3]
 report = run.Report(sys.argv[3])
-run.PythonModule(group, sys.argv[1]).run(report, [], time.monotonic() + 60)
+watch = run.Watch(60)
+watch.heed_signals()
+run.PythonModule(group, sys.argv[1]).run(report, [], watch)
+watch.sweep()
 print("RESULTS " + json.dumps({{k: sorted(n for n, _ in v) for k, v in report.results.items()}}))
 sys.exit(report.summary())
 '''
+
+
+def ended(pid):
+    """True for a zombie, too."""
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 class Runner(unittest.TestCase):
@@ -58,19 +83,28 @@ class Runner(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
 
-    def run_module(self, text, bound=60):
+    def begin(self, text, bound=60):
         path = os.path.join(self.folder.name, "test_m.py")
         with open(path, "w") as file:
             file.write(text)
-        result = subprocess.run([sys.executable, "-c", DRIVER.format(tests=TESTS), path, str(bound), self.folder.name],
-                                capture_output=True, text=True, timeout=120)
-        line = next((line for line in result.stdout.splitlines() if line.startswith("RESULTS ")), None)
-        self.assertIsNotNone(line, result.stdout + result.stderr)
-        return result, json.loads(line[len("RESULTS "):])
+        return subprocess.Popen([sys.executable, "-c", DRIVER.format(tests=TESTS), path, str(bound), self.folder.name],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, process):
+        output, errors = process.communicate(timeout=120)
+        line = next((line for line in output.splitlines() if line.startswith("RESULTS ")), None)
+        self.assertIsNotNone(line, output + errors)
+        return subprocess.CompletedProcess([], process.returncode, output), json.loads(line[len("RESULTS "):])
+
+    def run_module(self, text, bound=60):
+        return self.finish(self.begin(text, bound))
 
     def log(self):
-        with open(os.path.join(self.folder.name, "g", "test_m.log")) as file:
-            return file.read()
+        try:
+            with open(os.path.join(self.folder.name, "g", "test_m.log")) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
 
     def test_results(self):
         result, found = self.run_module(MODULE)
@@ -91,6 +125,36 @@ class Runner(unittest.TestCase):
         _, found = self.run_module(HANG, bound=2)
         self.assertEqual(found["fail"], ["g/test_m/Hang.test_a", "g/test_m/Hang.test_b"])
         self.assertIn("cleaned up", self.log())
+
+    def wait_for(self, pattern):
+        """In the module's log."""
+        end = time.monotonic() + 60
+        while True:
+            found = re.search(pattern, self.log())
+            if found:
+                return found
+            self.assertLess(time.monotonic(), end, pattern)
+            time.sleep(0.02)
+
+    def test_interrupted(self):
+        """The running test cleans up; what it forgets is ended; what was not begun is no success."""
+        process = self.begin(LONG)
+        child = int(self.wait_for(r"started (\d+)\n").group(1))
+        process.send_signal(signal.SIGTERM)
+        result, found = self.finish(process)
+        self.assertEqual(found, {"pass": [], "fail": ["g/test_m/Long.test_a", "g/test_m/Long.test_b"], "skip": []})
+        self.assertIn("interrupted by SIGTERM", result.stdout)
+        self.assertIn("cleaned up", self.log())
+        self.assertTrue(ended(child))
+
+    def test_killed(self):
+        """When run.py itself is killed the running test cleans up all the same."""
+        process = self.begin(LONG)
+        child = int(self.wait_for(r"started (\d+)\n").group(1))
+        process.kill()
+        process.communicate()
+        self.wait_for("cleaned up")
+        os.kill(child, signal.SIGKILL)
 
     def test_module_that_does_not_load(self):
         _, found = self.run_module("import no_such_module_at_all")

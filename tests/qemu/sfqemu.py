@@ -5,7 +5,9 @@ Environment: SF_QEMU is the binary, else SF_QEMU_PREFIX/bin/qemu-system-x86_64. 
 SF_TINY is the tiny guest's disk, else SF_BUILD/tests/tiny/tiny.img. What is missing skips the test.
 """
 import array
+import bisect
 import collections
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -25,6 +27,7 @@ import unittest
 
 MIB = 1 << 20
 PAGE = 4096
+PIECE = 64 * MIB                # of a large memory, read at once
 # No test measures time; this is when we call something hung. A KVM that emulates instructions is slow.
 PATIENCE = 60
 
@@ -275,11 +278,25 @@ def two_nodes():
     return options
 
 
+def copy_of(source, length):
+    """A memfd with the same content, holes too; the caller's."""
+    copy, at = os.memfd_create("copy"), 0
+    os.ftruncate(copy, length)
+    with contextlib.suppress(OSError):      # the end: there is no more data
+        while True:
+            at = os.lseek(source, at, os.SEEK_DATA)
+            end = os.lseek(source, at, os.SEEK_HOLE)
+            while at < end:
+                at += os.pwrite(copy, os.pread(source, min(PIECE, end - at), at), at)
+    return copy
+
+
 def scattered_layer(content, start, end, long_pages, every):
     """A layer with an extent of one page at every second page from start to end, of long_pages where `every` divides
-    the page's number. Their data is written to content too. The descriptors are the caller's."""
+    the page's number. Their data is written to content, a file of the block's length, too. The descriptors are the
+    caller's."""
     delta, table = os.memfd_create("delta"), os.memfd_create("extents")
-    os.ftruncate(delta, len(content))
+    os.ftruncate(delta, os.fstat(content).st_size)
     extents = []
     for at in range(start, end, 2 * PAGE):
         length = long_pages * PAGE if at % (every * PAGE) == 0 else PAGE
@@ -287,7 +304,7 @@ def scattered_layer(content, start, end, long_pages, every):
             continue
         data = struct.pack("<Q", at) * (length // 8)
         os.pwrite(delta, data, at)
-        content[at:at + length] = data
+        os.pwrite(content, data, at)
         extents.append((at, length))
     os.write(table, b"".join(EXTENT.pack(*extent) for extent in extents))
     return Layer(delta, table, len(extents))
@@ -335,15 +352,19 @@ class Snapshot:
     def extents(self, name, layer=-1):
         layer = self.block(name).layers[layer]
         data = os.pread(layer.extents, layer.count * EXTENT.size, 0)
-        return [EXTENT.unpack_from(data, i * EXTENT.size) for i in range(layer.count)]
+        return list(EXTENT.iter_unpack(data))
 
-    def content(self, name):
-        """The whole block as the snapshot has it."""
+    def content(self, name, start=0, length=None):
+        """The block as the snapshot has it, or a part of it."""
         b = self.block(name)
-        data = bytearray(os.pread(b.base, b.length, 0))
+        end = b.length if length is None else start + length
+        data = bytearray(os.pread(b.base, end - start, start))
         for i, layer in enumerate(b.layers):
-            for offset, length in self.extents(name, i):
-                data[offset:offset + length] = os.pread(layer.delta, length, offset)
+            extents = self.extents(name, i)         # sorted
+            for offset, size in extents[max(0, bisect.bisect(extents, (start,)) - 1):bisect.bisect(extents, (end,))]:
+                first, last = max(offset, start), min(offset + size, end)
+                if first < last:
+                    data[first - start:last - start] = os.pread(layer.delta, last - first, first)
         return bytes(data)
 
     def close(self):
