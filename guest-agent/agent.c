@@ -57,6 +57,7 @@
 #define AGENT_NICE       (-15)
 #define ACCEPTS_PER_TURN 8
 #define LOG_LINE_MAX     1024
+#define WHO_TRIES        60     /* once a second: until the NIC's driver is there */
 #define IDLE_MS          500    /* without any event: the fork is over, the log can be written */
 
 /* Exit statuses besides 0. */
@@ -76,6 +77,7 @@ struct agent {
     uint32_t link_request;          /* the same of LINK */
     uint32_t identity_request;      /* 0: no IDENTITY waits for its answer */
     uint32_t identity_asked;        /* the last one of this connection of the host; 0: none */
+    unsigned who_tries;             /* left, to ask which clone this VM is; 0: asked, or told */
     bool programs_wait;             /* the clone's programs do not know yet */
     bool announce;                  /* nor does the log: a console is slow, so that waits for an idle moment */
     bool hello_due;
@@ -149,6 +151,9 @@ static void on_hello(const struct sf_gp_header *header, const uint8_t *payload)
         agent.identity_request = agent.identity_asked;
         agent.network_request = agent.link_request = 0; /* a new host says both again */
     }
+    if (!agent.had_hello && agent.identity.state == IDENTITY_NONE) {
+        agent.who_tries = WHO_TRIES;
+    }
     agent.had_hello = true;
     agent.nonce = hello.nonce;
     agent.port.greeted = true;
@@ -188,6 +193,7 @@ static void on_identity(const struct sf_gp_header *header, const uint8_t *payloa
         return;
     }
     agent.identity_request = agent.identity_asked = header->request;
+    agent.who_tries = 0;
     with_network = agent.network.fresh && agent.network.value.ticket == value.ticket &&
                    agent.network.value.id == value.id && !(agent.options.skip & AGENT_SKIP_NETWORK);
     agent.network.fresh = false;
@@ -223,9 +229,8 @@ static void on_network(const struct sf_gp_header *header, const uint8_t *payload
 static void on_link(const struct sf_gp_header *header)
 {
     agent.link_request = header->request;
-    if (agent.network.link_due && agent.identity.state == IDENTITY_DONE) {
+    if (agent.identity.state == IDENTITY_DONE) {
         agent.network.link_due = false;
-        network_announce(&agent.network);
     }
 }
 
@@ -296,6 +301,15 @@ static void pump(void)
            (slot = slots_next(&agent.slots, &payload))) {
         slot->sent = port_put(&agent.port, slot->type, slot->host_request, payload, slot->length);
         port_flush(&agent.port);
+    }
+}
+
+/* A clone's guest may have booted anew. Not before its NIC is there, as the answer makes it the clone's. */
+static void ask_who(void)
+{
+    agent.who_tries--;
+    if (agent.port.greeted && (agent.who_tries == 0 || network_has_nic(&agent.network))) {
+        agent.who_tries = port_put(&agent.port, SF_GP_WHO, 1, NULL, 0) ? 0 : agent.who_tries;
     }
 }
 
@@ -418,7 +432,7 @@ static void on_signal(void)
 static int next_timeout(void)
 {
     int hook = identity_timeout_ms(&agent.identity);
-    bool retry = !agent.port.connected || network_wants_retry(&agent.network);
+    bool retry = !agent.port.connected || agent.who_tries > 0 || network_wants_retry(&agent.network);
     int other = agent.announce ? IDLE_MS : retry ? AGENT_RETRY_MS : -1;
 
     return hook < 0 ? other : other < 0 || hook < other ? hook : other;
@@ -499,6 +513,9 @@ static void run(void)
         }
         if (ready == 0 && network_wants_retry(&agent.network)) {
             network_retry(&agent.network);
+        }
+        if (ready == 0 && agent.who_tries > 0) {
+            ask_who();
         }
         turn(polls, count);
     }

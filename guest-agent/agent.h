@@ -104,8 +104,7 @@ struct identity {
     int hook_nice;                      /* priority of hooks: that of the agent at its start */
     uint64_t hook_deadline_ms;
     bool hook_timed_out;
-    bool with_managers;                 /* those that run are told of the network first */
-    unsigned next_manager;              /* for managers_next_script() */
+    unsigned managers;                  /* that are still to be told of the network, before hooks (managers.h) */
     unsigned hooks, next_hook;          /* names in hook_names; the one that comes next */
     int hooks_fd;                       /* the folder; -1: there is none */
     bool hooks_certain;                 /* hook_names is what a folder with hooks_status has */

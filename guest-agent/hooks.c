@@ -197,8 +197,7 @@ static bool start(struct identity *identity, struct sf_gp_error *error)
 
 enum hook_start hooks_start_next(struct identity *identity, struct sf_gp_error *error)
 {
-    bool told = identity->with_managers && identity->network->interface[0] != '\0'; /* else nobody has set it up */
-    const char *script = told ? managers_next_script(&identity->next_manager) : NULL;
+    const char *script = managers_next_script(&identity->managers);
 
     if (script) {
         snprintf(identity->hook_path, sizeof(identity->hook_path), "%s", script);

@@ -218,8 +218,6 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
         kill(-identity->hook_pid, SIGKILL); /* a clone of a VM that was itself becoming one */
     }
     identity->next_hook = identity->hooks; /* none, with --skip */
-    identity->next_manager = 0;
-    identity->with_managers = identity->network && !(skip & AGENT_SKIP_HOOKS);
     ok = (skip & AGENT_SKIP_RNG || reseed(identity, value->seed, error)) &&
          (skip & AGENT_SKIP_CLOCK || step_clock(value->realtime, error)) &&
          (skip & AGENT_SKIP_HOSTNAME || sethostname(value->hostname, strlen(value->hostname)) == 0 ||
@@ -228,6 +226,7 @@ void identity_begin(struct identity *identity, struct sf_gp_identity *value)
          (skip & AGENT_SKIP_HOOKS || hooks_begin(identity, error));
     explicit_bzero(value->seed, sizeof(value->seed));
     identity->value = *value;
+    identity->managers = identity->network && !(skip & AGENT_SKIP_HOOKS) ? identity->network->managers : 0;
     if (identity->boot_id) {
         boot_id_renew(identity->boot_id);
     }

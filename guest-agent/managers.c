@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A manager that runs has left a sign in /run, so that a guest without it pays for one system call, not for a process.
- * Its script, in the folder managers/, knows how it is talked to. A DHCP client needs none that does not watch
- * addresses: the lease that the host gives has no end, and who asks again is given the clone's own address.
+ * A manager that runs has left a sign in /run, so that a guest without it pays for one system call, not for a process;
+ * that is made before the fork. Its script, in the folder managers/, knows how it is talked to. A DHCP client needs
+ * none that does not watch addresses: the lease that the host gives has no end, and who asks again is given the clone's
+ * own address.
  */
 #include "guest-agent/managers.h"
 
@@ -39,12 +40,23 @@ bool managers_are_there(void)
     return false;
 }
 
-const char *managers_next_script(unsigned *next)
+unsigned managers_running(void)
 {
-    while (*next < COUNT(running)) {
-        unsigned i = (*next)++;
+    unsigned set = 0;
 
+    for (unsigned i = 0; i < COUNT(running); i++) {
         if (access(running[i].sign, F_OK) == 0 && access(running[i].script, X_OK) == 0) {
+            set |= 1u << i;
+        }
+    }
+    return set;
+}
+
+const char *managers_next_script(unsigned *set)
+{
+    for (unsigned i = 0; i < COUNT(running); i++) {
+        if (*set & 1u << i) {
+            *set &= ~(1u << i);
             return running[i].script;
         }
     }

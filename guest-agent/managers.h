@@ -11,7 +11,10 @@
 /* TRUE: one of them is installed, so the NIC is not the agent's to set up. */
 bool managers_are_there(void);
 
-/* The path of the next script of those whose program runs, NULL: none is left. *next: 0 at first. */
-const char *managers_next_script(unsigned *next);
+/* Which of them run and have a script: a set, for managers_next_script(). */
+unsigned managers_running(void);
+
+/* Takes the next one out of *set: the path of its script, NULL: none is left. */
+const char *managers_next_script(unsigned *set);
 
 #endif

@@ -149,13 +149,39 @@ static bool replace(const char *path, const char *others, const struct stat *sta
     return ok;
 }
 
-void names_write(const char *path, const struct sf_gp_network *value, const char *parent_host)
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_ino == b->st_ino && a->st_size == b->st_size && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* One system call: a clone pays for each, as it translates all kernel code anew under TCG. */
+static bool are_written(const struct names *last, const char *path, const struct sf_gp_network *value,
+                        const char *parent_host)
+{
+    const struct sf_gp_network *members = &last->members;
+    struct stat status;
+
+    return members->parent == value->parent && members->first == value->first && members->count == value->count &&
+           strcmp(members->name, value->name) == 0 && strcmp(last->parent_host, parent_host) == 0 &&
+           stat(path, &status) == 0 && same_file(&status, &last->file);
+}
+
+void names_write(struct names *last, const char *path, const struct sf_gp_network *value, const char *parent_host)
 {
     struct stat status;
-    char *others = read_others(path, &status);
+    char *others;
 
-    if (!others || !replace(path, others, &status, value, parent_host)) {
+    if (are_written(last, path, value, parent_host)) {
+        return;
+    }
+    others = read_others(path, &status);
+    if (others && replace(path, others, &status, value, parent_host) && stat(path, &last->file) == 0) {
+        last->members = *value;
+        sf_gp_text_set(last->parent_host, sizeof(last->parent_host), "%s", parent_host);
+    } else {
         agent_log(LOG_WARNING, "%s: the cluster's names are not written: %s", path, strerror(errno));
+        memset(last, 0, sizeof(*last));
     }
     free(others);
 }

@@ -30,6 +30,9 @@
  * What else than the replies to these two comes from a clone before IDENTITY is answered was written by its parent, or
  * is a request that IDENTITY ends: the host drops it. IDENTITY may be repeated; the agent acts on it once.
  *
+ * A guest that boots anew in a clone has its parent's identity. So an agent that starts and knows of none says WHO when
+ * it has been greeted; to a clone that runs the host then sends NETWORK and IDENTITY, and LINK when that is answered.
+ *
  * A VM with a cluster network gets NETWORK: whenever its agent has connected, a parent also before its CLONE is answered,
  * a clone right before IDENTITY, which then makes the addresses the VM's own too. Programs of that clone are told only
  * after LINK, which follows the answer to IDENTITY. Where IDENTITY is answered and NETWORK was not, the agent is an old
@@ -90,6 +93,7 @@ struct sf_gp_header {
                                     clone that is ever made from it */
 #define SF_GP_CREATE         25  /* sf_gp_create -> sf_gp_granted: a ticket that has forked, of clones of a checkpoint */
 #define SF_GP_FORGET         26  /* sf_gp_checkpoint -> empty: the checkpoint is removed */
+#define SF_GP_WHO            27  /* empty, not answered: this agent has just started, and was told of no IDENTITY */
 
 /* Program -> agent only. */
 #define SF_GP_SELF           32  /* empty -> sf_gp_self */

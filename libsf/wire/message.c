@@ -693,6 +693,8 @@ const char *sf_gp_type_name(uint8_t type)
         return "CREATE";
     case SF_GP_FORGET:
         return "FORGET";
+    case SF_GP_WHO:
+        return "WHO";
     case SF_GP_SELF:
         return "SELF";
     case SF_GP_NETWORK:

@@ -10,6 +10,7 @@
 #define POOL_MAX 1024 /* shells; the daemon has a limit of its own */
 
 static char *option_uri, *option_name, *option_pool;
+static char *option_network, *option_address, **option_outside;
 static gboolean option_fix;
 
 static const GOptionEntry domain_options[] = {
@@ -17,6 +18,11 @@ static const GOptionEntry domain_options[] = {
     { "name", 'n', 0, G_OPTION_ARG_STRING, &option_name, "adopt: the VM's name (default: from the domain's)", "NAME" },
     { "pool", 0, 0, G_OPTION_ARG_STRING, &option_pool, "adopt: shells kept ready", "N" },
     { "fix", 0, 0, G_OPTION_ARG_NONE, &option_fix, "check: add to the domain's definition what is missing", NULL },
+    { "network", 0, 0, G_OPTION_ARG_STRING, &option_network, "check: it is to be in this network: cluster", "NET" },
+    { "address", 0, 0, G_OPTION_ARG_STRING, &option_address, "check: its address there (default: 10.77.0.1/16)",
+      "ADDRESS/PREFIX" },
+    { "outside", 0, 0, G_OPTION_ARG_STRING_ARRAY, &option_outside,
+      "check: what the cluster reaches outside, ADDRESS[/PREFIX] [tcp|udp [PORTS] | icmp]; may be repeated", "RULE" },
     { NULL },
 };
 
@@ -90,6 +96,16 @@ static void print_check(JsonObject *result)
     }
 }
 
+static JsonArray *rules(void)
+{
+    JsonArray *array = json_array_new();
+
+    for (char **rule = option_outside; *rule; rule++) {
+        json_array_add_string_element(array, *rule);
+    }
+    return array;
+}
+
 static int run_check(SfCtl *ctl, const char *domain)
 {
     JsonObject *params = domain_params(domain);
@@ -97,6 +113,15 @@ static int run_check(SfCtl *ctl, const char *domain)
     g_autoptr(JsonObject) result = NULL;
 
     json_object_set_boolean_member(params, "fix", option_fix);
+    if (option_network) {
+        json_object_set_string_member(params, "network", option_network);
+    }
+    if (option_address) {
+        json_object_set_string_member(params, "address", option_address);
+    }
+    if (option_outside) {
+        json_object_set_array_member(params, "outside", rules());
+    }
     result = sf_ctl_call_patiently(ctl, "the domain is looked at", "domain.check", params, SF_CTL_NO_LIMIT, &error);
     if (!result) {
         return sf_ctl_fail_call(ctl, error);
@@ -127,8 +152,10 @@ const SfCtlCommand sf_ctl_domain_commands[] = {
       "is changed. `sfctl clone DOMAIN` does it by itself. Its clones are domains too: `virsh list --title` shows "
       "them.\n\n"
       "check says what a domain lacks to be forkable, or to be forked well, with the XML to add; --fix adds it to its\n"
-      "definition. The exit status is 1 when it can't be forked.\n\n"
+      "definition. The exit status is 1 when it can't be forked. With --network cluster it is to be in a network\n"
+      "that it and its clones have for themselves (docs/network.md).\n\n"
       "  sfctl domain check web --fix\n"
+      "  sfctl domain check web --network cluster --outside '192.0.2.0/24 tcp 443' --fix\n"
       "  sfctl domain adopt web --pool 8\n"
       "  sfctl clone web --count 8",
       domain_options, 2, 2, run_domain, "adopt,check" },

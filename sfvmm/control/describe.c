@@ -10,8 +10,8 @@
 #include "sfvmm/control/qemu_version.h"
 #include "sfvmm/descriptor/descriptor.h"
 #include "sfvmm/net/policy.h"
+#include "sfvmm/process/clock.h"
 
-#define NS_PER_US      1000
 #define PAGER_COUNTERS "sf-describe-counters"
 
 static const char *role_name(SfVm *vm)
@@ -152,7 +152,7 @@ JsonObject *sf_describe_ticket(SfHostTicket *ticket)
     json_object_set_string_member(object, "ticket", id);
     json_object_set_string_member(object, "vm", ticket->grant->vm);
     json_object_set_int_member(object, "granted", ticket->grant->granted);
-    json_object_set_int_member(object, "created", ticket->grant->created * NS_PER_US);
+    json_object_set_int_member(object, "created", ticket->grant->created * SF_CLOCK_NS_PER_US);
     json_object_set_string_member(object, "origin", ticket->grant->origin ? ticket->grant->origin : "");
     json_object_set_array_member(object, "places", describe_places(ticket));
     json_object_set_string_member(object, "avoid", sf_avoid_to_text(ticket->grant->avoid));
@@ -194,6 +194,7 @@ JsonObject *sf_describe_host(SfHost *host)
     json_object_set_string_member(object, "version", SF_VERSION);
     json_object_set_int_member(object, "pid", getpid());
     json_object_set_int_member(object, "uptime_ms", sf_host_uptime_ms(host));
+    json_object_set_int_member(object, "monotonic", g_get_monotonic_time() * 1000);
     json_object_set_string_member(object, "run_directory", config->launcher.run_directory);
     json_object_set_string_member(object, "qemu", config->launcher.qemu);
     json_object_set_string_member(object, "qemu_version", version ? version : "");
@@ -497,9 +498,9 @@ static GPtrArray *chains_below(SfVm *vm)
 /* When the vCPUs were stopped, ns since the epoch. */
 static guint64 created_at(const SfSnapshot *snapshot)
 {
-    guint64 age = (guint64)g_get_monotonic_time() * NS_PER_US - snapshot->timing.at;
+    guint64 age = (guint64)sf_clock_ns() - snapshot->timing.at;
 
-    return (guint64)g_get_real_time() * NS_PER_US - age;
+    return (guint64)sf_clock_real_ns() - age;
 }
 
 GBytes *sf_describe_snapshot_of(SfVm *vm, const char *name, SfSnapshot *snapshot, GPtrArray *frozen_disks,

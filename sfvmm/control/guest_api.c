@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "sfvmm/control/guest_api_private.h"
+#include "sfvmm/control/networks.h"
 
 #include <errno.h>
 #include <string.h>
@@ -283,9 +284,9 @@ static void handle_ticket(const Request *request)
     call->key = (PendingKey){ g_object_ref(request->hvm->vm), request->header->request };
     call->api = request->api;
     g_hash_table_add(request->api->tickets, &call->key);
-    order = (SfHostTicketOrder){
-        .count = asked.count, .request = request->header->request, .queue_ms = asked.queue * MS_PER_S
-    };
+    order = (SfHostTicketOrder){ .count = asked.count,
+                                 .request = request->header->request,
+                                 .queue_ms = asked.queue * MS_PER_S };
     sf_host_request_ticket_async(host, request->hvm, &order, on_ticket, call);
 }
 
@@ -366,7 +367,7 @@ static void handle_fetch(const Request *request)
         return;
     }
     sf_guest_answer(request->hvm, SF_GP_FETCH | SF_GP_REPLY, request->header->request, g_bytes_get_data(data, NULL),
-           g_bytes_get_size(data));
+                    g_bytes_get_size(data));
 }
 
 static void handle_kill(const Request *request)
@@ -457,13 +458,23 @@ static void handle_identified(const Request *request)
     }
 }
 
-/* Answers of a clone's agent to what connect.c (fork/) sends it. */
+/* Answers of a clone's agent to what connect.c (fork/) sends it, or of a parent's. */
 static void handle_network_told(const Request *request)
 {
     SfClone *clone = sf_host_clone_of(request->api->host, request->hvm);
 
+    sf_networks_told(request->hvm, request->header->request);
     if (clone && request->header->request == clone->id) {
         sf_fork_clone_network_told(clone);
+    }
+}
+
+static void handle_who(const Request *request)
+{
+    SfClone *clone = sf_host_clone_of(request->api->host, request->hvm);
+
+    if (clone) {
+        sf_fork_clone_remind(clone);
     }
 }
 
@@ -493,6 +504,7 @@ static const Handler handlers[] = {
     { SF_GP_CHECKPOINT, sf_guest_checkpoint },
     { SF_GP_CREATE, sf_guest_create },
     { SF_GP_FORGET, sf_guest_forget },
+    { SF_GP_WHO, handle_who },
     { SF_GP_NETWORK | SF_GP_REPLY, handle_network_told },
     { SF_GP_IDENTITY | SF_GP_REPLY, handle_identified },
     { SF_GP_LINK | SF_GP_REPLY, handle_linked },

@@ -65,6 +65,7 @@ typedef struct {
     guint64 ticket; /* of a clone; 0: it was started */
     guint id;       /* of a clone */
     char *parent;   /* name of the VM that a clone was forked from, or NULL */
+    gboolean hears_network; /* its agent has answered NETWORK */
 } SfHostVm;
 
 typedef struct SfNetworks SfNetworks;

@@ -188,7 +188,9 @@ static void on_started(GObject *source, GAsyncResult *result, gpointer data)
     sf_shell_pool_set_target(family->pool, call->pool_target);
     hvm = sf_host_add_vm(host, vm, family);
     if (!sf_networks_admit(host->networks, hvm, &error)) {
-        sf_vm_kill(vm);
+        if (!sf_vm_domain(vm)) { /* a domain is its owner's: it goes on, without a network */
+            sf_vm_kill(vm);
+        }
         g_task_return_error(task, g_steal_pointer(&error));
         return;
     }

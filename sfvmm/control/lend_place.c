@@ -17,12 +17,12 @@
 #include "sfvmm/control/working_sets.h"
 #include "sfvmm/descriptor/descriptor.h"
 #include "sfvmm/fork/remote.h"
+#include "sfvmm/process/clock.h"
 #include "sfvmm/vm/disk_server.h"
 #include "sfvmm/wire/state_file.h"
 
 #define IDENTIFY_MAX   86400 /* seconds */
 #define AVOID_TEXT_MAX 64u
-#define NS_PER_US      1000
 #define DISKS_FILE     "disks.json"
 
 /* A "place" that has been checked. */
@@ -299,7 +299,7 @@ static void begin_placing(SfHostTicket *ticket, SfPeerRequest *request)
     placing->host = g_object_ref(ticket->host);
     placing->ticket = ticket->grant->id;
     placing->requests = g_ptr_array_new();
-    placing->ordered = g_get_monotonic_time() * NS_PER_US;
+    placing->ordered = sf_clock_ns();
     g_ptr_array_add(placing->requests, request);
     ticket->lend->placing = placing;
     sf_place_descriptor_get_async(ticket, sf_peer_request_params(request), on_descriptor, placing);

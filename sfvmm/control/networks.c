@@ -19,7 +19,8 @@ struct SfNetworks {
     SfForkNetwork for_forks;
 };
 
-/* Of a VM of this host its name; of another's ORIGIN:VM, though its family may have more (lend_reserve.c). To be freed. */
+/* Of a VM of this host its name; of another's ORIGIN:VM, though its family may have more (lend_reserve.c). To be freed.
+ */
 static char *key_of(const char *family)
 {
     const char *colon = strchr(family, ':');
@@ -67,15 +68,40 @@ gboolean sf_networks_is_lent(const SfFamily *family)
 
 /* ---- taps ---- */
 
-static int open_tap(gpointer owner, const char *vm, char **device, GError **error)
+static SfNetwork *network_for(SfNetworks *networks, const char *vm, GError **error)
 {
-    SfNetwork *network = network_of_name(owner, vm);
+    SfNetwork *network = network_of_name(networks, vm);
 
     if (!network) {
         g_set_error(error, SF_HOST_ERROR, SF_HOST_ERROR_FAILED, "VM \"%s\": its cluster's network is gone", vm);
-        return -1;
     }
-    return sf_network_open_port(network, device, error);
+    return network;
+}
+
+static int open_tap(gpointer owner, const char *vm, char **device, GError **error)
+{
+    SfNetwork *network = network_for(owner, vm, error);
+
+    return network ? sf_network_open_port(network, device, error) : -1;
+}
+
+static gboolean open_for_domain(gpointer owner, const char *vm, const SfVmConfig *config, GError **error)
+{
+    return sf_networks_open(owner, vm, config, error);
+}
+
+static int pin(gpointer owner, const char *vm, GError **error)
+{
+    SfNetwork *network = network_for(owner, vm, error);
+
+    return network ? sf_network_pin(network, error) : -1;
+}
+
+static gboolean plug(gpointer owner, const char *vm, int tap, char **device, GError **error)
+{
+    SfNetwork *network = network_for(owner, vm, error);
+
+    return network && sf_network_plug(network, tap, device, error);
 }
 
 /* ---- networks ---- */
@@ -330,7 +356,8 @@ static SfHostTicket *newest_fork_of(SfHostVm *hvm)
     return NULL;
 }
 
-void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
+/* request: any but 0; the agent answers with it. */
+static gboolean tell(SfNetworks *networks, SfHostVm *hvm, guint32 request)
 {
     SfHostTicket *fork = newest_fork_of(hvm);
     struct sf_gp_network value = { .address = sf_networks_address(hvm) };
@@ -339,7 +366,7 @@ void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
     g_autoptr(GError) error = NULL;
 
     if (!value.address || !sf_networks_network(networks, hvm->family)) {
-        return;
+        return FALSE;
     }
     describe_common(networks, hvm->family, &value);
     if (fork || !own) {
@@ -352,9 +379,39 @@ void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
     if (fork || own) {
         describe_fork(fork ? fork : own, &value);
     }
-    if (!sf_vm_guest_send(hvm->vm, SF_GP_NETWORK, MAX(value.id, 1), payload, sf_gp_network_pack(payload, &value),
-                          &error)) {
+    if (!sf_vm_guest_send(hvm->vm, SF_GP_NETWORK, request, payload, sf_gp_network_pack(payload, &value), &error)) {
         g_debug("VM \"%s\": its agent is not told its addresses: %s", sf_vm_name(hvm->vm), error->message);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm)
+{
+    tell(networks, hvm, MAX(hvm->id, 1));
+}
+
+/* No clone's id is so large. */
+static guint32 request_before_fork(SfFork *fork)
+{
+    return (guint32)sf_fork_ticket(fork) | 1u << 31;
+}
+
+static gboolean tell_parent(gpointer owner, SfFork *fork)
+{
+    SfNetworks *networks = owner;
+    SfHostVm *parent = sf_host_vm_of(networks->host, sf_fork_parent(fork));
+
+    return parent && parent->hears_network && tell(networks, parent, request_before_fork(fork));
+}
+
+void sf_networks_told(SfHostVm *hvm, guint32 request)
+{
+    SfHostTicket *fork = newest_fork_of(hvm);
+
+    hvm->hears_network = TRUE;
+    if (fork && request == request_before_fork(fork->fork)) {
+        sf_fork_parent_told(fork->fork);
     }
 }
 
@@ -411,7 +468,7 @@ SfNetworks *sf_networks_new(SfHost *host, SfLauncher *launcher)
 {
     SfNetworks *networks = g_new0(SfNetworks, 1);
     const SfDaemonConfig *config = sf_host_config(host);
-    const SfTapProvider provider = { networks, open_tap };
+    const SfTapProvider provider = { networks, open_tap, open_for_domain, pin, plug };
 
     networks->host = host;
     networks->networks = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)sf_network_free);
@@ -420,7 +477,7 @@ SfNetworks *sf_networks_new(SfHost *host, SfLauncher *launcher)
         networks->place = (SfNetworkPlace){ config->network.switch_program, networks->directory, config->pager_uid,
                                             config->pager_gid };
     }
-    networks->for_forks = (SfForkNetwork){ networks, describe_clone, admit_clone };
+    networks->for_forks = (SfForkNetwork){ networks, tell_parent, describe_clone, admit_clone };
     sf_launcher_set_taps(launcher, &provider);
     return networks;
 }

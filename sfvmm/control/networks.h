@@ -31,7 +31,7 @@ gboolean sf_networks_reserve(SfNetworks *networks, SfHostTicket *ticket, SfHostV
 /* For SfForkOptions; NULL: its clones are in no cluster. */
 const SfForkNetwork *sf_networks_of_fork(SfNetworks *networks, SfHostTicket *ticket);
 
-guint32 sf_networks_address(SfHostVm *hvm); /* IPv4, host byte order; 0: none */
+guint32 sf_networks_address(SfHostVm *hvm);                     /* IPv4, host byte order; 0: none */
 guint32 sf_networks_parent_address(const SfHostTicket *ticket); /* of the VM that it forks */
 
 /* A VM whose guest has its address: it may talk. It ends: sf_networks_dismiss(). */
@@ -40,6 +40,8 @@ void sf_networks_dismiss(SfNetworks *networks, SfHostVm *hvm);
 
 /* Tells a VM's agent its addresses, and those of the clones of its newest fork. */
 void sf_networks_tell(SfNetworks *networks, SfHostVm *hvm);
+/* It has answered. */
+void sf_networks_told(SfHostVm *hvm, guint32 request);
 
 /* After a restart: by any VM of each family, in this order; then those that talked before are admitted again; settle.
  */

@@ -166,6 +166,18 @@ gboolean sf_disk_chain_is_shared(const SfDiskChain *chain)
     return FALSE;
 }
 
+void sf_disk_chain_drop_bases(SfDiskChain *chain)
+{
+    guint image = chain->layers->len;
+
+    while (image > 0 && ((const SfDiskLayer *)g_ptr_array_index(chain->layers, image - 1))->owned) {
+        image--;
+    }
+    if (image > 1) {
+        g_ptr_array_remove_range(chain->layers, 0, image - 1);
+    }
+}
+
 JsonObject *sf_disk_chain_to_json(const SfDiskChain *chain)
 {
     JsonObject *object = json_object_new();
@@ -508,6 +520,14 @@ gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError
     if (sf_disk_chain_is_shared(chain)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY, "disk %s: its layers are still used by another VM", chain->id);
         return FALSE;
+    }
+    for (guint i = 1; i < chain->layers->len; i++) {
+        const SfDiskLayer *layer = g_ptr_array_index(chain->layers, i);
+        if (!layer->owned) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                        "disk %s: %s is no overlay of ours: not committed", chain->id, layer->path);
+            return FALSE;
+        }
     }
     for (guint i = 1; i < chain->layers->len; i++) {
         if (!set_backing(qemu_img, g_ptr_array_index(chain->layers, i), g_ptr_array_index(chain->layers, i - 1),

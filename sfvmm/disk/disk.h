@@ -66,6 +66,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDiskChain, sf_disk_chain_free)
 JsonObject *sf_disk_chain_to_json(const SfDiskChain *chain);
 SfDiskChain *sf_disk_chain_from_json(JsonObject *object, GError **error);
 
+/*
+ * Drops the layers below the user's own image: that is the highest one that is no overlay of ours, and what stands
+ * below it (the base image of a cloud image, say) may be others' too. A chain of overlays alone stays as it is.
+ */
+void sf_disk_chain_drop_bases(SfDiskChain *chain);
+
 /* Does another chain, or anybody else, hold one of its layers too? */
 gboolean sf_disk_chain_is_shared(const SfDiskChain *chain);
 
@@ -88,9 +94,10 @@ SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path,
 
 /*
  * Writes all overlays of an offline chain into its lowest layer, the user's own image, and drops them from the chain
- * (qemu-img commit). For a worker thread; the chain is its own meanwhile. Does nothing for one layer or a read-only
- * disk. Not for ephemeral disks, whose writes must never reach the image. G_IO_ERROR_BUSY when another chain still uses
- * a layer. After an error everything is kept, and it may be tried again.
+ * (qemu-img commit). A layer above the lowest that is no overlay of ours: G_IO_ERROR_INVALID_ARGUMENT, nothing is
+ * written. For a worker thread; the chain is its own meanwhile. Does nothing for one layer or a read-only disk. Not for
+ * ephemeral disks, whose writes must never reach the image. G_IO_ERROR_BUSY when another chain still uses a layer.
+ * After an error everything is kept, and it may be tried again.
  */
 gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError **error);
 

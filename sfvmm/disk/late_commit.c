@@ -52,6 +52,7 @@ static void entry_free(gpointer data)
     g_free(entry);
 }
 
+/* Takes chain, which has no bases. */
 static Entry *entry_new(const char *record, const char *vm, SfDiskChain *chain)
 {
     const SfDiskLayer *image = g_ptr_array_index(chain->layers, 0);
@@ -168,7 +169,11 @@ static Entry *read_record(const char *path, GError **error)
         return NULL;
     }
     chain = sf_disk_chain_from_json(json_node_get_object(chain_node), error);
-    return chain ? entry_new(path, vm, chain) : NULL;
+    if (!chain) {
+        return NULL;
+    }
+    sf_disk_chain_drop_bases(chain);
+    return entry_new(path, vm, chain);
 }
 
 static void take_over(SfLateCommits *commits, const char *file)
@@ -236,6 +241,7 @@ void sf_late_commits_add(SfLateCommits *commits, const char *vm, SfDiskChain *ch
     g_autoptr(GError) error = NULL;
     Entry *entry;
 
+    sf_disk_chain_drop_bases(chain);
     if (chain->readonly || chain->layers->len < 2) {
         sf_disk_chain_free(chain);
         return;

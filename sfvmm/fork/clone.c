@@ -16,20 +16,25 @@
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/fork/result.h"
+#include "sfvmm/process/clock.h"
 
 /* A shell may die under a load for reasons of its own; a second failure is the snapshot's or the host's. */
-#define CLONE_ATTEMPTS 2u
-#define NS_PER_US      1000
+#define CLONE_ATTEMPTS   2u
+#define REMINDERS_LOGGED 4u /* of a clone: its guest must not fill the log */
 
 gboolean sf_clone_is_alive(const SfClone *clone)
 {
     return clone->state == SF_GP_STATE_STARTING || clone->state == SF_GP_STATE_RUNNING;
 }
 
-/* STARTING and not yet running on its own: sf_clone() in the parent waits for these. */
 gboolean sf_clone_is_being_placed(const SfClone *clone)
 {
     return clone->state == SF_GP_STATE_STARTING && clone->loaded == 0;
+}
+
+gboolean sf_clone_is_awaited(const SfClone *clone)
+{
+    return clone->state == SF_GP_STATE_STARTING && (clone->loaded == 0 || !clone->fork->with_agent);
 }
 
 /* ---- its end ---- */
@@ -57,7 +62,7 @@ void sf_clone_end(SfClone *clone, guint32 state, const char *reason)
         return;
     }
     clone->state = state;
-    clone->exited = sf_fork_now();
+    clone->exited = sf_clock_ns();
     g_free(clone->reason);
     clone->reason = g_strdup(reason);
     sf_fork_save(fork); /* first: an sfvmmd that finds the process gone and no record of why calls the clone lost */
@@ -104,11 +109,21 @@ static void on_clone_exited(SfVm *vm, const char *reason, SfClone *clone)
 
 /* ---- made unique ---- */
 
+/* Without an agent there is no more to wait for than that it is loaded and its vCPU runs, told in either order. */
+static void clone_progressed(SfClone *clone)
+{
+    if (clone->state == SF_GP_STATE_STARTING && !clone->fork->with_agent && clone->loaded && clone->running) {
+        clone->state = SF_GP_STATE_RUNNING;
+    }
+    sf_fork_changed(clone->fork, clone);
+    sf_fork_review(clone->fork);
+}
+
 static void on_clone_running(SfVm *vm, guint64 at, SfClone *clone)
 {
     clone->running = (gint64)at;
     sf_vm_label(vm, clone->fork->parent_name, clone->fork->ticket, clone->id);
-    sf_fork_changed(clone->fork, clone);
+    clone_progressed(clone);
 }
 
 static gboolean on_identify_timeout(gpointer data)
@@ -132,7 +147,7 @@ static gboolean send_identity(SfClone *clone, GError **error)
         .id = clone->id,
         .count = fork->total,
         .clone_request = fork->clone_request,
-        .realtime = (guint64)g_get_real_time() * NS_PER_US,
+        .realtime = (guint64)sf_clock_real_ns(),
     };
     guint8 payload[SF_GP_IDENTITY_LENGTH];
     gboolean sent;
@@ -174,14 +189,11 @@ void sf_clone_take_vm(SfClone *clone, SfVm *vm)
 
 static void clone_loaded(SfClone *clone)
 {
-    clone->loaded = sf_fork_now();
+    clone->loaded = sf_clock_ns();
     if (clone->fork->with_agent) {
         sf_clone_identify(clone);
-    } else {
-        clone->state = SF_GP_STATE_RUNNING;
     }
-    sf_fork_changed(clone->fork, clone);
-    sf_fork_review(clone->fork);
+    clone_progressed(clone);
 }
 
 /* A step of placing failed: another shell, or the end of the clone. */
@@ -256,8 +268,42 @@ void sf_clone_place_here(SfClone *clone)
 
 /* ---- what clones say ---- */
 
+void sf_fork_clone_remind(SfClone *clone)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (clone->state != SF_GP_STATE_RUNNING || !clone->vm || !clone->fork->with_agent) {
+        return; /* it is told, or was never */
+    }
+    if (clone->reminders++ < REMINDERS_LOGGED) {
+        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: its guest has booted anew", clone->fork->ticket,
+                  clone->id);
+    }
+    if (!sf_clone_tell_network(clone, &error) || !send_identity(clone, &error)) {
+        g_debug("VM \"%s\": it is not told who it is: %s", clone->name, error->message);
+    }
+}
+
+/* Its tap takes nothing that is not from the clone, so it needs not be ended if it can't be made unique again. */
+static void reminded(SfClone *clone, const char *error_text)
+{
+    if (!error_text) {
+        if (clone->network_told && clone->vm) {
+            sf_vm_guest_send(clone->vm, SF_GP_LINK, clone->id, NULL, 0, NULL);
+        }
+    } else if (clone->reminders > 0 && clone->reminders++ <= REMINDERS_LOGGED) {
+        g_message("ticket %016" G_GINT64_MODIFIER "x clone %u: it booted anew and could not be made unique, so it has no "
+                  "network: %s",
+                  clone->fork->ticket, clone->id, error_text);
+    }
+}
+
 void sf_fork_clone_identified(SfClone *clone, const char *error_text)
 {
+    if (clone->state == SF_GP_STATE_RUNNING) {
+        reminded(clone, error_text);
+        return;
+    }
     if (clone->state != SF_GP_STATE_STARTING || clone->loaded == 0) {
         return;
     }
@@ -273,7 +319,7 @@ void sf_clone_runs(SfClone *clone)
 {
     g_clear_handle_id(&clone->identify_timeout, g_source_remove);
     clone->state = SF_GP_STATE_RUNNING;
-    clone->answered = sf_fork_now();
+    clone->answered = sf_clock_ns();
     sf_fork_changed(clone->fork, clone);
     sf_fork_review(clone->fork);
 }
@@ -294,7 +340,7 @@ gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const
     }
     if (whole) {
         clone->result_length = total;
-        clone->synced = sf_fork_now();
+        clone->synced = sf_clock_ns();
         sf_fork_changed(clone->fork, clone);
     }
     return TRUE;

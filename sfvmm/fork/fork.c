@@ -5,15 +5,11 @@
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/remote.h"
+#include "sfvmm/process/clock.h"
 
-#define NS_PER_US 1000
+#define PARENT_MS 500 /* for its agent to write a file, in a guest that is busy; then its clones do it */
 
 G_DEFINE_FINAL_TYPE(SfFork, sf_fork, G_TYPE_OBJECT)
-
-gint64 sf_fork_now(void)
-{
-    return g_get_monotonic_time() * NS_PER_US;
-}
 
 void sf_fork_save(SfFork *fork)
 {
@@ -119,7 +115,7 @@ void sf_fork_review(SfFork *fork)
     }
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
-        placing += sf_clone_is_being_placed(clone);
+        placing += sf_clone_is_awaited(clone);
         alive += sf_clone_is_alive(clone);
     }
     if (placing == 0 && fork->state == SF_FORK_PLACING) {
@@ -150,6 +146,7 @@ void sf_fork_review(SfFork *fork)
 /* Before any clone: nothing was made, the parent runs. */
 void sf_fork_fail_early(SfFork *fork, const char *reason)
 {
+    g_clear_handle_id(&fork->parent_timeout, g_source_remove);
     fork_fail(fork, reason);
     for (guint i = 0; i < fork->clones->len; i++) {
         SfClone *clone = g_ptr_array_index(fork->clones, i);
@@ -157,7 +154,7 @@ void sf_fork_fail_early(SfFork *fork, const char *reason)
             fork->remote->kill(fork->remote->owner, clone, reason);
         }
         clone->state = SF_GP_STATE_FAILED;
-        clone->exited = sf_fork_now();
+        clone->exited = sf_clock_ns();
         clone->reason = g_strdup(reason);
     }
     fork_drop_snapshot(fork);
@@ -240,10 +237,37 @@ static void on_snapshot(GObject *source, GAsyncResult *result, gpointer data)
     fork_place_elsewhere(fork); /* it is on record: after a restart we know that others may have been ordered */
 }
 
+static void fork_take_snapshot(SfFork *fork)
+{
+    g_autofree char *id = g_strdup_printf(SF_FORK_SNAPSHOT_FORMAT, fork->ticket);
+
+    sf_vm_snapshot_async(fork->parent, id, on_snapshot, g_object_ref(fork));
+}
+
+static gboolean on_parent_silent(gpointer data)
+{
+    SfFork *fork = data;
+
+    fork->parent_timeout = 0;
+    g_debug("ticket %016" G_GINT64_MODIFIER "x: the agent of \"%s\" does not answer; its clones do themselves what it "
+            "could have done for all",
+            fork->ticket, fork->parent_name);
+    fork_take_snapshot(fork);
+    return G_SOURCE_REMOVE;
+}
+
+void sf_fork_parent_told(SfFork *fork)
+{
+    if (fork->parent_timeout) {
+        g_clear_handle_id(&fork->parent_timeout, g_source_remove);
+        fork_take_snapshot(fork);
+    }
+}
+
 void sf_fork_start(SfFork *fork)
 {
     g_return_if_fail(fork->state == SF_FORK_NEW);
-    fork->called = fork->called ? fork->called : sf_fork_now();
+    fork->called = fork->called ? fork->called : sf_clock_ns();
     sf_fork_hold_pool(fork, TRUE);
     if (fork->elsewhere) {
         sf_fork_place(fork);
@@ -253,9 +277,10 @@ void sf_fork_start(SfFork *fork)
     }
     fork->state = SF_FORK_SNAPSHOT;
     sf_fork_changed(fork, NULL);
-    {
-        g_autofree char *id = g_strdup_printf(SF_FORK_SNAPSHOT_FORMAT, fork->ticket);
-        sf_vm_snapshot_async(fork->parent, id, on_snapshot, g_object_ref(fork));
+    if (fork->with_agent && fork->network && fork->network->tell_parent(fork->network->owner, fork)) {
+        fork->parent_timeout = g_timeout_add(PARENT_MS, on_parent_silent, fork);
+    } else {
+        fork_take_snapshot(fork);
     }
 }
 
@@ -540,6 +565,7 @@ static void sf_fork_finalize(GObject *object)
 {
     SfFork *fork = SF_FORK(object);
 
+    g_clear_handle_id(&fork->parent_timeout, g_source_remove);
     if (fork->pool_held) {
         sf_shell_pool_release(fork->pool);
     }

@@ -7,7 +7,8 @@
  *                 +--> FAILED <+   no clone could be made; the parent goes on in every case
  *
  *     state      what happens                                              undo when it fails
- *     SNAPSHOT   the parent is paused, frozen, resumed (sf_vm_snapshot)    QEMU and vm/ undo it; the parent runs
+ *     SNAPSHOT   in a network: the parent's agent is told, and waited for  a bound; then on without
+ *                the parent is paused, frozen, resumed (sf_vm_snapshot)    QEMU and vm/ undo it; the parent runs
  *     PLACING    each clone: take a shell, load it, let it run             the shell is killed, another one tried once
  *     RUNNING    each clone: made unique by its agent, then at work        the clone is killed and reported as failed
  *     DONE       every clone has exited, failed, was lost or killed
@@ -64,6 +65,7 @@ typedef struct {
     guint64 received;      /* bytes of the result that is coming in */
     guint attempts;        /* shells tried */
     gboolean network_told; /* its agent knows what NETWORK is */
+    guint reminders;       /* how often its guest has asked who it is, in this process */
     gint64 placed;         /* on another host: when that one was ordered to place it; its times are of this clock */
     gint64 loaded, running, answered, synced, exited;
     gulong exited_handler, running_handler;
@@ -82,9 +84,13 @@ typedef struct {
     void (*kill)(gpointer owner, SfClone *clone, const char *reason);
 } SfForkRemote;
 
-/* The clones' network, which floor 4 gives. Clones with an agent are put on it once they have their own MAC and address. */
+/* The clones' network, which floor 4 gives. Clones with an agent are put on it once they have their own MAC and
+ * address. */
 typedef struct {
     gpointer owner;
+    /* Before the snapshot: the parent's agent is told what its clones will be, so that it does what they would all have
+     * to do. FALSE: it can't be told; else sf_fork_parent_told() follows, or not. */
+    gboolean (*tell_parent)(gpointer owner, SfFork *fork);
     /* Fills in what the agent of a clone is told. */
     void (*describe)(gpointer owner, const SfClone *clone, struct sf_gp_network *network);
     /* The clone's tap may be on the bridge from now on. */
@@ -105,13 +111,13 @@ typedef struct {
     const SfForkPlace *places; /* of the clones, in the order of their ids; they add up to count. NULL: all here */
     guint n_places;
     const SfForkNetwork *network; /* NULL: clones are in none */
-    const SfForkRemote *remote; /* needed with places elsewhere, or after a restart */
-    SfPager *pager;             /* that fills the memory which clones here map; NULL: it is all there */
-    SfPager *server;            /* that gives the snapshot's memory to other hosts; NULL: no place is elsewhere */
-    gboolean with_agent;        /* clones are made unique by their agent; else they just run */
-    guint32 clone_request;      /* the agent's CLONE request, 0: forked from outside */
-    const char *directory;      /* of the ticket; must exist */
-    guint identify_seconds;     /* bound for a clone to become unique */
+    const SfForkRemote *remote;   /* needed with places elsewhere, or after a restart */
+    SfPager *pager;               /* that fills the memory which clones here map; NULL: it is all there */
+    SfPager *server;              /* that gives the snapshot's memory to other hosts; NULL: no place is elsewhere */
+    gboolean with_agent;          /* clones are made unique by their agent; else they just run */
+    guint32 clone_request;        /* the agent's CLONE request, 0: forked from outside */
+    const char *directory;        /* of the ticket; must exist */
+    guint identify_seconds;       /* bound for a clone to become unique */
 } SfForkOptions;
 
 SfFork *sf_fork_new(const SfForkOptions *options);
@@ -153,10 +159,13 @@ guint sf_fork_placed_count(SfFork *fork);       /* clones that got to run */
 SfClone *sf_fork_clone(SfFork *fork, guint id); /* NULL: no such id here */
 SfClone *sf_fork_clone_of_vm(SfFork *fork, SfVm *vm);
 
+void sf_fork_parent_told(SfFork *fork); /* the parent's agent has answered SfForkNetwork's tell_parent() */
+
 /* What the agent of a clone sent. Replies and effects are complete when these return; on error nothing has changed. */
 void sf_fork_clone_network_told(SfClone *clone); /* NETWORK is answered */
 void sf_fork_clone_identified(SfClone *clone, const char *error_text_or_null);
 void sf_fork_clone_linked(SfClone *clone); /* LINK is answered */
+void sf_fork_clone_remind(SfClone *clone); /* WHO: a guest that has booted anew is told again who it is */
 gboolean sf_fork_clone_sync(SfClone *clone, guint64 offset, guint64 total, const void *data, gsize length,
                             GError **error);
 void sf_fork_clone_exit(SfClone *clone, gint32 status);

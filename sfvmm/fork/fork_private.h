@@ -29,6 +29,7 @@ struct _SfFork {
     guint32 clone_request;
     guint identify_seconds;
     gint64 called;
+    guint parent_timeout; /* GSource id while the snapshot waits for the parent's agent, 0: it does not */
     SfForkTiming timing;
     SfSnapshot *snapshot;
     GPtrArray *frozen_disks;
@@ -42,6 +43,9 @@ struct _SfFork {
 void sf_clone_end(SfClone *clone, guint32 state, const char *reason);
 /* As sf_clone_end(), and its host is told, which does not know it yet. */
 void sf_clone_end_everywhere(SfClone *clone, guint32 state, const char *reason);
+
+/* Not running on its own yet: sf_clone() in the parent waits for it, and the snapshot is kept for another attempt. */
+gboolean sf_clone_is_awaited(const SfClone *clone);
 
 void sf_clone_place_here(SfClone *clone);        /* in a shell of this host */
 void sf_clone_take_vm(SfClone *clone, SfVm *vm); /* it is this one */
@@ -60,7 +64,6 @@ void sf_clone_connect(SfClone *clone);                          /* IDENTITY is a
 
 /* ---- fork.c ---- */
 
-gint64 sf_fork_now(void);        /* CLOCK_MONOTONIC, ns */
 void sf_fork_save(SfFork *fork); /* puts it on record */
 /* A clone, or with NULL the fork itself, has changed: it is put on record and told. */
 void sf_fork_changed(SfFork *fork, SfClone *clone);

@@ -12,6 +12,7 @@
 #include "sfvmm/fork/fork_record.h"
 #include "sfvmm/fork/remote.h"
 #include "sfvmm/fork/result.h"
+#include "sfvmm/process/clock.h"
 
 SfFork *sf_fork_restore(const SfForkOptions *options, GError **error)
 {
@@ -51,9 +52,9 @@ gboolean sf_fork_adopt(SfFork *fork, SfVm *vm)
         if (strcmp(clone->name, sf_vm_name(vm)) == 0 && !clone->host && sf_clone_is_alive(clone) &&
             sf_vm_loaded_snapshot_id(vm)) {
             sf_clone_take_vm(clone, vm);
-            if (!clone->loaded) {
-                clone->loaded = clone->running = sf_fork_now();
-            }
+            /* One that had not been let run yet would have been killed by the launcher. */
+            clone->loaded = clone->loaded ? clone->loaded : sf_clock_ns();
+            clone->running = clone->running ? clone->running : sf_clock_ns();
             return TRUE;
         }
     }

@@ -5,10 +5,10 @@
 
 #include "sfvmm/fork/fork_private.h"
 #include "sfvmm/fork/fork_record.h"
+#include "sfvmm/process/clock.h"
 
 #define REASON_MAX   4096u             /* bytes */
 #define TIME_MAX     (G_MAXINT64 >> 2) /* ns; two of them can be added */
-#define NS_PER_US    1000
 #define ENDED(state) ((state) != SF_GP_STATE_STARTING && (state) != SF_GP_STATE_RUNNING)
 
 /* ---- the host of the clone ---- */
@@ -138,7 +138,7 @@ void sf_clone_apply_report(SfClone *clone, const SfCloneReport *report)
 
 void sf_clone_ordered(SfClone *clone)
 {
-    clone->placed = g_get_monotonic_time() * NS_PER_US;
+    clone->placed = sf_clock_ns();
 }
 
 void sf_clone_move(SfClone *clone, const char *host)

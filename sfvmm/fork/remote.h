@@ -43,7 +43,7 @@ void sf_clone_move(SfClone *clone, const char *host);
 /* Its host can't place it (FAILED), or it is not to be heard of any more (LOST). */
 void sf_clone_give_up(SfClone *clone, guint32 state, const char *reason);
 
-/* Not loaded yet as far as is known. */
+/* Not loaded yet as far as is known. (One without an agent is awaited longer, until it runs: sf_fork_is_placed().) */
 gboolean sf_clone_is_being_placed(const SfClone *clone);
 gboolean sf_clone_is_alive(const SfClone *clone);
 

@@ -15,9 +15,6 @@
 
 #include <string.h>
 
-#define ARP_REQUEST          1u
-#define ARP_REPLY            2u
-#define ARP_FIXED            "\x00\x01\x08\x00\x06\x04" /* Ethernet, IPv4, and the lengths of their addresses */
 #define IPV6_HEADER          40u
 #define IPV6_ADDRESS         16u
 #define EXTENSION_HEADER     8u /* bytes, at least */
@@ -74,12 +71,12 @@ static gboolean arp_may_pass(const guint8 *frame, gsize length, const guint8 *ma
     const guint8 *arp = frame + SF_FRAME_HEADER;
     guint16 operation;
 
-    if (length < SF_FRAME_ARP_BYTES || memcmp(arp, ARP_FIXED, 6) != 0) {
+    if (length < SF_FRAME_ARP_BYTES || memcmp(arp, SF_FRAME_ARP_FIXED, 6) != 0) {
         return FALSE;
     }
     operation = sf_frame_get16(arp + 6);
-    return (operation == ARP_REQUEST || operation == ARP_REPLY) && memcmp(arp + 8, mac, SF_FRAME_MAC) == 0 &&
-           sf_frame_get32(arp + 14) == address;
+    return (operation == SF_FRAME_ARP_REQUEST || operation == SF_FRAME_ARP_REPLY) &&
+           memcmp(arp + 8, mac, SF_FRAME_MAC) == 0 && sf_frame_get32(arp + 14) == address;
 }
 
 /* ---- IPv4 ---- */

@@ -9,15 +9,18 @@
 
 #include <glib.h>
 
-#define SF_FRAME_MAC       6u
-#define SF_FRAME_HEADER    14u /* bytes of Ethernet's header */
-#define SF_FRAME_IPV4      0x0800u
-#define SF_FRAME_ARP       0x0806u
-#define SF_FRAME_IPV6      0x86ddu
-#define SF_FRAME_ARP_BYTES 42u /* a whole frame of ARP for IPv4 */
-#define SF_FRAME_ICMP      1u
-#define SF_FRAME_TCP       6u
-#define SF_FRAME_UDP       17u
+#define SF_FRAME_MAC         6u
+#define SF_FRAME_HEADER      14u /* bytes of Ethernet's header */
+#define SF_FRAME_IPV4        0x0800u
+#define SF_FRAME_ARP         0x0806u
+#define SF_FRAME_IPV6        0x86ddu
+#define SF_FRAME_ARP_BYTES   42u /* a whole frame of ARP for IPv4 */
+#define SF_FRAME_ARP_REQUEST 1u
+#define SF_FRAME_ARP_REPLY   2u
+#define SF_FRAME_ARP_FIXED   "\x00\x01\x08\x00\x06\x04" /* begins it: Ethernet, IPv4, lengths of their addresses */
+#define SF_FRAME_ICMP        1u
+#define SF_FRAME_TCP         6u
+#define SF_FRAME_UDP         17u
 
 #define SF_FRAME_IPV4_HEADER   20u /* bytes, without options */
 #define SF_FRAME_UDP_HEADER    8u

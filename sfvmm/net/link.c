@@ -273,6 +273,45 @@ int sf_links_open_tap(SfLinks *links, const char *name, guint mtu, GError **erro
     return tap.fd;
 }
 
+char *sf_links_tap_name(int tap, GError **error)
+{
+    struct ifreq request = { 0 };
+
+    if (ioctl(tap, TUNGETIFF, &request) < 0) {
+        fail_errno(error, "the name of a tap");
+        return NULL;
+    }
+    if (strspn(request.ifr_name, G_CSET_a_2_z G_CSET_A_2_Z G_CSET_DIGITS "_.-") != strlen(request.ifr_name)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "network device %s: its name has odd characters",
+                    request.ifr_name);
+        return NULL;
+    }
+    return g_strdup(request.ifr_name);
+}
+
+static gboolean move(SfLinks *from, const char *name, int netns, GError **error)
+{
+    g_autoptr(Link) link = find(from, name, error);
+    g_autoptr(Link) change = rtnl_link_alloc();
+
+    if (!link) {
+        return FALSE;
+    }
+    rtnl_link_set_ns_fd(change, netns);
+    return check(rtnl_link_change(from->socket, link, change, 0), "network device", name, error);
+}
+
+gboolean sf_links_take_tap(SfLinks *links, int tap, const char *name, guint mtu, GError **error)
+{
+    int netns = sf_netns_of_tap(tap, error);
+    g_autoptr(SfLinks) from = netns < 0 ? NULL : sf_links_new(netns, error);
+
+    if (netns >= 0) {
+        close(netns);
+    }
+    return from && move(from, name, links->netns, error) && set_mtu_and_up(links, name, mtu, error);
+}
+
 /* ---- changes ---- */
 
 gboolean sf_links_set_up(SfLinks *links, const char *name, GError **error)

@@ -26,6 +26,13 @@ gboolean sf_links_add_veth(SfLinks *links, const char *name, const char *peer, i
 int sf_links_open_tap(SfLinks *links, const char *name, guint mtu, GError **error);
 
 /*
+ * A tap that somebody else has opened, in whichever namespace it is: it is in this one from now on, under its name, up,
+ * and in no bridge. The name is the kernel's, to be freed, and fit for a filter's text; NULL + error.
+ */
+char *sf_links_tap_name(int tap, GError **error);
+gboolean sf_links_take_tap(SfLinks *links, int tap, const char *name, guint mtu, GError **error);
+
+/*
  * A tunnel to the same network on other hosts: frames in UDP packets of the caller's namespace, the device in another
  * one. It reaches nobody until it has ends. G_IO_ERROR_EXISTS: the number is in use, with this port.
  */

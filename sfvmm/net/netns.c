@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define OWN_NETNS "/proc/thread-self/ns/net"
@@ -63,10 +65,29 @@ int sf_netns_new(GError **error)
     return sf_netns_run(-1, make_netns, &fd, error) ? fd : -1;
 }
 
+static gboolean open_socket(gpointer data, GError **error)
+{
+    int *fd = data;
+
+    *fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    return *fd >= 0 || fail_errno(error, "a socket");
+}
+
+int sf_netns_pin(int netns, GError **error)
+{
+    int fd = -1;
+
+    return sf_netns_run(netns, open_socket, &fd, error) ? fd : -1;
+}
+
+/* Where the device is, which may have left the namespace that it was opened in; kernels before 5.8 can't tell. */
 int sf_netns_of_tap(int tap, GError **error)
 {
-    int fd = ioctl(tap, SIOCGSKNS);
+    int fd = ioctl(tap, TUNGETDEVNETNS);
 
+    if (fd < 0 && (errno == EINVAL || errno == ENOTTY)) {
+        fd = ioctl(tap, SIOCGSKNS);
+    }
     if (fd < 0) {
         fail_errno(error, "the network namespace of a tap");
         return -1;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Network namespaces without a name: one lives as long as a descriptor of it is open, a process is in it, or a tap of
- * it is attached. So there is nothing to clean up, and nothing that a killed sfvmmd could leave behind.
+ * Network namespaces without a name: one lives as long as a descriptor of it or a socket in it is open, a process is in
+ * it, or a tap that was opened in it is attached. So there is nothing to clean up, and nothing that a killed sfvmmd
+ * could leave behind.
  */
 #ifndef SF_NETNS_H
 #define SF_NETNS_H
@@ -13,6 +14,12 @@ int sf_netns_new(GError **error);
 
 /* The namespace that a tap is in, found by a descriptor of the tap. As sf_netns_new(). */
 int sf_netns_of_tap(int tap, GError **error);
+
+/*
+ * What keeps a namespace alive in the hands of one who can do nothing else with it: a socket in it that reaches nobody.
+ * As sf_netns_new().
+ */
+int sf_netns_pin(int netns, GError **error);
 
 /*
  * Runs `inside` in a namespace and waits for it. It runs in a thread of its own, which ends with it: a thread never has

@@ -130,6 +130,30 @@ int sf_network_open_port(SfNetwork *network, char **device, GError **error)
     return port;
 }
 
+static gboolean takes_taps(const SfNetwork *network, GError **error)
+{
+    if (!network->kind->plug) {
+        g_set_error_literal(
+            error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+            "without root, or with cluster-kind=switch in sfvmmd.conf, a libvirt domain can't be in it");
+        return FALSE;
+    }
+    return TRUE;
+}
+
+int sf_network_pin(SfNetwork *network, GError **error)
+{
+    int pin = takes_taps(network, error) ? network->kind->pin(network, error) : -1;
+
+    named(pin >= 0, network->name, error);
+    return pin;
+}
+
+gboolean sf_network_plug(SfNetwork *network, int tap, char **device, GError **error)
+{
+    return named(takes_taps(network, error) && network->kind->plug(network, tap, device, error), network->name, error);
+}
+
 gboolean sf_network_admit(SfNetwork *network, const char *device, const guint8 *mac, guint32 address, GError **error)
 {
     return named(network->kind->admit(network, device, mac, address, error), network->name, error);

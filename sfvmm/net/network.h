@@ -3,6 +3,7 @@
  * SfNetwork: the network of one cluster on this host. VMs are put on it, one by one, when they may talk; and, if the
  * policy allows anything outside, there is a gateway with NAT.
  *
+ *                          sf_network_plug()
  *     sf_network_new() --> sf_network_open_port() --> sf_network_admit() --> sf_network_dismiss() --> sf_network_free()
  *                                  a VM is started        it has its own          it has ended
  *                                                         MAC and address
@@ -79,6 +80,14 @@ void sf_network_leave(SfNetwork *network);
  * descriptor, for the caller to close, and the name of the device, to be freed; -1 + error.
  */
 int sf_network_open_port(SfNetwork *network, char **device, GError **error);
+
+/*
+ * The same for a QEMU that somebody else has started, with a tap of his: plug() takes that, wherever it is. It keeps no
+ * bridge alive as ours do, so such a QEMU must be given what pin() returns, for the caller to close, before. *device:
+ * the tap's name, to be freed. A switch can't have such members.
+ */
+int sf_network_pin(SfNetwork *network, GError **error);
+gboolean sf_network_plug(SfNetwork *network, int tap, char **device, GError **error);
 
 /* A VM whose guest has its own MAC and address by now: it may talk, as these only. */
 gboolean sf_network_admit(SfNetwork *network, const char *device, const guint8 *mac, guint32 address, GError **error);

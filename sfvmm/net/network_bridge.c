@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "sfvmm/net/announcer.h"
 #include "sfvmm/net/dhcp_service.h"
 #include "sfvmm/net/link.h"
 #include "sfvmm/net/netns.h"
@@ -57,9 +58,10 @@ typedef struct {
     SfDhcpService *dhcp;
     gboolean adopting; /* the filter of an earlier sfvmmd is in force until settle() */
 
-    char *cable;     /* the host's end, and the name of the host's table; NULL: nothing is reachable outside */
-    SfTunnel tunnel; /* number 0: there is none */
-    GPtrArray *ends; /* char *; NULL: an earlier sfvmmd laid the tunnel, its ends are not known */
+    char *cable;            /* the host's end, and the name of the host's table; NULL: nothing is reachable outside */
+    SfTunnel tunnel;        /* number 0: there is none */
+    SfAnnouncer *announcer; /* on the tunnel; NULL: there is none */
+    GPtrArray *ends;        /* char *; NULL: an earlier sfvmmd laid the tunnel, its ends are not known */
 } Bridge;
 
 static void member_free(gpointer data)
@@ -197,6 +199,7 @@ static void cut_tunnel(Bridge *bridge)
     }
     bridge->tunnel.number = 0;
     g_clear_pointer(&bridge->ends, g_ptr_array_unref);
+    g_clear_pointer(&bridge->announcer, sf_announcer_free);
 }
 
 /* Without ends it reaches nobody, and nobody reaches it: the host's table has none either. */
@@ -210,7 +213,8 @@ static gboolean lay_tunnel(Bridge *bridge, guint32 number, guint port, gboolean 
     }
     bridge->tunnel = tunnel;
     bridge->ends = g_ptr_array_new_with_free_func(g_free);
-    return sf_links_enslave(bridge->inside, SF_NET_FAR, SF_NET_BRIDGE, error);
+    bridge->announcer = sf_announcer_new(bridge->netns, SF_NET_FAR, error);
+    return bridge->announcer && sf_links_enslave(bridge->inside, SF_NET_FAR, SF_NET_BRIDGE, error);
 }
 
 static gboolean filter_tunnel(Bridge *bridge, const char *const *hosts, GError **error)
@@ -297,6 +301,7 @@ static void bridge_free(SfNetwork *network)
         cut_tunnel(bridge);
     }
     g_clear_pointer(&bridge->ends, g_ptr_array_unref);
+    sf_announcer_free(bridge->announcer);
     sf_dhcp_service_free(bridge->dhcp);
     sf_nft_free(bridge->filter);
     sf_links_free(bridge->inside);
@@ -376,9 +381,11 @@ static SfNetwork *bridge_adopt(const SfNetworkOptions *options, int tap, GError 
     }
     bridge->cable = find_cable(bridge);
     network->has_gateway = network->lent ? network->outside->len > 0 : bridge->cable != NULL;
-    sf_links_get_tunnel(bridge->inside, SF_NET_FAR, &bridge->tunnel);
+    if (sf_links_get_tunnel(bridge->inside, SF_NET_FAR, &bridge->tunnel)) {
+        bridge->announcer = sf_announcer_new(bridge->netns, SF_NET_FAR, error);
+    }
     bridge->adopting = TRUE;
-    if (!open_dhcp(bridge, error)) {
+    if ((bridge->tunnel.number && !bridge->announcer) || !open_dhcp(bridge, error)) {
         return NULL;
     }
     network->own = TRUE;
@@ -411,6 +418,34 @@ static int bridge_open_port(SfNetwork *network, char **device, GError **error)
     }
     g_set_error_literal(error, G_IO_ERROR, G_IO_ERROR_NO_SPACE, "no name for a tap is free");
     return -1;
+}
+
+static int bridge_pin(SfNetwork *network, GError **error)
+{
+    return sf_netns_pin(((Bridge *)network)->netns, error);
+}
+
+/* The cluster's own names are its own though it may have no such device yet. */
+static gboolean name_is_free(Bridge *bridge, const char *name)
+{
+    return strcmp(name, SF_NET_OUT) != 0 && strcmp(name, SF_NET_FAR) != 0 && !sf_links_exists(bridge->inside, name);
+}
+
+static gboolean bridge_plug(SfNetwork *network, int tap, char **device, GError **error)
+{
+    Bridge *bridge = (Bridge *)network;
+    g_autofree char *name = sf_links_tap_name(tap, error);
+
+    if (name && !name_is_free(bridge, name)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_EXISTS, "network device %s: the cluster has another of that name",
+                    name);
+        return FALSE;
+    }
+    if (!name || !sf_links_take_tap(bridge->inside, tap, name, SF_NET_MTU, error)) {
+        return FALSE;
+    }
+    *device = g_steal_pointer(&name);
+    return TRUE;
 }
 
 static SfNetMember *find_member(Bridge *bridge, const char *device, guint *index)
@@ -474,6 +509,9 @@ static gboolean bridge_admit(SfNetwork *network, const char *device, const guint
     note_tap_number(bridge, device);
     g_ptr_array_add(bridge->members, member);
     if (pass(bridge, member, error) && sf_links_enslave(bridge->inside, device, SF_NET_BRIDGE, error)) {
+        if (bridge->announcer) {
+            sf_announcer_tell(bridge->announcer, member);
+        }
         return TRUE;
     }
     find_member(bridge, device, &index);
@@ -527,6 +565,8 @@ const SfNetworkKind sf_network_bridge = {
     .span = bridge_span,
     .number = bridge_number,
     .open_port = bridge_open_port,
+    .pin = bridge_pin,
+    .plug = bridge_plug,
     .admit = bridge_admit,
     .dismiss = bridge_dismiss,
 };

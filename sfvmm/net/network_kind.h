@@ -14,6 +14,8 @@ typedef struct {
     gboolean (*span)(SfNetwork *network, guint32 number, guint port, const char *const *hosts, GError **error);
     guint32 (*number)(const SfNetwork *network);
     int (*open_port)(SfNetwork *network, char **device, GError **error);
+    int (*pin)(SfNetwork *network, GError **error); /* NULL, as plug: it takes no taps of others */
+    gboolean (*plug)(SfNetwork *network, int tap, char **device, GError **error);
     gboolean (*admit)(SfNetwork *network, const char *device, const guint8 *mac, guint32 address, GError **error);
     void (*dismiss)(SfNetwork *network, const char *device);
 } SfNetworkKind;

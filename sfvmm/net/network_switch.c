@@ -309,8 +309,7 @@ static int switch_open_port(SfNetwork *network, char **device, GError **error)
     int pair[2];
     gboolean ok;
 
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
-        fail_errno(error, "a pair of sockets");
+    if (!sf_socket_pair(SOCK_STREAM, pair, error)) {
         return -1;
     }
     ok = give_port((Switch *)network, pair[1], device, error);

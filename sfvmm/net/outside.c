@@ -39,7 +39,6 @@
 #define TCP_SYN          0x02u
 #define TCP_RST          0x04u
 #define TCP_ACK          0x10u
-#define ARP_REPLY        2u
 #define ANSWER_MAX       128u /* bytes of a frame that is made here */
 
 struct SfOutside {
@@ -155,7 +154,7 @@ static void put_arp_reply(guint8 *reply, const guint8 *request, const guint8 *ma
     memcpy(reply, request, SF_FRAME_ARP_BYTES);
     memcpy(reply, request + SF_FRAME_MAC, SF_FRAME_MAC);
     memcpy(reply + SF_FRAME_MAC, mac, SF_FRAME_MAC);
-    sf_frame_put16(reply + 20, ARP_REPLY);
+    sf_frame_put16(reply + 20, SF_FRAME_ARP_REPLY);
     memcpy(reply + 22, mac, SF_FRAME_MAC);
     sf_frame_put32(reply + 28, address);
     memcpy(reply + 32, request + 22, SF_FRAME_MAC + 4);
@@ -165,7 +164,7 @@ static void arp_input(SfOutside *outside, const guint8 *frame)
 {
     guint8 reply[SF_FRAME_ARP_BYTES];
 
-    if (sf_frame_get16(frame + 20) != ARP_REPLY && sf_frame_get32(frame + 38) == outside->gateway) {
+    if (sf_frame_get16(frame + 20) != SF_FRAME_ARP_REPLY && sf_frame_get32(frame + 38) == outside->gateway) {
         put_arp_reply(reply, frame, outside->mac, outside->gateway);
         outside->options.deliver(outside->options.owner, reply, sizeof(reply));
     }
@@ -210,7 +209,7 @@ static void answer_slirp(SfOutside *outside, const guint8 *request)
     const guint8 *mac = outside->options.mac_of(outside->options.owner, address);
     guint8 reply[SF_FRAME_ARP_BYTES];
 
-    if (mac && sf_frame_get16(request + 20) != ARP_REPLY) {
+    if (mac && sf_frame_get16(request + 20) != SF_FRAME_ARP_REPLY) {
         put_arp_reply(reply, request, mac, address);
         slirp_input(outside->slirp, reply, sizeof(reply));
     }

@@ -61,3 +61,15 @@ int sf_socket_connect(const char *folder, const char *file, int type, GError **e
 
     return finish(folder, file, directory, fd, ok, error);
 }
+
+gboolean sf_socket_pair(int type, int pair[2], GError **error)
+{
+    int saved;
+
+    if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) == 0) {
+        return TRUE;
+    }
+    saved = errno;
+    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(saved), "no pair of sockets: %s", g_strerror(saved));
+    return FALSE;
+}

@@ -93,7 +93,7 @@ static void add_nic(GPtrArray *argv, const SfVmConfig *config, const SfCommandLi
                                 : "tap,id=" SF_NETDEV_ID ",fd=%d,vhost=off",
              fds->tap);
         addf(argv, "-device",
-             "virtio-net-pci,id=sf-nic,netdev=" SF_NETDEV_ID ",romfile=,addr=0x%x,host_mtu=%u,"
+             "virtio-net-pci,id=sf-nic,netdev=" SF_NETDEV_ID ",romfile=,addr=0x%x,host_mtu=%u,guest_announce=off,"
              "mac=%02x:%02x:%02x:%02x:%02x:%02x",
              SLOT_NETWORK, SF_VM_CLUSTER_MTU, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
     } else if (g_strcmp0(config->network, "user") == 0) {

@@ -31,6 +31,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "sfvmm/process/socket.h"
+#include "sfvmm/vm/domain_port.h"
 #include "sfvmm/wire/json_line.h"
 
 #define READ_BYTES      16384u
@@ -432,8 +434,7 @@ static int keeper_open_monitor(gpointer data, GError **error)
     Monitor *monitor;
     int pair[2];
 
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
-        g_set_error(error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "no socket pair: %s", g_strerror(errno));
+    if (!sf_socket_pair(SOCK_STREAM, pair, error)) {
         return -1;
     }
     monitor = g_new0(Monitor, 1);
@@ -592,13 +593,23 @@ static void keeper_label(gpointer data, const SfDomainLineage *lineage)
     job_start(domain, job, label_domain);
 }
 
+void sf_domain_watch(SfDomain *domain)
+{
+    sf_libvirt_watch(domain->libvirt, domain->uuid, &handlers, domain);
+}
+
+void sf_domain_unwatch(SfDomain *domain)
+{
+    sf_libvirt_unwatch(domain->libvirt, domain->uuid, domain);
+}
+
 /* Its last events have told all that there is to tell. */
 static void keeper_free(gpointer data)
 {
     SfDomain *domain = data;
 
     domain->vm = NULL;
-    sf_libvirt_unwatch(domain->libvirt, domain->uuid, domain);
+    sf_domain_unwatch(domain);
     g_clear_pointer(&domain->monitor, monitor_unref);
     sf_domain_unref(domain);
 }
@@ -608,13 +619,23 @@ static const char *keeper_name(gpointer data)
     return sf_domain_name(data);
 }
 
-static const SfVmKeeper keeper = { keeper_name,  keeper_open_monitor, keeper_kill,
-                                   keeper_label, domain_to_json,      keeper_free };
+static int keeper_open_port(gpointer data, GError **error)
+{
+    return sf_domain_port_open(data, error);
+}
+
+static const SfVmKeeper keeper = { .name = keeper_name,
+                                   .open_monitor = keeper_open_monitor,
+                                   .open_port = keeper_open_port,
+                                   .kill = keeper_kill,
+                                   .label = keeper_label,
+                                   .to_json = domain_to_json,
+                                   .free = keeper_free };
 
 void sf_domain_keep(SfDomain *domain, SfVm *vm)
 {
     domain->vm = vm;
     vm->keeper = &keeper;
     vm->keeper_data = sf_domain_ref(domain);
-    sf_libvirt_watch(domain->libvirt, domain->uuid, &handlers, domain);
+    sf_domain_watch(domain);
 }

@@ -22,6 +22,13 @@ const char *sf_domain_name(const SfDomain *domain);
 const char *sf_domain_uuid(const SfDomain *domain);
 SfLibvirt *sf_domain_libvirt(const SfDomain *domain);
 
+/*
+ * From now on the domain, which may be about to be made, is known to be somebody's: a sweep spares it. The end of its
+ * VM unwatches it; without a VM, whoever has begun it does.
+ */
+void sf_domain_watch(SfDomain *domain);
+void sf_domain_unwatch(SfDomain *domain);
+
 /* Makes the domain a VM's keeper. The VM has a reference; libvirt's events of the domain reach it from now on. */
 void sf_domain_keep(SfDomain *domain, SfVm *vm);
 

@@ -17,12 +17,14 @@ typedef struct {
     char *qemu;
     char *name;
     gboolean fix;
+    JsonObject *network; /* that it is to be in, or NULL */
 } Check;
 
 static void check_free(gpointer data)
 {
     Check *check = data;
 
+    g_clear_pointer(&check->network, json_object_unref);
     g_free(check->qemu);
     g_free(check->name);
     g_free(check);
@@ -60,7 +62,7 @@ static gboolean mend(const Check *check, virDomainPtr domain, GError **error)
     if (!text) {
         return sf_libvirt_fail(error, "its XML");
     }
-    fixed = sf_domain_xml_fix(text, check->qemu, error);
+    fixed = sf_domain_xml_fix(text, check->qemu, check->network, error);
     free(text);
     if (!fixed) {
         return FALSE;
@@ -77,7 +79,7 @@ static JsonObject *look(const Check *check, virDomainPtr domain, GError **error)
 {
     gboolean active = virDomainIsActive(domain) == 1;
     char *text = virDomainGetXMLDesc(domain, 0);
-    g_autoptr(SfDomainXml) xml = text ? sf_domain_xml_parse(text, error) : NULL;
+    g_autoptr(SfDomainXml) xml = text ? sf_domain_xml_parse_in(text, check->network, error) : NULL;
     g_autoptr(GPtrArray) lacks = NULL;
     JsonObject *object;
 
@@ -127,13 +129,15 @@ static void check_thread(GTask *task, gpointer source, gpointer data, GCancellab
     }
 }
 
-void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix, GTask *task)
+void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, JsonObject *network_or_null,
+                               gboolean fix, GTask *task)
 {
     Check *check = g_new0(Check, 1);
 
     check->libvirt = sf_libvirt_get(uri);
     check->qemu = g_strdup(launcher->options.qemu);
     check->name = g_strdup(domain);
+    check->network = network_or_null ? json_object_ref(network_or_null) : NULL;
     check->fix = fix;
     g_task_set_task_data(task, check, check_free);
     g_task_run_in_thread(task, check_thread);

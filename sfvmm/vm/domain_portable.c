@@ -6,7 +6,7 @@
  *     peer:     its portable form is the text itself? --> XML of a shell, with the peer's emulator and overlays
  *
  * The portable form is the XML of a shell (domain_xml.c), so without what two domains of one host can't share, and also
- * without emulator, MACs and metadata; a disk's image is "/disk".
+ * without emulator, metadata and MACs, but for the one in a cluster; a disk's image is "/disk".
  *
  * What a domain's XML can say reaches far: files, devices, sockets, networks of the host, options of QEMU. So a list
  * says what a portable one may have, on the two levels where elements decide what a machine is connected with; further
@@ -16,6 +16,7 @@
 
 #include <string.h>
 
+#include "sfvmm/vm/domain_network.h"
 #include "sfvmm/vm/domain_xml.h"
 #include "sfvmm/vm/xml.h"
 
@@ -57,7 +58,8 @@ static const struct {
 } refused[] = {
     { "/domain/devices/disk[source and readonly]", "a read-only disk is not served to other hosts' domains yet" },
     { "/domain/devices/disk[source and not(@type='file')]", "a disk that is no file" },
-    { "/domain/devices/interface[not(@type='user')]", "an interface of this host's network: only type user is" },
+    { "/domain/devices/interface[not(@type='user' or @type='ethernet')]",
+      "an interface of this host's network: only type user and that in a cluster are for others" },
     { "/domain/devices/*[(self::serial or self::console) and not(@type='pty')]", "a console that is no terminal" },
     { "/domain/devices/channel[not(@type='unix')]", "a channel that is no socket" },
     { "/domain/devices/graphics[not(@type='vnc')]", "graphics that are not VNC" },
@@ -130,8 +132,24 @@ static gboolean has_no_path(const xmlNode *node, int depth, GError **error)
     return TRUE;
 }
 
-static gboolean is_portable(xmlDoc *doc, GError **error)
+/* Of type ethernet there is the one in the cluster, whose tap the other host puts there, and no other. */
+static gboolean nics_are_portable(xmlDoc *doc, guint32 address, GError **error)
 {
+    g_autoptr(xmlXPathObject) nics = sf_xml_select(doc, NULL, "/domain/devices/interface[@type='ethernet']");
+    g_autofree char *fault = address ? sf_domain_nic_fault(doc, address) : NULL;
+
+    if (fault) {
+        return not_portable(error, "its interface in the cluster %s", fault);
+    }
+    return sf_xml_count(nics) == (address ? 1 : 0) ||
+           not_portable(error, "it has an interface of type ethernet that is in no cluster");
+}
+
+static gboolean is_portable(xmlDoc *doc, guint32 address, GError **error)
+{
+    if (!nics_are_portable(doc, address, error)) {
+        return FALSE;
+    }
     for (guint i = 0; i < G_N_ELEMENTS(refused); i++) {
         if (sf_xml_exists(doc, NULL, refused[i].path)) {
             return not_portable(error, "it has %s", refused[i].text);
@@ -151,7 +169,7 @@ static gboolean is_portable(xmlDoc *doc, GError **error)
 /* ---- the form ---- */
 
 /* What a shell's XML still has of its host. */
-static gboolean strip(xmlDoc *doc, GError **error)
+static gboolean strip(xmlDoc *doc, guint32 address, GError **error)
 {
     static const char *const paths[] = {
         "/domain/metadata",
@@ -165,6 +183,7 @@ static gboolean strip(xmlDoc *doc, GError **error)
         "/domain/devices/interface/target",
     };
     g_autoptr(xmlXPathObject) interfaces = sf_xml_select(doc, NULL, "/domain/devices/interface");
+    const xmlNode *nic = sf_domain_nic_find(doc, address);
 
     for (guint i = 0; i < G_N_ELEMENTS(paths); i++) {
         sf_xml_remove_all(doc, NULL, paths[i]);
@@ -174,12 +193,14 @@ static gboolean strip(xmlDoc *doc, GError **error)
     }
     for (guint i = 0; i < sf_xml_count(interfaces); i++) {
         g_autofree char *mac = g_strdup_printf(MAC, i);
-        xmlSetProp(sf_xml_child(sf_xml_nth(interfaces, i), "mac"), X("address"), X(mac));
+        if (sf_xml_nth(interfaces, i) != nic) {
+            xmlSetProp(sf_xml_child(sf_xml_nth(interfaces, i), "mac"), X("address"), X(mac));
+        }
     }
     return TRUE;
 }
 
-char *sf_domain_portable(const char *template_text, GError **error)
+char *sf_domain_portable(const char *template_text, guint32 address, GError **error)
 {
     const SfDomainLineage none = { 0 };
     g_autoptr(SfDomainXml) domain = sf_domain_xml_parse(template_text, error);
@@ -199,18 +220,19 @@ char *sf_domain_portable(const char *template_text, GError **error)
             g_ptr_array_add(images, (gpointer)IMAGE);
         }
     }
-    shell = sf_domain_xml_shell(template_text, domain->name, domain->uuid, &none, "", images, error);
+    shell = sf_domain_xml_shell(
+        &(SfDomainShell){ template_text, domain->name, domain->uuid, &none, "", images, address }, error);
     doc = shell ? sf_xml_read(shell, "domain", SF_DOMAIN_XML_MAX, error) : NULL;
-    if (!doc || !strip(doc, error) || !is_portable(doc, error)) {
+    if (!doc || !strip(doc, address, error) || !is_portable(doc, address, error)) {
         return NULL;
     }
     return sf_xml_to_text(doc);
 }
 
-gboolean sf_domain_portable_check(const char *text, guint64 memory, guint vcpus, guint disks, const char *accel,
-                                  GError **error)
+gboolean sf_domain_portable_check(const char *text, guint32 address, guint64 memory, guint vcpus, guint disks,
+                                  const char *accel, GError **error)
 {
-    g_autofree char *portable = sf_domain_portable(text, error);
+    g_autofree char *portable = sf_domain_portable(text, address, error);
     g_autoptr(SfDomainXml) domain = portable ? sf_domain_xml_parse(portable, error) : NULL;
 
     if (!domain) {

@@ -11,7 +11,8 @@
  *     on_reboot                  destroy: a clone without kernel can't boot
  *     disk sources               an overlay for each writable disk, which the load puts over the frozen images
  *     interfaces                 a MAC of its own in the host's view, link down (the guest still has its parent's MAC)
- *                                but for "user" networks, which nobody else is on
+ *                                but for "user" networks, which nobody else is on; the one in a cluster keeps its
+ *                                MAC, by which the guest's agent knows it, and has its link held down by vm_nic.c
  *     sockets, logs, NVRAM, VNC  paths and ports gone: libvirt chooses new ones
  *     security labels            gone: libvirt makes new ones
  *     memory                     a shared memfd, as the parent's is at the latest when it has been forked
@@ -23,6 +24,8 @@
 #include <string.h>
 
 #include "libsf/wire/guest_protocol.h"
+#include "sfvmm/vm/domain_network.h"
+#include "sfvmm/vm/vm_config.h"
 #include "sfvmm/vm/xml.h"
 
 #define KIB             1024u
@@ -83,6 +86,9 @@ void sf_domain_xml_free(SfDomainXml *domain)
         g_free(domain->agent_path);
         g_free(domain->agent_alias);
         g_free(domain->unsupported);
+        g_clear_pointer(&domain->network, json_object_unref);
+        g_free(domain->nic_fault);
+        g_strfreev(domain->unlinked);
         g_ptr_array_unref(domain->disks);
         g_free(domain);
     }
@@ -224,10 +230,52 @@ static void read_devices(SfDomainXml *domain, xmlDoc *doc)
     }
 }
 
+static gboolean is_said(JsonObject *said_or_null, JsonObject *wanted)
+{
+    g_autofree char *said = said_or_null ? sf_domain_network_format(said_or_null) : NULL;
+    g_autofree char *text = sf_domain_network_format(wanted);
+
+    return g_strcmp0(said, text) == 0;
+}
+
+static void read_network(SfDomainXml *domain, xmlDoc *doc, JsonObject *wanted_or_null)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) said = sf_domain_network_read(doc, &domain->address, &error);
+
+    if (wanted_or_null) {
+        domain->network = sf_vm_config_network_check(wanted_or_null, &domain->address, NULL);
+        domain->network_unsaid = !is_said(said, domain->network);
+    } else if (error) {
+        unsupported(domain, "its network in <metadata> can't be: %s", error->message);
+    } else {
+        domain->network = g_steal_pointer(&said);
+    }
+    domain->nic_fault = domain->network ? sf_domain_nic_fault(doc, domain->address) : NULL;
+}
+
+static char **read_unlinked(xmlDoc *doc)
+{
+    g_autoptr(xmlXPathObject) aliases =
+        sf_xml_select(doc, NULL, "/domain/devices/interface[link/@state='down']/alias/@name");
+    g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
+
+    for (guint i = 0; i < sf_xml_count(aliases); i++) {
+        g_autofree char *alias = sf_xml_text_at(doc, sf_xml_nth(aliases, i), ".");
+        g_strv_builder_add(builder, alias);
+    }
+    return g_strv_builder_end(builder);
+}
+
 #define AGENT_CHANNEL                                                                                                  \
     "/domain/devices/channel[@type='unix' and target/@type='virtio' and target/@name='" SF_GP_PORT "']"
 
 SfDomainXml *sf_domain_xml_parse(const char *text, GError **error)
+{
+    return sf_domain_xml_parse_in(text, NULL, error);
+}
+
+SfDomainXml *sf_domain_xml_parse_in(const char *text, JsonObject *network_or_null, GError **error)
 {
     g_autoptr(xmlDoc) doc = read_domain(text, error);
     g_autoptr(SfDomainXml) domain = NULL;
@@ -257,6 +305,8 @@ SfDomainXml *sf_domain_xml_parse(const char *text, GError **error)
         return NULL;
     }
     read_devices(domain, doc);
+    domain->unlinked = read_unlinked(doc);
+    read_network(domain, doc, network_or_null);
     return g_steal_pointer(&domain);
 }
 
@@ -294,6 +344,20 @@ static void add_lack_of_memfd(GPtrArray *lacks, const SfDomainXml *domain)
     lack->needed = !domain->anonymous;
 }
 
+static void add_lacks_of_network(GPtrArray *lacks, const SfDomainXml *domain)
+{
+    if (domain->network_unsaid) {
+        g_autofree char *element = sf_domain_network_format(domain->network);
+        add_lack(lacks, g_strdup("its metadata does not say that it is in this network"),
+                 g_strdup_printf("in <metadata>: %s", element));
+    }
+    if (domain->nic_fault) {
+        g_autofree char *nic = sf_domain_nic_format(domain->address);
+        add_lack(lacks, g_strdup_printf("its interface in the cluster's network %s", domain->nic_fault),
+                 g_strdup_printf("in <devices>, instead of another with this MAC: %s", nic));
+    }
+}
+
 gboolean sf_domain_lacks_forkable(const GPtrArray *lacks)
 {
     for (guint i = 0; i < lacks->len; i++) {
@@ -326,6 +390,7 @@ GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu)
             lacks, g_strdup("the port of the guest's agent is missing"),
             g_strdup("in <devices>: <channel type='unix'><target type='virtio' name='" SF_GP_PORT "'/></channel>"));
     }
+    add_lacks_of_network(lacks, domain);
     if (domain->unsupported) {
         add_lack(lacks, g_strdup(domain->unsupported), NULL);
     }
@@ -340,13 +405,24 @@ static void set_memory(xmlNode *domain)
     xmlSetProp(sf_xml_child(backing, "access"), X("mode"), X("shared"));
 }
 
-char *sf_domain_xml_fix(const char *text, const char *qemu, GError **error)
+char *sf_domain_xml_fix(const char *text, const char *qemu, JsonObject *network_or_null, GError **error)
 {
     g_autoptr(xmlDoc) doc = read_domain(text, error);
+    g_autoptr(JsonObject) network = NULL;
+    g_autofree char *fault = NULL;
     xmlNode *domain, *devices;
+    guint32 address;
 
     if (!doc) {
         return NULL;
+    }
+    if (network_or_null) {
+        sf_domain_network_write(doc, network_or_null);
+    }
+    network = sf_domain_network_read(doc, &address, NULL);
+    fault = network ? sf_domain_nic_fault(doc, address) : NULL;
+    if (fault) {
+        sf_domain_nic_write(doc, address);
     }
     domain = xmlDocGetRootElement(doc);
     devices = sf_xml_child(domain, "devices");
@@ -435,20 +511,31 @@ static gboolean set_disks(xmlDoc *doc, const GPtrArray *overlays, GError **error
     return TRUE;
 }
 
-static void set_interfaces(xmlDoc *doc)
+static void set_interface(xmlDoc *doc, xmlNode *interface)
+{
+    guint32 random = g_random_int();
+    g_autofree char *mac =
+        g_strdup_printf(MAC_OUI ":%02x:%02x:%02x", random & 0xff, random >> 8 & 0xff, random >> 16 & 0xff);
+
+    xmlSetProp(sf_xml_child(interface, "mac"), X("address"), X(mac));
+    if (!sf_xml_exists(doc, interface, "self::*[@type='user']")) {
+        xmlSetProp(sf_xml_child(interface, "link"), X("state"), X("down"));
+    }
+    sf_xml_remove_all(doc, interface, "target[not(@managed)]");
+}
+
+static void set_interfaces(xmlDoc *doc, guint32 address)
 {
     g_autoptr(xmlXPathObject) interfaces = sf_xml_select(doc, NULL, "/domain/devices/interface");
+    xmlNode *nic = sf_domain_nic_find(doc, address);
 
     for (guint i = 0; i < sf_xml_count(interfaces); i++) {
-        xmlNode *interface = sf_xml_nth(interfaces, i);
-        guint32 random = g_random_int();
-        g_autofree char *mac =
-            g_strdup_printf(MAC_OUI ":%02x:%02x:%02x", random & 0xff, random >> 8 & 0xff, random >> 16 & 0xff);
-        xmlSetProp(sf_xml_child(interface, "mac"), X("address"), X(mac));
-        if (!sf_xml_exists(doc, interface, "self::*[@type='user']")) {
-            xmlSetProp(sf_xml_child(interface, "link"), X("state"), X("down"));
+        if (sf_xml_nth(interfaces, i) != nic) {
+            set_interface(doc, sf_xml_nth(interfaces, i));
         }
-        sf_xml_remove_all(doc, interface, "target[not(@managed)]");
+    }
+    if (nic) {
+        sf_xml_remove_all(doc, nic, "target");
     }
 }
 
@@ -500,10 +587,9 @@ static void set_characters(xmlDoc *doc)
     }
 }
 
-char *sf_domain_xml_shell(const char *template_text, const char *name, const char *uuid, const SfDomainLineage *lineage,
-                          const char *emulator, const GPtrArray *overlays, GError **error)
+char *sf_domain_xml_shell(const SfDomainShell *shell, GError **error)
 {
-    g_autoptr(xmlDoc) doc = read_domain(template_text, error);
+    g_autoptr(xmlDoc) doc = read_domain(shell->template_text, error);
     xmlNode *domain;
 
     if (!doc) {
@@ -511,14 +597,14 @@ char *sf_domain_xml_shell(const char *template_text, const char *name, const cha
     }
     domain = xmlDocGetRootElement(doc);
     remove_own(doc);
-    sf_xml_set_child_text(domain, "name", name);
-    sf_xml_set_child_text(domain, "uuid", uuid);
-    sf_xml_set_child_text(domain, "title", lineage->vm);
+    sf_xml_set_child_text(domain, "name", shell->name);
+    sf_xml_set_child_text(domain, "uuid", shell->uuid);
+    sf_xml_set_child_text(domain, "title", shell->lineage->vm);
     sf_xml_set_child_text(domain, "on_reboot", "destroy");
-    sf_xml_set_child_text(sf_xml_child(domain, "devices"), "emulator", emulator);
-    set_metadata(doc, lineage);
+    sf_xml_set_child_text(sf_xml_child(domain, "devices"), "emulator", shell->emulator);
+    set_metadata(doc, shell->lineage);
     set_memory(domain);
-    set_interfaces(doc);
+    set_interfaces(doc, shell->address);
     set_characters(doc);
-    return set_disks(doc, overlays, error) ? sf_xml_to_text(doc) : NULL;
+    return set_disks(doc, shell->overlays, error) ? sf_xml_to_text(doc) : NULL;
 }

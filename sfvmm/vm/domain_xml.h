@@ -7,6 +7,7 @@
 #define SF_DOMAIN_XML_H
 
 #include <gio/gio.h>
+#include <json-glib/json-glib.h>
 
 #define SF_DOMAIN_XML_MAX      (512u << 10) /* bytes */
 #define SF_DOMAIN_METADATA_KEY "sf"
@@ -40,12 +41,19 @@ typedef struct {
     gboolean agent_port;
     char *agent_path;  /* socket of the agent's port, or NULL: of a running domain only */
     char *agent_alias; /* device id of that port, or NULL */
+    JsonObject *network;     /* of its cluster (domain_network.h), or NULL */
+    gboolean network_unsaid; /* that is to be its network, but <metadata> does not say so */
+    guint32 address;         /* in that, or 0 */
+    char *nic_fault;         /* why its NIC is not fit for it, or NULL */
+    char **unlinked;         /* device ids of interfaces whose link is down: of a running domain only */
     GPtrArray *disks;  /* of SfDomainDisk; a drive without medium is not in it */
     char *unsupported; /* the first thing that no fork can have: what, and what to do; or NULL */
 } SfDomainXml;
 
 /* Strict: what is no domain, too long, or lacks name, uuid or memory is an error. Caller owns the result. */
 SfDomainXml *sf_domain_xml_parse(const char *text, GError **error);
+/* Of one that is to be in this network, whatever its <metadata> says; NULL: in the one that that says. */
+SfDomainXml *sf_domain_xml_parse_in(const char *text, JsonObject *network_or_null, GError **error);
 void sf_domain_xml_free(SfDomainXml *domain);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfDomainXml, sf_domain_xml_free)
 
@@ -61,8 +69,8 @@ GPtrArray *sf_domain_xml_lacks(const SfDomainXml *domain, const char *qemu);
 /* No lack of them is needed. */
 gboolean sf_domain_lacks_forkable(const GPtrArray *lacks);
 
-/* The domain's XML with all of that mended that can be. Caller owns. */
-char *sf_domain_xml_fix(const char *text, const char *qemu, GError **error);
+/* The domain's XML with all of that mended that can be, and in that network. Caller owns. */
+char *sf_domain_xml_fix(const char *text, const char *qemu, JsonObject *network_or_null, GError **error);
 
 /* Who a domain of ours is. Members may be NULL or 0. */
 typedef struct {
@@ -80,12 +88,17 @@ char *sf_domain_lineage_format(const SfDomainLineage *lineage);
 /* The owner that such an element names, or NULL. Caller owns. */
 char *sf_domain_lineage_owner(const char *text);
 
-/*
- * The XML of a shell: the template (XMLDesc(MIGRATABLE|SECURE) of the parent) with everything else that must be its
- * own. emulator: of this host. overlays: path of the qcow2 image of each writable disk, in the order of the disks.
- * Caller owns.
- */
-char *sf_domain_xml_shell(const char *template_text, const char *name, const char *uuid, const SfDomainLineage *lineage,
-                          const char *emulator, const GPtrArray *overlays, GError **error);
+/* What a shell is made from. */
+typedef struct {
+    const char *template_text; /* XMLDesc(MIGRATABLE|SECURE) of the parent */
+    const char *name, *uuid;
+    const SfDomainLineage *lineage;
+    const char *emulator;      /* of this host */
+    const GPtrArray *overlays; /* path of the qcow2 image of each writable disk, in the order of the disks */
+    guint32 address;           /* of the first VM in its cluster; 0: it is in none */
+} SfDomainShell;
+
+/* Its XML: the template with everything else that must be its own. Caller owns. */
+char *sf_domain_xml_shell(const SfDomainShell *shell, GError **error);
 
 #endif

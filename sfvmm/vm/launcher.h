@@ -26,12 +26,17 @@ typedef struct {
 
 /*
  * Who gives VMs of a cluster what their NICs are plugged into; floor 4 does. vm: its name, that of its family or of one
- * of its shells. The descriptor, a tap or a stream socket of frames, is the launcher's to close; *device: its name among
- * those of the cluster, to be freed.
+ * of its shells. Descriptors are the launcher's to close; *device: the NIC's name among those of the cluster, to be
+ * freed.
  */
 typedef struct {
     gpointer owner;
-    int (*open_tap)(gpointer owner, const char *vm, char **device, GError **error);
+    int (*open_tap)(gpointer owner, const char *vm, char **device, GError **error); /* or a stream socket of frames */
+    /* Domains come with taps of libvirt's. open: for a parent, which nobody has announced. pin: what its QEMU is to be
+     * given before its tap is plugged in (sfvmm/net/network.h). */
+    gboolean (*open)(gpointer owner, const char *vm, const SfVmConfig *config, GError **error);
+    int (*pin)(gpointer owner, const char *vm, GError **error);
+    gboolean (*plug)(gpointer owner, const char *vm, int tap, char **device, GError **error);
 } SfTapProvider;
 
 typedef struct SfLauncher SfLauncher;
@@ -55,11 +60,13 @@ void sf_launcher_adopt_domain_async(SfLauncher *launcher, const char *name, cons
                                     GAsyncReadyCallback callback, gpointer data);
 
 /*
- * What a domain lacks to be forkable; with `fix` its definition is mended where it can be.
+ * What a domain lacks to be forkable, and to be in a network (sf_vm_config_network_check(); NULL: in the one that it
+ * says itself, or none); with `fix` its definition is mended where it can be.
  * {"domain", "running", "forkable", "lacks": [{"what", "xml", "needed"}], "fixed"}; caller owns.
  */
-void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix,
-                                    GAsyncReadyCallback callback, gpointer data);
+void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain,
+                                    JsonObject *network_or_null, gboolean fix, GAsyncReadyCallback callback,
+                                    gpointer data);
 JsonObject *sf_launcher_check_domain_finish(SfLauncher *launcher, GAsyncResult *result, GError **error);
 
 /*

@@ -671,14 +671,15 @@ void sf_launcher_adopt_domain_async(SfLauncher *launcher, const char *name, cons
     }
 }
 
-void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix,
-                                    GAsyncReadyCallback callback, gpointer data)
+void sf_launcher_check_domain_async(SfLauncher *launcher, const char *uri, const char *domain,
+                                    JsonObject *network_or_null, gboolean fix, GAsyncReadyCallback callback,
+                                    gpointer data)
 {
     GTask *task = g_task_new(NULL, NULL, callback, data);
     const char *where = libvirt_uri(launcher, uri, domain, task);
 
     if (where) {
-        sf_launcher_libvirt_check(launcher, where, domain, fix, task);
+        sf_launcher_libvirt_check(launcher, where, domain, network_or_null, fix, task);
     }
 }
 

@@ -13,7 +13,7 @@
  * title and metadata say which clone it is.
  *
  * After a crash: vm.json has the domain's uuid, and the domain has our run directory in its metadata. Domains that have
- * it, and are no VM of ours, are destroyed by the sweep.
+ * it, and are no VM of ours and not about to be one, are destroyed by the sweep (domain_sweep.c).
  *
  * The overlay of a domain is opened by libvirt's QEMU by its path, as its user: libvirt gives it the file. The folder
  * lets others through to files that they know the name of, which has 64 random bits.
@@ -26,7 +26,10 @@
 #include <sys/stat.h>
 
 #include "sfvmm/vm/domain.h"
+#include "sfvmm/vm/domain_network.h"
+#include "sfvmm/vm/domain_nic.h"
 #include "sfvmm/vm/domain_nodes.h"
+#include "sfvmm/vm/domain_sweep.h"
 #include "sfvmm/wire/state_file.h"
 
 #define MODE_DIRECTORY    0700
@@ -51,6 +54,7 @@ typedef struct {
     gboolean created;
     char *uuid;
     SfDomainXml *live;
+    char *nic_target, *nic_alias; /* of its NIC in a cluster */
     GPtrArray *nodes; /* of SfDomainNodes */
 } Start;
 
@@ -64,6 +68,8 @@ static void start_free(gpointer data)
     g_clear_pointer(&start->live, sf_domain_xml_free);
     g_clear_pointer(&start->nodes, g_ptr_array_unref);
     g_clear_object(&start->vm);
+    g_free(start->nic_target);
+    g_free(start->nic_alias);
     g_free(start->domain_name);
     g_free(start->uuid);
     g_free(start->xml);
@@ -77,13 +83,18 @@ static void start_free(gpointer data)
 static gboolean look_at_domain(Start *start, virDomainPtr domain, GError **error)
 {
     char *text = virDomainGetXMLDesc(domain, 0);
+    guint32 address;
+    gboolean ok;
 
     if (!text) {
         return sf_libvirt_fail(error, "its XML");
     }
     start->live = sf_domain_xml_parse(text, error);
+    address = start->config ? start->config->address : start->live ? start->live->address : 0;
+    ok = start->live && (!address || start->live->nic_fault ||
+                         sf_domain_nic_names(text, address, &start->nic_target, &start->nic_alias, error));
     free(text);
-    start->nodes = start->live ? sf_domain_nodes_find(domain, start->live, error) : NULL;
+    start->nodes = ok ? sf_domain_nodes_find(domain, start->live, error) : NULL;
     return start->nodes != NULL;
 }
 
@@ -205,6 +216,9 @@ static void start_end(GTask *task, GError *error)
         if (start->created) {
             sf_domain_destroy(start->domain);
         }
+        if (start->domain) {
+            sf_domain_unwatch(start->domain);
+        }
         if (start->vm && !start->vm->gone) {
             start->vm->gone = TRUE;
             sf_state_remove_folder(start->vm->directory);
@@ -217,16 +231,11 @@ static void start_end(GTask *task, GError *error)
     g_object_unref(task);
 }
 
-static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
+/* Takes error. */
+static void start_fail(GTask *task, GError *error)
 {
-    GTask *task = data;
     Start *start = g_task_get_task_data(task);
-    GError *error = NULL;
 
-    if (sf_vm_connect_finish(SF_VM(source), result, &error)) {
-        start_end(task, NULL);
-        return;
-    }
     if (start->created && start->vm->pidfd >= 0) {
         sf_vm_kill(start->vm); /* its end removes the folder */
         g_task_return_error(task, error);
@@ -234,6 +243,30 @@ static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
         return;
     }
     start_end(task, error);
+}
+
+static void on_plugged(const GError *error, gpointer data)
+{
+    if (error) {
+        start_fail(data, g_error_copy(error));
+    } else {
+        start_end(data, NULL);
+    }
+}
+
+static void on_connected(GObject *source, GAsyncResult *result, gpointer data)
+{
+    GTask *task = data;
+    Start *start = g_task_get_task_data(task);
+    GError *error = NULL;
+
+    if (!sf_vm_connect_finish(SF_VM(source), result, &error)) {
+        start_fail(task, error);
+    } else if (sf_vm_config_has_cluster(start->config)) {
+        sf_domain_nic_plug(start->vm, &start->launcher->taps, start->nic_target, start->nic_alias, on_plugged, task);
+    } else {
+        start_end(task, NULL);
+    }
 }
 
 static void connect_vm(GTask *task)
@@ -333,6 +366,7 @@ static void on_shell_created(GObject *source, GAsyncResult *result, gpointer dat
         }
         sf_vm_add_disk(start->vm, disk);
     }
+    start->vm->unlinked = g_strdupv(start->live->unlinked);
     connect_vm(task);
 }
 
@@ -387,8 +421,10 @@ static gboolean prepare_shell(Start *start, GError **error)
         return FALSE;
     }
     start->domain = sf_domain_new(start->libvirt, name, uuid, TRUE);
-    start->xml = sf_domain_xml_shell(start->config->domain_xml, name, uuid, &lineage, start->launcher->options.qemu,
-                                     paths, error);
+    sf_domain_watch(start->domain);
+    start->xml = sf_domain_xml_shell(&(SfDomainShell){ start->config->domain_xml, name, uuid, &lineage,
+                                                       start->launcher->options.qemu, paths, start->config->address },
+                                     error);
     return start->xml != NULL;
 }
 
@@ -421,7 +457,7 @@ static SfDiskChain *domain_chain(const SfDiskConfig *config, const SfDomainDisk 
     return chain;
 }
 
-static void configure(Start *start)
+static gboolean configure(Start *start, GError **error)
 {
     const SfDomainXml *live = start->live;
     SfVmConfig *config = sf_vm_config_new();
@@ -442,6 +478,16 @@ static void configure(Start *start)
         entry->readonly = disk->readonly;
         entry->size = nodes->size;
     }
+    return !live->network || sf_vm_config_set_network(config, live->network, error);
+}
+
+/* That of a parent is opened by its start, as nobody has known of it before. */
+static gboolean open_network(Start *start, GError **error)
+{
+    const SfTapProvider *taps = &start->launcher->taps;
+
+    return !sf_vm_config_has_cluster(start->config) || !taps->open ||
+           taps->open(taps->owner, start->name, start->config, error);
 }
 
 static gboolean add_disks(Start *start, GError **error)
@@ -471,14 +517,16 @@ static gboolean prepare_parent(Start *start, GError **error)
                     start->domain_name, SF_VM_DISKS_MAX, SF_VM_VCPUS_MAX);
         return FALSE;
     }
-    configure(start);
+    if (!configure(start, error)) {
+        return FALSE;
+    }
     if (!remember_uri(start, error) || !sf_launcher_images_are_whole(start->launcher, start->config, error)) {
         return FALSE;
     }
     start->vm = sf_vm_new(&start->launcher->options, start->name, SF_VM_PARENT, start->config);
     start->vm->anonymous = start->live->anonymous;
     start->domain = sf_domain_new(start->libvirt, start->domain_name, start->uuid, FALSE);
-    return make_vm_directory(start, error) && add_disks(start, error);
+    return make_vm_directory(start, error) && add_disks(start, error) && open_network(start, error);
 }
 
 static void on_parent_found(GObject *source, GAsyncResult *result, gpointer data)
@@ -516,58 +564,6 @@ gboolean sf_launcher_libvirt_restore(SfLauncher *launcher, SfVm *vm, GError **er
     return TRUE;
 }
 
-typedef struct {
-    char *owner;
-    SfLibvirt *libvirt;
-    GHashTable *known; /* set of uuids */
-} Sweep;
-
-static void sweep_free(gpointer data)
-{
-    Sweep *sweep = data;
-
-    g_hash_table_unref(sweep->known);
-    g_free(sweep->owner);
-    g_free(sweep);
-}
-
-static void sweep_domain(const Sweep *sweep, virDomainPtr domain)
-{
-    char uuid[VIR_UUID_STRING_BUFLEN];
-    char *metadata = virDomainGetMetadata(domain, VIR_DOMAIN_METADATA_ELEMENT, SF_DOMAIN_METADATA_URI, 0);
-    g_autofree char *owner = metadata ? sf_domain_lineage_owner(metadata) : NULL;
-
-    free(metadata);
-    if (g_strcmp0(owner, sweep->owner) != 0 || virDomainGetUUIDString(domain, uuid) < 0 ||
-        g_hash_table_contains(sweep->known, uuid)) {
-        return;
-    }
-    g_message("domain %s: nobody has it since an earlier sfvmmd ended; it is destroyed", virDomainGetName(domain));
-    virDomainDestroy(domain);
-}
-
-static void sweep_thread(GTask *task, gpointer source, gpointer data, GCancellable *cancellable)
-{
-    const Sweep *sweep = data;
-    g_autoptr(GError) error = NULL;
-    virConnectPtr connection = sf_libvirt_connect(sweep->libvirt, SF_LIBVIRT_SLOW, &error);
-    virDomainPtr *domains = NULL;
-    int n = connection ? virConnectListAllDomains(connection, &domains, VIR_CONNECT_LIST_DOMAINS_ACTIVE) : -1;
-
-    for (int i = 0; i < n; i++) {
-        sweep_domain(sweep, domains[i]);
-        virDomainFree(domains[i]);
-    }
-    free(domains);
-    if (connection) {
-        virConnectClose(connection);
-    }
-    if (n < 0) {
-        g_message("libvirt %s: domains that an earlier sfvmmd may have left are not looked for: %s",
-                  sf_libvirt_uri(sweep->libvirt), error ? error->message : "it does not list them");
-    }
-}
-
 void sf_launcher_libvirt_sweep(SfLauncher *launcher)
 {
     g_autofree char *path = g_build_filename(launcher->options.run_directory, URIS_FILE, NULL);
@@ -575,12 +571,6 @@ void sf_launcher_libvirt_sweep(SfLauncher *launcher)
     g_autoptr(GList) uris = object ? json_object_get_members(object) : NULL;
 
     for (GList *uri = uris; uri; uri = uri->next) {
-        g_autoptr(GTask) task = g_task_new(NULL, NULL, NULL, NULL);
-        Sweep *sweep = g_new0(Sweep, 1);
-        sweep->owner = g_strdup(launcher->options.run_directory);
-        sweep->libvirt = sf_libvirt_get(uri->data);
-        sweep->known = sf_libvirt_watched(sweep->libvirt);
-        g_task_set_task_data(task, sweep, sweep_free);
-        g_task_run_in_thread(task, sweep_thread);
+        sf_domain_sweep(sf_libvirt_get(uri->data), launcher->options.run_directory);
     }
 }

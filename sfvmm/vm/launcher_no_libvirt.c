@@ -24,7 +24,8 @@ void sf_launcher_libvirt_parent(SfLauncher *launcher, const char *name, const ch
     g_object_unref(task);
 }
 
-void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix, GTask *task)
+void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, JsonObject *network_or_null,
+                               gboolean fix, GTask *task)
 {
     g_task_return_error(task, missing());
     g_object_unref(task);
@@ -46,14 +47,14 @@ void sf_launcher_libvirt_look(SfLauncher *launcher, const char *uri, GTask *task
     g_object_unref(task);
 }
 
-char *sf_domain_portable(const char *template_text, GError **error)
+char *sf_domain_portable(const char *template_text, guint32 address, GError **error)
 {
     g_propagate_error(error, missing());
     return NULL;
 }
 
-gboolean sf_domain_portable_check(const char *text, guint64 memory, guint vcpus, guint disks, const char *accel,
-                                  GError **error)
+gboolean sf_domain_portable_check(const char *text, guint32 address, guint64 memory, guint vcpus, guint disks,
+                                  const char *accel, GError **error)
 {
     g_propagate_error(error, missing());
     return FALSE;

@@ -33,7 +33,8 @@ void sf_launcher_libvirt_shell(SfLauncher *launcher, const char *name, SfVmConfi
 void sf_launcher_libvirt_parent(SfLauncher *launcher, const char *name, const char *uri, const char *domain,
                                 GTask *task);
 /* See sf_launcher_check_domain_async(). task is taken. */
-void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, gboolean fix, GTask *task);
+void sf_launcher_libvirt_check(SfLauncher *launcher, const char *uri, const char *domain, JsonObject *network_or_null,
+                               gboolean fix, GTask *task);
 /* See sf_launcher_look_at_libvirt_async(): task (taken) returns an SfLibvirtHost. */
 void sf_launcher_libvirt_look(SfLauncher *launcher, const char *uri, GTask *task);
 /* A VM that was read back from vm.json gets its keeper again. */

@@ -142,17 +142,6 @@ gboolean sf_libvirt_is_watched(SfLibvirt *libvirt, const char *uuid)
     return g_hash_table_contains(libvirt->watchers, uuid);
 }
 
-GHashTable *sf_libvirt_watched(SfLibvirt *libvirt)
-{
-    GHashTable *set = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    g_autoptr(GList) uuids = g_hash_table_get_keys(libvirt->watchers);
-
-    for (GList *uuid = uuids; uuid; uuid = uuid->next) {
-        g_hash_table_add(set, g_strdup(uuid->data));
-    }
-    return set;
-}
-
 /* ---- the connection: any thread, under the lock ---- */
 
 static virConnectPtr connection_open(SfLibvirt *libvirt, SfLibvirtLane lane, GError **error)

@@ -45,6 +45,5 @@ typedef struct {
 void sf_libvirt_watch(SfLibvirt *libvirt, const char *uuid, const SfLibvirtHandlers *handlers, gpointer owner);
 void sf_libvirt_unwatch(SfLibvirt *libvirt, const char *uuid, gpointer owner);
 gboolean sf_libvirt_is_watched(SfLibvirt *libvirt, const char *uuid);
-GHashTable *sf_libvirt_watched(SfLibvirt *libvirt); /* set of the uuids; caller owns */
 
 #endif

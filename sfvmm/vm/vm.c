@@ -289,6 +289,8 @@ static void sf_vm_finalize(GObject *object)
     g_array_unref(vm->vcpu_threads);
     g_clear_pointer(&vm->config, sf_vm_config_unref);
     g_free(vm->tap);
+    g_free(vm->netdev);
+    g_strfreev(vm->unlinked);
     g_free(vm->agent_socket);
     g_free(vm->agent_port);
     g_free(vm->snapshot_id);

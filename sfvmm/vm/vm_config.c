@@ -311,11 +311,30 @@ static gboolean take_domain(SfVmConfig *config, JsonNode *node, GError **error)
     return take_text(uri, "domain.uri", PATH_MAX - 1, &config->uri, error);
 }
 
+static gboolean is_of_network(const char *member)
+{
+    static const char *const members[] = { "network", "address", "outside", NULL };
+
+    return g_strv_contains(members, member);
+}
+
+static gboolean take_network_member(SfVmConfig *config, const char *member, JsonNode *node, GError **error)
+{
+    static const char *const networks[] = { "none", "user", "cluster", NULL };
+
+    if (strcmp(member, "network") == 0) {
+        return take_choice(node, member, networks, &config->network, error);
+    }
+    return strcmp(member, "address") == 0 ? take_address(config, node, error) : take_outside(config, node, error);
+}
+
 static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *node, GError **error)
 {
     static const char *const accels[] = { "auto", "kvm", "tcg", NULL };
-    static const char *const networks[] = { "none", "user", "cluster", NULL };
 
+    if (is_of_network(member)) {
+        return take_network_member(config, member, node, error);
+    }
     if (strcmp(member, "memory") == 0) {
         return take_integer(node, member, SF_VM_MEMORY_MIN, SF_VM_MEMORY_MAX, &config->memory, error) &&
                (config->memory % PAGE_BYTES == 0 ||
@@ -344,15 +363,6 @@ static gboolean take_member(SfVmConfig *config, const char *member, JsonNode *no
     if (strcmp(member, "append") == 0) {
         return take_text(node, member, APPEND_LENGTH_MAX, &config->append, error);
     }
-    if (strcmp(member, "network") == 0) {
-        return take_choice(node, member, networks, &config->network, error);
-    }
-    if (strcmp(member, "address") == 0) {
-        return take_address(config, node, error);
-    }
-    if (strcmp(member, "outside") == 0) {
-        return take_outside(config, node, error);
-    }
     if (strcmp(member, "disks") == 0) {
         return take_disks(config, node, error);
     }
@@ -370,6 +380,21 @@ SfVmConfig *sf_vm_config_new(void)
     config->network = g_strdup("none");
     config->disks = g_ptr_array_new_with_free_func(disk_config_free);
     return config;
+}
+
+gboolean sf_vm_config_set_network(SfVmConfig *config, JsonObject *members, GError **error)
+{
+    g_autoptr(GList) names = json_object_get_members(members);
+
+    for (GList *m = names; m; m = m->next) {
+        if (!is_of_network(m->data)) {
+            return fail(error, "unknown member \"%s\"", (const char *)m->data);
+        }
+        if (!take_network_member(config, m->data, json_object_get_member(members, m->data), error)) {
+            return FALSE;
+        }
+    }
+    return complete_network(config, error);
 }
 
 static SfVmConfig *config_from_json(JsonObject *object, gboolean may_be_domain, GError **error)
@@ -413,8 +438,8 @@ SfVmConfig *sf_vm_config_from_peer(JsonObject *object, GError **error)
     g_autoptr(SfVmConfig) config = config_from_json(object, TRUE, error);
 
     if (config && config->domain_xml &&
-        !sf_domain_portable_check(config->domain_xml, config->memory, config->vcpus, config->disks->len, config->accel,
-                                  error)) {
+        !sf_domain_portable_check(config->domain_xml, config->address, config->memory, config->vcpus,
+                                  config->disks->len, config->accel, error)) {
         return NULL;
     }
     return g_steal_pointer(&config);
@@ -431,6 +456,7 @@ static void add_network(JsonObject *object, const SfVmConfig *config)
 {
     JsonArray *outside;
 
+    add_text(object, "network", config->network);
     if (config->address) {
         g_autofree char *address =
             g_strdup_printf("%u.%u.%u.%u/%u", config->address >> 24, config->address >> 16 & 0xff,
@@ -446,9 +472,26 @@ static void add_network(JsonObject *object, const SfVmConfig *config)
     }
 }
 
+JsonObject *sf_vm_config_network_check(JsonObject *members, guint32 *address, GError **error)
+{
+    g_autoptr(SfVmConfig) config = sf_vm_config_new();
+    JsonObject *object;
+
+    if (!sf_vm_config_set_network(config, members, error)) {
+        return NULL;
+    }
+    if (address) {
+        *address = config->address;
+    }
+    object = json_object_new();
+    add_network(object, config);
+    return object;
+}
+
 gboolean sf_vm_config_is_portable(const SfVmConfig *config, GError **error)
 {
-    g_autofree char *domain = config->domain_xml ? sf_domain_portable(config->domain_xml, error) : NULL;
+    g_autofree char *domain =
+        config->domain_xml ? sf_domain_portable(config->domain_xml, config->address, error) : NULL;
 
     return !config->domain_xml || domain;
 }
@@ -468,7 +511,7 @@ JsonObject *sf_vm_config_to_portable_json(const SfVmConfig *config)
         json_object_set_string_member(json_array_get_object_element(disks, i), "format", "raw"); /* how it is served */
     }
     if (config->domain_xml) {
-        g_autofree char *xml = sf_domain_portable(config->domain_xml, NULL);
+        g_autofree char *xml = sf_domain_portable(config->domain_xml, config->address, NULL);
         JsonObject *domain = json_object_get_object_member(object, "domain");
         json_object_set_string_member(domain, "uri", ""); /* the other host has one of its own */
         json_object_set_string_member(domain, "xml", xml ? xml : "");
@@ -488,7 +531,6 @@ JsonObject *sf_vm_config_to_json(const SfVmConfig *config)
     add_text(object, "kernel", config->kernel);
     add_text(object, "initrd", config->initrd);
     add_text(object, "append", config->append);
-    add_text(object, "network", config->network);
     add_network(object, config);
     if (config->domain_xml) {
         JsonObject *domain = json_object_new();
@@ -529,7 +571,8 @@ char *sf_vm_config_hash(const SfVmConfig *config, const char *qemu_version)
                                disk->readonly ? "readonly" : "writable");
     }
     if (config->domain_xml) {
-        g_autofree char *portable = sf_domain_portable(config->domain_xml, NULL); /* the same on every host */
+        g_autofree char *portable =
+            sf_domain_portable(config->domain_xml, config->address, NULL); /* the same on every host */
         g_autofree char *domain =
             g_compute_checksum_for_string(G_CHECKSUM_SHA256, portable ? portable : config->domain_xml, -1);
         g_string_append_printf(text, "domain %s\n", domain);

@@ -53,6 +53,13 @@ SfVmConfig *sf_vm_config_ref(SfVmConfig *config);
 void sf_vm_config_unref(SfVmConfig *config);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfVmConfig, sf_vm_config_unref)
 
+/*
+ * The members "network", "address" and "outside" alone, checked and complete: of a domain, whose XML has them. *address
+ * (or NULL): the first VM's. Caller owns the result.
+ */
+JsonObject *sf_vm_config_network_check(JsonObject *members, guint32 *address, GError **error);
+gboolean sf_vm_config_set_network(SfVmConfig *config, JsonObject *members, GError **error);
+
 /* Strict: unknown members, wrong types and values out of bounds are errors that name the member. Caller owns the
  * result. */
 SfVmConfig *sf_vm_config_from_json(JsonObject *object, GError **error);

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "sfvmm/process/clock.h"
 #include "sfvmm/process/process.h"
 #include "sfvmm/process/socket.h"
 #include "sfvmm/vm/command_line.h"
@@ -158,6 +159,14 @@ void sf_vm_powerdown(SfVm *vm)
 
 /* ---- the sf channel ---- */
 
+static void clone_runs(SfVm *vm, guint64 at)
+{
+    vm->running = TRUE;
+    sf_vm_load_running(vm);
+    sf_vm_gate_running(vm);
+    g_signal_emit_by_name(vm, "running", at);
+}
+
 static void on_channel_event(SfQcMessage *message, gpointer owner)
 {
     SfVm *vm = owner;
@@ -171,10 +180,7 @@ static void on_channel_event(SfQcMessage *message, gpointer owner)
         g_warning("VM %s: %s", vm->name, error->message);
         return;
     }
-    vm->running = TRUE;
-    sf_vm_load_running(vm);
-    sf_vm_gate_running(vm);
-    g_signal_emit_by_name(vm, "running", (guint64)running.at);
+    clone_runs(vm, running.at);
 }
 
 static const SfQemuChannelHandlers channel_handlers = { on_channel_event, on_connection_closed };
@@ -240,6 +246,9 @@ static void on_hello(SfQcMessage *message, const GError *error, gpointer data)
     }
     vm->greeted = TRUE;
     vm->running = vm->hello.running;
+    if (vm->role == SF_VM_CLONE && vm->running && !vm->passed_gate) {
+        clone_runs(vm, (guint64)sf_clock_ns()); /* the event went with an earlier connection */
+    }
     connect_review(vm);
 }
 
@@ -295,8 +304,7 @@ static void vm_connect(SfVm *vm)
     }
     fd = vm->keeper ? vm->keeper->open_monitor(vm->keeper_data, &error)
                     : sf_socket_connect(vm->directory, SF_VM_FILE_QMP, SOCK_STREAM | SOCK_NONBLOCK, &error);
-    if (fd >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
-        g_set_error(&error, SF_VM_ERROR, SF_VM_ERROR_FAILED, "no socket pair: %s", g_strerror(errno));
+    if (fd >= 0 && !sf_socket_pair(SOCK_SEQPACKET, pair, &error)) {
         close(fd);
         fd = -1;
     }

@@ -45,6 +45,7 @@ SfVmDisk *sf_vm_disk_new(SfDiskChain *chain_or_null)
 
     disk->chain = chain_or_null;
     disk->nodes = g_ptr_array_new_with_free_func(g_free);
+    disk->stale = g_ptr_array_new_with_free_func(g_free);
     disk->commit_to = G_MAXUINT;
     return disk;
 }
@@ -61,6 +62,7 @@ void sf_vm_disk_free(SfVmDisk *disk)
         drop_overlay(disk);
         g_clear_pointer(&disk->chain, sf_disk_chain_free);
         g_ptr_array_unref(disk->nodes);
+        g_ptr_array_unref(disk->stale);
         g_clear_pointer(&disk->domain_node, json_object_unref);
         g_free(disk);
     }
@@ -624,15 +626,21 @@ JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job)
     return args;
 }
 
-void sf_vm_disk_commit_done(SfVmDisk *disk, SfQmpBatch *batch)
+void sf_vm_disk_commit_done(SfVmDisk *disk)
 {
     while (disk->nodes->len > disk->commit_to + 1) {
-        g_autofree char *node = g_ptr_array_steal_index(disk->nodes, disk->nodes->len - 1);
-        g_autofree char *file = file_node(node);
+        char *node = g_ptr_array_steal_index(disk->nodes, disk->nodes->len - 1);
 
-        add_del(batch, node);
-        add_del(batch, file);
-        g_ptr_array_set_size(disk->chain->layers, disk->nodes->len);
+        g_ptr_array_add(disk->stale, node);
+        g_ptr_array_add(disk->stale, file_node(node));
+        g_ptr_array_set_size(disk->chain->layers, (int)disk->nodes->len);
     }
     disk->commit_to = G_MAXUINT;
+}
+
+void sf_vm_disk_delete_stale(const SfVmDisk *disk, SfQmpBatch *batch)
+{
+    for (guint i = 0; i < disk->stale->len; i++) {
+        add_del(batch, g_ptr_array_index(disk->stale, i));
+    }
 }

@@ -15,6 +15,7 @@ typedef struct {
     guint writable;     /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
     guint next_node;    /* number of the next node's name */
     guint commit_to;    /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
+    GPtrArray *stale;   /* of char *: nodes that QEMU has still to delete, the upper ones first; it may do it twice */
 
     /* An overlay that is in QEMU but in no chain yet: a shell's own, or a snapshot's on its way. NULL: none. */
     SfDiskLayer *overlay;
@@ -82,7 +83,9 @@ void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch);
 /* The lowest layer that all layers above can be committed to; TRUE if there is anything to commit. */
 gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target);
 JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job);
-/* The commit is through: layers above commit_to leave chain and graph. */
-void sf_vm_disk_commit_done(SfVmDisk *disk, SfQmpBatch *batch);
+/* The commit is through: layers above commit_to leave the chain, and their nodes are stale. */
+void sf_vm_disk_commit_done(SfVmDisk *disk);
+/* Deletes stale nodes. While there are any, no snapshot can be made: they lie upon the disk. */
+void sf_vm_disk_delete_stale(const SfVmDisk *disk, SfQmpBatch *batch);
 
 #endif

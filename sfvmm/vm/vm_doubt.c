@@ -11,7 +11,8 @@
  *                           delete the top:      refused, it is in use --> the commit had not completed
  *                                                done, or not there    --> it had; what was above the target has gone
  *
- * QEMU deletes no node that is in use: that is what makes the question harmless. A job that is cancelled lives on for a
+ * QEMU deletes no node that is in use: that is what makes the question harmless. Nodes of a commit that was known to
+ * have completed, but not to have been deleted, are deleted without asking. A job that is cancelled lives on for a
  * moment, and QEMU makes no snapshot meanwhile: so its end is awaited. A connection that is lost again leaves the doubt
  * for the next one.
  */
@@ -28,6 +29,11 @@ typedef struct {
 } Doubt;
 
 static void look_for_job(Doubt *doubt);
+
+gboolean sf_vm_has_answered(SfVm *vm, const GError *error)
+{
+    return vm->qmp && (!error || g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED));
+}
 
 static gboolean is_of_overlay(const SfVmDisk *disk)
 {
@@ -50,24 +56,26 @@ gboolean sf_vm_doubts_any(SfVm *vm)
     return FALSE;
 }
 
+/* The disk that is asked about; NULL: it can't be known now. */
+static SfVmDisk *disk_of(const Doubt *doubt, const GError *error)
+{
+    return doubt->disk < doubt->vm->disks->len && sf_vm_has_answered(doubt->vm, error)
+               ? g_ptr_array_index(doubt->vm->disks, doubt->disk)
+               : NULL;
+}
+
 static void on_cleared(const GError *error, gpointer data)
 {
     g_autofree Doubt *doubt = data;
     g_autoptr(SfVm) vm = doubt->vm;
+    SfVmDisk *disk = disk_of(doubt, error);
 
+    if (disk) {
+        g_ptr_array_set_size(disk->stale, 0);
+    }
     if (--vm->doubts == 0) {
         sf_vm_connect_end(vm, NULL);
     }
-}
-
-/* The disk that is asked about; NULL: it can't be known now. */
-static SfVmDisk *disk_of(const Doubt *doubt, const GError *error)
-{
-    gboolean lost = error && !g_error_matches(error, SF_VM_ERROR, SF_VM_ERROR_FAILED);
-
-    return doubt->disk < doubt->vm->disks->len && doubt->vm->qmp && !lost
-               ? g_ptr_array_index(doubt->vm->disks, doubt->disk)
-               : NULL;
 }
 
 static gboolean was_not_there(const GError *error)
@@ -90,7 +98,8 @@ static void commit_known(SfVmDisk *disk, gboolean in_use, SfQmpBatch *batch)
     if (in_use) {
         disk->commit_to = G_MAXUINT;
     } else {
-        sf_vm_disk_commit_done(disk, batch); /* deletes the top again, as above */
+        sf_vm_disk_commit_done(disk);
+        sf_vm_disk_delete_stale(disk, batch); /* the top again, as above */
     }
 }
 
@@ -181,12 +190,36 @@ static void cancel_job(SfVm *vm, const SfVmDisk *disk)
     sf_qmp_execute(vm->qmp, "block-job-cancel", args, -1, NULL, NULL);
 }
 
+/* ---- what is known to be of no use ---- */
+
+static void on_stale_deleted(const GError *error, gpointer data)
+{
+    g_autoptr(SfVm) vm = data;
+
+    for (guint i = 0; sf_vm_has_answered(vm, error) && i < vm->disks->len; i++) {
+        g_ptr_array_set_size(((SfVmDisk *)g_ptr_array_index(vm->disks, i))->stale, 0);
+    }
+}
+
+static void delete_stale(SfVm *vm)
+{
+    SfQmpBatch *batch = sf_qmp_batch_new(vm->qmp);
+
+    for (guint i = 0; i < vm->disks->len; i++) {
+        sf_vm_disk_delete_stale(g_ptr_array_index(vm->disks, i), batch);
+    }
+    sf_qmp_batch_run(batch, on_stale_deleted, g_object_ref(vm));
+}
+
 /* ---- all ---- */
 
 gboolean sf_vm_doubts_sort_out(SfVm *vm)
 {
     gboolean ask = vm->doubts == 0 && !vm->snapshot_task && vm->qmp;
 
+    if (ask && !vm->settle) {
+        delete_stale(vm);
+    }
     for (guint i = 0; ask && i < vm->disks->len; i++) {
         SfVmDisk *disk = g_ptr_array_index(vm->disks, i);
         Doubt *doubt;

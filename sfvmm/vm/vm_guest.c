@@ -64,6 +64,10 @@ void sf_vm_connect_guest(SfVm *vm)
     g_autofree char *file = g_path_get_basename(vm->agent_socket ? vm->agent_socket : SF_VM_FILE_AGENT);
     int fd = sf_socket_connect(folder, file, SOCK_STREAM | SOCK_NONBLOCK, &error);
 
+    if (vm->keeper && g_error_matches(error, G_IO_ERROR, G_IO_ERROR_PERMISSION_DENIED)) {
+        g_clear_error(&error);
+        fd = vm->keeper->open_port(vm->keeper_data, &error);
+    }
     if (fd < 0) {
         g_debug("VM %s: the port of its agent: %s", vm->name, error->message); /* it has most likely just ended */
         connect_guest_later(vm);

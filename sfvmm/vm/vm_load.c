@@ -91,6 +91,7 @@ static void on_resumed(JsonNode *result, const GError *error, gpointer data)
 void sf_vm_resume_loaded(SfVm *vm)
 {
     if (vm->qmp) {
+        sf_vm_nic_loaded(vm);
         sf_qmp_execute(vm->qmp, "cont", NULL, -1, on_resumed, g_object_ref(vm));
     }
 }

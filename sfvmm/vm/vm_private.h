@@ -37,6 +37,8 @@ typedef struct {
     const char *(*name)(gpointer keeper);
     /* Our end of a socket that speaks QMP; -1 + error. */
     int (*open_monitor)(gpointer keeper, GError **error);
+    /* A socket that is the port of the agent, when its own is closed to us; -1 + error. */
+    int (*open_port)(gpointer keeper, GError **error);
     void (*kill)(gpointer keeper, int pidfd_or_minus_one); /* its process ends soon */
     void (*label)(gpointer keeper, const SfDomainLineage *lineage);
     JsonObject *(*to_json)(gpointer keeper);
@@ -109,6 +111,8 @@ struct _SfVm {
 
     char *tap;      /* name of the device of its NIC in a cluster, or NULL */
     int tap_number; /* of its descriptor in QEMU */
+    char *netdev;   /* id of that NIC's netdev; NULL: SF_NETDEV_ID */
+    char **unlinked; /* ids of other NICs, which its guest is to find without link; NULL: none */
 
     GArray *vcpu_threads; /* of pid_t, as QEMU says */
     gboolean passed_gate; /* a loaded clone has executed its first instruction */
@@ -175,6 +179,7 @@ gboolean sf_vm_lazy_from_json(SfVm *vm, JsonObject *object, GError **error);
 
 /* vm_nic.c: the NIC in a cluster. */
 void sf_vm_nic_load(SfVm *vm, SfQmpBatch *batch); /* before a snapshot is loaded: no link from its first instruction on */
+void sf_vm_nic_loaded(SfVm *vm);                  /* and before it runs */
 void sf_vm_nic_to_json(SfVm *vm, JsonObject *object);
 void sf_vm_nic_from_json(SfVm *vm, JsonObject *object);
 
@@ -192,6 +197,8 @@ typedef void (*SfVmShared)(SfVm *vm, const GError *error_or_null);
 void sf_vm_share(SfVm *vm, SfVmShared done);
 
 /* vm_doubt.c: what became of disks while nobody listened. */
+gboolean sf_vm_has_answered(SfVm *vm,
+                            const GError *error); /* error of a command or batch; FALSE: the connection was lost */
 gboolean sf_vm_doubts_any(SfVm *vm);
 gboolean sf_vm_doubts_sort_out(SfVm *vm); /* TRUE if there are some: then sf_vm_connect_end() follows */
 

@@ -145,6 +145,9 @@ static void on_commit_cleaned(const GError *error, gpointer data)
 {
     g_autoptr(SfVm) vm = data;
 
+    if (sf_vm_has_answered(vm, error)) { /* else they are deleted by the next connection, in vm_doubt.c */
+        g_ptr_array_set_size(present_disk(vm)->stale, 0);
+    }
     if (error) {
         settle_end(vm, g_error_copy(error));
         return;
@@ -163,7 +166,8 @@ static void commit_completed(SfVm *vm)
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);
-    sf_vm_disk_commit_done(present_disk(vm), batch);
+    sf_vm_disk_commit_done(present_disk(vm));
+    sf_vm_disk_delete_stale(present_disk(vm), batch);
     sf_vm_save(vm, NULL);
     sf_qmp_batch_run(batch, on_commit_cleaned, g_object_ref(vm));
 }

@@ -13,7 +13,8 @@
  */
 #include "sfvmm/vm/vm_private.h"
 
-#define NS_PER_US        1000u
+#include "sfvmm/process/clock.h"
+
 #define NS_PER_MS        1000000u
 #define SHARE_STEP_BYTES (32u << 20) /* some 10 to 20 ms of pause, when the guest uses all of it */
 
@@ -34,13 +35,13 @@ static void share_end(Share *share, const GError *error)
     if (!error) {
         vm->anonymous = FALSE;
         vm->copied = share->copied;
-        vm->copied.total = (guint64)(g_get_monotonic_time() - share->start) * NS_PER_US;
+        vm->copied.total = (guint64)(sf_clock_ns() - share->start);
         sf_vm_save(vm, NULL);
         g_message("VM %s: its memory was anonymous and is a memfd now: %" G_GUINT64_FORMAT
                   " MiB copied in %" G_GUINT64_FORMAT " ms, %u pauses, %" G_GUINT64_FORMAT
                   " ms in all, the longest %" G_GUINT64_FORMAT " us",
                   vm->name, vm->copied.bytes >> 20, vm->copied.total / NS_PER_MS, vm->copied.pauses,
-                  vm->copied.pause / NS_PER_MS, vm->copied.longest / NS_PER_US);
+                  vm->copied.pause / NS_PER_MS, vm->copied.longest / SF_CLOCK_NS_PER_US);
     }
     share->done(vm, error);
     g_object_unref(vm);
@@ -95,7 +96,7 @@ void sf_vm_share(SfVm *vm, SfVmShared done)
     Share *share = g_new0(Share, 1);
 
     share->vm = g_object_ref(vm);
-    share->start = g_get_monotonic_time();
+    share->start = sf_clock_ns();
     share->left = G_MAXUINT64;
     share->done = done;
     share_step(share);

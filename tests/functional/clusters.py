@@ -111,25 +111,26 @@ class Capture:
 
 
 class Wire:
-    """What tshark captures in a network namespace on all devices, from now on."""
+    """What tshark captures in a network namespace on all devices, from now on; of it what a capture filter takes."""
 
-    def __init__(self, path, file):
+    def __init__(self, path, file, taken=""):
         self.file = file
         self.program = shutil.which("tshark")
         if not self.program:
             raise harness.unittest.SkipTest("tshark is missing (package tshark)")
         with open(file, "wb") as output:
-            self.process = subprocess.Popen(["nsenter", "--net=" + path, self.program, "-n", "-q", "-i", "any", "-w", "-"],
+            self.process = subprocess.Popen(["nsenter", "--net=" + path, self.program, "-n", "-q", "-i", "any", "-w", "-",
+                                             "-f", taken],
                                             stdout=output, stderr=subprocess.DEVNULL)
         wait(lambda: os.path.getsize(file), what="tshark's first bytes: it captures")
 
     @classmethod
-    def in_test(cls, test, path):
+    def in_test(cls, test, path, taken=""):
         """Until the test ends."""
         handle, file = tempfile.mkstemp(suffix=".pcap")
         os.close(handle)
         test.addCleanup(os.unlink, file)
-        wire = cls(path, file)
+        wire = cls(path, file, taken)
         test.addCleanup(wire.close)
         return wire
 
@@ -138,12 +139,16 @@ class Wire:
             self.process.send_signal(signal.SIGINT)
             self.process.wait()
 
-    def fields(self, text, field="frame.number"):
-        """That field of each captured frame that has this text; ends the capture."""
+    def matching(self, expression, field="frame.number"):
+        """That field of each captured frame that this display filter takes; ends the capture."""
         self.close()
-        found = subprocess.run([self.program, "-n", "-r", self.file, "-Y", 'frame contains "%s"' % text, "-T", "fields", "-e",
-                                field], check=True, capture_output=True, text=True)
+        found = subprocess.run([self.program, "-n", "-r", self.file, "-Y", expression, "-T", "fields", "-e", field],
+                               check=True, capture_output=True, text=True)
         return found.stdout.split()
+
+    def fields(self, text, field="frame.number"):
+        """The same of each that has this text."""
+        return self.matching('frame contains "%s"' % text, field)
 
     def frames(self, text):
         """How many of what was captured have this text."""
@@ -233,13 +238,16 @@ class Members:
         cls.daemon = daemon
         cls.addClassCleanup(daemon.close)
         cls.start_in_lab()
-        cls.parent = harness.linux(daemon, name="red", network="cluster", pool=CLONES, tools=False,
-                                   outside=["%s tcp %d" % (OUTSIDE, ALLOWED)])
+        cls.parent = cls.boot_parent(["%s tcp %d" % (OUTSIDE, ALLOWED)])
         cls.parent.shell(SERVE)
 
     @classmethod
     def start_in_lab(cls):
         in_namespace("/proc/%d/ns/net" % cls.lab.host, cls.daemon.start)
+
+    @classmethod
+    def boot_parent(cls, outside):
+        return harness.linux(cls.daemon, name="red", network="cluster", pool=CLONES, tools=False, outside=outside)
 
     def fork(self, parent=None, count=CLONES):
         """Parent and clones."""
@@ -269,6 +277,8 @@ class Members:
         """Each has a MAC, an address and names of its own; all reach each other, by name too; then nothing is left."""
         before = self.lab.leftovers()
         ticket, everyone = self.fork()
+        inodes = {self.words(vm, "stat -c %i /etc/hosts")[0] for vm in everyone}
+        self.assertEqual(len(inodes), 1, "the parent has written it for all, before the fork")
         for number, vm in enumerate(everyone):
             text = vm.shell("ip address show eth0; ip route; cat /etc/hosts; sf address; sf address parent; sf address 2")
             self.assertIn("link/ether 02:5f:0a:4d:00:%02x " % (number + 1), text)
@@ -281,6 +291,17 @@ class Members:
         self.assertEqual([vm["address"] for vm in self.daemon.call("vm.list")["vms"]], [member(n) for n in range(4)])
         self.end(ticket)
         self.assertEqual(self.lab.leftovers(), before, "what is the parent's: a cable, its routes and its table")
+
+    def test_changed_since(self):
+        """What has changed in the parent since its agent prepared a fork: clones have it as it is."""
+        self.end(self.fork(count=1)[0])
+        self.parent.shell("ip route add 203.0.113.0/24 via %s src %s; echo 192.0.2.9 another > /etc/hosts" % (GATEWAY, PARENT))
+        self.addCleanup(self.parent.shell, "ip route del 203.0.113.0/24")
+        clone = self.fork(count=1)[1][1]
+        text = clone.shell("ip route; cat /etc/hosts")
+        self.assertIn("203.0.113.0/24 via %s dev eth0 src %s" % (GATEWAY, member(1)), text)
+        self.assertIn("\n%s sf-1 red-1\n" % member(1), text)
+        self.assertIn("\n192.0.2.9 another\n", text)
 
     def test_outside(self):
         """The policy's port is reached, by NAT, nothing else. A connection of the parent outlives many forks; a clone's

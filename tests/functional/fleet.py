@@ -42,12 +42,12 @@ def need():
 
 
 @contextlib.contextmanager
-def three_hosts():
+def several_hosts(names=NAMES):
     with contextlib.ExitStack() as stack:
         keys = hosts.Keys()
         stack.callback(keys.close)
         found = []
-        for name in NAMES:
+        for name in names:
             keeper = libvirtd.Libvirtd()
             stack.callback(keeper.close)
             keeper.start()
@@ -63,18 +63,7 @@ def three_hosts():
 
 def start_parent(host, start_worker=lambda: None):
     """The domain, which has made its index. start_worker: for an image whose init does not. The image below its disk."""
-    top = host.libvirtd.top
-    base, disk = os.path.join(top, "base.qcow2"), os.path.join(top, NAME + ".qcow2")
-    shutil.copy(harness.image("rootfs.qcow2"), base)
-    subprocess.run([harness.qemu_img(), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, disk], check=True)
-    boot = [shutil.copy(harness.image(file), top) for file in ("vmlinuz", "initrd.img")]
-    with open(harness.image("cmdline")) as file:
-        append = file.read().strip()
-    text = libvirtd.domain_xml(NAME, [(disk, "qcow2", False)], mib=MIB, kernel=boot[0], initrd=boot[1], append=append,
-                               more="<interface type='user'><model type='virtio'/></interface>")
-    path = os.path.join(top, NAME + ".xml")
-    with open(path, "w") as file:
-        file.write(text)
+    base, path = host.libvirtd.write_linux(NAME, mib=MIB, more="<interface type='user'><model type='virtio'/></interface>")
     host.libvirtd.virsh("create", path)
     start_worker()
     port = hosts.free_port()

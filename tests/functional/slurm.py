@@ -17,6 +17,7 @@ CLONE_NEWUTS = 0x04000000
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 CONTROL_PORT, NODE_PORT = 6817, 6818    # in namespaces of their own
 MEMORY = 4096                           # MiB that each node is said to have
+PARTITION, FEATURE = "all", "clones"    # the one that there is; what all nodes have
 MESSAGE_TIMEOUT = int(4 * max(harness.SCALE, 1))    # seconds that a command asks for a controller that is not there
 CGROUPLESS = (23, 2)            # the first version that can be told to leave cgroups alone
 
@@ -42,7 +43,7 @@ ReturnToService=2
 KillWait=1
 MessageTimeout={message_timeout}
 {nodes}
-PartitionName=all Nodes={names} Default=YES MaxTime=INFINITE State=UP
+PartitionName={partition} Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -74,14 +75,14 @@ class Slurm:
             raise
 
     def configure(self):
-        lines = ["NodeName=%s NodeAddr=%s CPUs=%d RealMemory=%d State=UNKNOWN" %
-                 (name, self.link.ends[name][1], cpus, MEMORY) for name, cpus in self.nodes.items()]
+        lines = ["NodeName=%s NodeAddr=%s CPUs=%d RealMemory=%d Feature=%s State=UNKNOWN" %
+                 (name, self.link.ends[name][1], cpus, MEMORY, FEATURE) for name, cpus in self.nodes.items()]
         os.mkdir(os.path.join(self.top, "state"))
         with open(self.conf, "w") as file:
             file.write(CONF.format(control=self.control, address=self.link.ends[self.control][1], top=self.top,
                                    control_port=CONTROL_PORT, node_port=NODE_PORT, logs=harness.logs(),
                                    message_timeout=MESSAGE_TIMEOUT, nodes="\n".join(lines),
-                                   names=",".join(self.nodes)))
+                                   names=",".join(self.nodes), partition=PARTITION))
         if self.version >= CGROUPLESS:
             with open(os.path.join(self.top, "cgroup.conf"), "w") as file:
                 file.write("CgroupPlugin=disabled\n")

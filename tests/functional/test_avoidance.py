@@ -46,7 +46,7 @@ class Avoidance(harness.Case):
         probe("fill m %d" % number)
         full = self.usage(self.parent.name)[kind]
         probe("close m")
-        harness.wait(lambda: self.usage(self.parent.name)[kind] < full - USED * MIB // 2, harness.LONG,
+        harness.wait(lambda: self.usage(self.parent.name)[kind] < full - USED * MIB * (1 - FEW / 2), harness.LONG,
                      "free pages to be reported")
 
     def fork(self, avoid):

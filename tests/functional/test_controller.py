@@ -34,7 +34,7 @@ class Controller(unittest.TestCase):
 
     def test_spike(self):
         """The fleet grows to all hosts, all workers serve, then it shrinks; hosts have nothing left but the parent."""
-        with fleet.three_hosts() as hosts:
+        with fleet.several_hosts() as hosts:
             fleet.start_parent(hosts[0], lambda: self.start_worker(hosts[0]))
             capacity = fleet.scale_up(hosts, SIZE, SPIKE_SECONDS)
             self.assertEqual((capacity["size"], capacity["hosts"]), (SIZE, list(fleet.NAMES)))

@@ -50,6 +50,15 @@ for (["fd5f::66", "forged six"], ["", "honest six"]) { my ($from, $text) = @$_;
   !$from or bind S, pack_sockaddr_in6(0, inet_pton(AF_INET6, $from)) or die "bind: $!";
   send S, $text, 0, pack_sockaddr_in6(9, inet_pton(AF_INET6, "ff02::1"), $n) or die "send: $!" }'"""
 
+# Boots the guest's kernel anew, without firmware: kexec_file_load(2), reboot(2).
+KEXEC = r"""perl -e '
+open K, glob "/boot/vmlinuz-*" or die; open I, glob "/boot/initrd.img-*" or die; open C, "/proc/cmdline"; $c = <C>; chomp $c;
+syscall(320, fileno K, fileno I, 1 + length $c, $c, 0) == 0 or die "kexec_file_load: $!";
+syscall(169, 0xfee1dead, 672274793, 0x45584543, 0); die "reboot: $!"'"""
+
+# Until the agent has been told of the identity, or for a minute.
+TOLD = "for i in $(seq 120); do grep -q SF_ID=%d /run/snowflock/clone && break; sleep 0.5; done 2> /dev/null"
+
 
 @unittest.skipUnless(os.geteuid() == 0, "cluster networks need root")
 class Network(Members, harness.Case):
@@ -122,6 +131,20 @@ class Network(Members, harness.Case):
         self.assertEqual(len(capture.devices(b"forged six")), 1, "from another address: at its sender's tap alone")
         self.all_reach_all(everyone)
         self.assertEqual(self.own.heard(), "", "who has reached the host itself")
+
+    def test_boots_anew(self):
+        """A clone whose guest boots once more has MAC, address and name of its own again; its NIC had the parent's."""
+        clone = self.fork(count=1)[1][1]
+        clone.begin(KEXEC)
+        clone.start_shell()
+        text = clone.shell(TOLD % 1 + "; ip address show eth0; ip route; hostname; cat /etc/hosts", timeout=2 * harness.LONG)
+        self.assertIn("link/ether 02:5f:0a:4d:00:02 ", text)
+        self.assertEqual(re.findall(r"inet (\S+)/", text), [member(1)])
+        self.assertIn("default via %s dev eth0" % GATEWAY, text)
+        self.assertIn("\nred-1\n", text)
+        self.assertIn("\n%s sf-1 red-1\n" % member(1), text)
+        clone.shell(SERVE)
+        self.all_reach_all([self.parent, clone])
 
     def test_zz_nothing_left(self):
         """The last VM ends: no device, table, route or namespace of the cluster is left."""

@@ -66,6 +66,11 @@ class NetworkHosts(harness.Case):
         for vm, own in everyone:
             self.assertEqual(re.findall(r"(\S+) (\S+) hello", vm.finish()), [(address, own) for _, address in everyone])
 
+    def capture(self, *arguments, **keywords):
+        wire = Capture(*arguments, **keywords)
+        self.addCleanup(wire.close)
+        return wire
+
     def leftovers(self, name):
         text = self.link.run(name, "sh", "-c", "ip -brief link; nft list tables")
         return re.findall(r".*\bsf[nx].*", text.stdout)
@@ -79,8 +84,7 @@ class NetworkHosts(harness.Case):
         """Members reach each other over two and three hosts, and what the policy allows by the parent's host alone."""
         here, = self.fork("a")
         there = self.fork("b", "c")
-        wire = Capture("/run/netns/" + self.link.switch, udp_only=True)
-        self.addCleanup(wire.close)
+        wire = self.capture("/run/netns/" + self.link.switch, udp_only=True)
         everyone = [(self.parent, PARENT), (here, member(1)), (there[0], member(2)), (there[1], member(3))]
         self.all_reach_all(everyone)
         self.assertIn(member(3), there[0].shell(ASK % ("sf-2", "hello")))
@@ -104,25 +108,27 @@ class NetworkHosts(harness.Case):
         self.addCleanup(blue.stop)
         self.addCleanup(self.daemon.end_tickets)
         blue.shell(SERVE)
+        between = Wire.in_test(self, "/run/netns/" + self.link.switch, "udp")     # clones' memory comes by TCP
         reds = [self.parent] + self.fork("b")
         there = set(namespaces(self.hosts["b"]))
         blues = [blue] + self.fork("b", parent=blue)
         wires = {}
         for host, old in ((self.daemon, before), (self.hosts["b"], there)):
             for inode, path in namespaces(host).items():
-                wires[host.name, "red" if inode in old else "blue"] = Wire.in_test(self, path)
+                wires[host.name, "red" if inode in old else "blue"] = self.capture(path)
         self.assertEqual(len(wires), 4)
-        between = Wire.in_test(self, "/run/netns/" + self.link.switch)
         for colour, (parent, clone) in (("red", reds), ("blue", blues)):
             self.assertIn("mark-of-" + colour, clone.shell(ASK % (PARENT, "mark-of-" + colour)))
             self.assertIn("mark-of-" + colour, parent.shell(ASK % (member(1), "mark-of-" + colour)))
         numbers = {colour: set(between.fields("mark-of-" + colour, "vxlan.vni")) for colour in ("red", "blue")}
         self.assertEqual([len(each) for each in numbers.values()], [1, 1], numbers)
         self.assertNotEqual(numbers["red"], numbers["blue"])
+        self.assertEqual(set(between.matching("arp.isannouncement && arp.src.proto_ipv4 == %s" % member(1), "vxlan.vni")),
+                         numbers["red"] | numbers["blue"], "where a clone is, its host tells the others")
         for (host, colour), wire in wires.items():
             other = "blue" if colour == "red" else "red"
-            self.assertGreater(wire.frames("mark-of-" + colour), 0, "%s on %s" % (colour, host))
-            self.assertEqual(wire.frames("mark-of-" + other), 0, "%s on %s" % (colour, host))
+            self.assertTrue(wire.devices(b"mark-of-" + colour.encode()), "%s on %s" % (colour, host))
+            self.assertFalse(wire.devices(b"mark-of-" + other.encode()), "%s on %s" % (colour, host))
 
     def test_restarts(self):
         """sfvmmds of both ends are killed: members go on, and the next ones fork into the network. A clone elsewhere forks

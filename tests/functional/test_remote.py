@@ -565,10 +565,6 @@ class Cut(Remote):
         cls.addClassCleanup(cls.link.close)
         super().setUpClass()
 
-    def down(self):
-        harness.wait(lambda: [h for h in self.a.call("host.list")["hosts"] if h["name"] == "b"][0]["state"] == "down",
-                     harness.LONG, "word that host b is down")
-
     def test_in_the_middle_of_pages(self):
         self.at("b")
         self.probe("open m mem 60")
@@ -578,7 +574,7 @@ class Cut(Remote):
         probes[1].send("verify m 1")
         self.addCleanup(self.link.set, "up")
         self.link.set("down")
-        self.down()                                         # nothing was heard for some 10 s
+        self.a.wait_state("b", "down")                      # nothing was heard for some 10 s
         self.link.set("up")
         probes[1].reply()
         self.a.wait_up("b")
@@ -593,7 +589,7 @@ class Cut(Remote):
         self.a.call("complete", ticket=state["ticket"], timeout_ms=int(harness.LONG * 1000))
         self.addCleanup(self.link.set, "up")
         self.link.set("down")
-        self.down()
+        self.a.wait_state("b", "down")
         probes[1].send("exit 3 200000 4")
         harness.wait(lambda: not harness.alive(probes[1].vm.pid), what="the end of clone 1")
         self.link.set("up")
@@ -619,13 +615,11 @@ class Refusal(Remote):
         os.chmod(path, 0o755)
         host.qemu_path = path
         self.addCleanup(self.own_qemu, host)
-        host.restart()
-        self.a.wait_up(host.name)
+        host.restart_before(self.a)
 
     def own_qemu(self, host):
         host.qemu_path = None
-        host.restart()
-        self.a.wait_up(host.name)
+        host.restart_before(self.a)
 
     def test_other_version(self):
         self.other_qemu(self.b, 's/"micro": *[0-9]*/"micro": 99/')

@@ -130,8 +130,7 @@ class Disks(test_remote.Remote):
         for host in (self.a, self.b):
             self.kill_server(host)
         probes[1]("verify d 1")
-        self.b.restart(signal.SIGKILL)
-        self.a.wait_up("b")
+        self.b.restart_before(self.a, signal.SIGKILL)
         self.kill_server(self.b)
         probes[1]("verify d 1")
         self.finish(probes)

@@ -24,8 +24,7 @@ class Levels:
         """A clone on `host` forks itself to another one. The TICKET there, and its clone's probe."""
         self.hosts[to].call("host.drain", name=to, drain=False)     # it may have said that it takes nothing new
         self.send_forks(host, to)
-        harness.wait(lambda: [h for h in self.hosts[host].call("host.list")["hosts"] if h["name"] == to][0]["state"] ==
-                     "up", what="host %s that takes clones, seen from %s" % (to, host))
+        self.hosts[host].wait_up(to)
         self.assertEqual(probe("ticket %d 1" % slot)["granted"], "1")
         self.assertEqual(probe("clone %d" % slot)["id"], "0")
         ticket = [t for t in self.hosts[host].call("ticket.list")["tickets"] if t["vm"] == probe.vm.name][-1]

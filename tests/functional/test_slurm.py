@@ -14,6 +14,7 @@ import tiny
 CPUS = {"a": 2, "b": 4}
 ALL = sum(CPUS.values())
 MINUTES = 7                     # time limit of the jobs
+ACCOUNT = "research"            # without a database of accounts Slurm takes any
 
 
 class Slurm(harness.Case):
@@ -27,7 +28,9 @@ class Slurm(harness.Case):
         cls.slurm = slurm.Slurm(cls.link, CPUS)
         cls.addClassCleanup(cls.slurm.close)
         cls.hosts = hosts.cluster(cls, CPUS, link=cls.link, **{"resource-manager": "slurm"},
-                                  groups={"slurm": {"conf": cls.slurm.conf, "minutes": MINUTES, "poll-seconds": 1}})
+                                  groups={"slurm": {"conf": cls.slurm.conf, "minutes": MINUTES, "poll-seconds": 1,
+                                                    "account": ACCOUNT, "partition": slurm.PARTITION,
+                                                    "constraint": slurm.FEATURE}})
         cls.daemon = cls.hosts["a"]
         cls.vm = tiny.start(cls.daemon, pool=1)
 
@@ -71,13 +74,17 @@ class Slurm(harness.Case):
         return made
 
     def test_ticket_is_a_job(self):
-        """Slots on both hosts are CPUs of one job with a time limit, which ends with the ticket: by join, by kill."""
+        """Slots on both hosts are CPUs of one job with a time limit, as it was configured, which ends with the ticket: by
+        join, by kill."""
         self.assertEqual(self.daemon.call("host.list")["resource_manager"], "slurm")
         ticket = self.request(5)
         self.assertEqual(ticket["granted"], 5)
         self.assertEqual(self.job(ticket), self.places(ticket))
         self.assertGreater(len(self.places(ticket)), 1)
-        self.assertIn("TimeLimit=00:%02d:00" % MINUTES, self.slurm.run("scontrol", "show", "job", ticket["allocation"]))
+        said = self.slurm.run("scontrol", "show", "job", ticket["allocation"])
+        for text in ("TimeLimit=00:%02d:00" % MINUTES, "Account=" + ACCOUNT, "Partition=" + slurm.PARTITION,
+                     "Features=" + slurm.FEATURE):
+            self.assertIn(text, said)
         self.clone(ticket)
         self.assertEqual(self.job(ticket), self.places(ticket))
         self.assertEqual(self.daemon.end_ticket(ticket["ticket"])["state"], "done")
@@ -163,7 +170,7 @@ class Slurm(harness.Case):
 
     def test_wrong_configuration(self):
         self.addCleanup(self.daemon.restart)
-        self.addCleanup(self.daemon.groups["slurm"].pop, "partition")
+        self.addCleanup(self.daemon.groups["slurm"].update, partition=slurm.PARTITION)
         self.daemon.groups["slurm"]["partition"] = "nowhere"
         self.daemon.restart()
         self.error("scheduler", "ticket.request", "Invalid partition", vm=self.vm.name, count=1)

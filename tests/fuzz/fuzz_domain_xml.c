@@ -13,13 +13,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const SfDomainLineage lineage = { .role = "shell", .owner = "/run", .vm = "vm" };
     g_autofree char *text = g_strndup((const char *)data, size);
     g_autoptr(SfDomainXml) domain = sf_domain_xml_parse(text, NULL);
+    guint32 address = domain ? domain->address : 0;
     g_autofree char *owner = sf_domain_lineage_owner(text);
-    g_autofree char *fixed = sf_domain_xml_fix(text, "/qemu", NULL);
-    g_autofree char *portable = sf_domain_portable(text, NULL);
+    g_autofree char *fixed = sf_domain_xml_fix(text, "/qemu", NULL, NULL);
+    g_autofree char *portable = sf_domain_portable(text, address, NULL);
 
-    (void)sf_domain_portable_check(text, 0, 0, 0, "tcg", NULL);
+    (void)sf_domain_portable_check(text, address, 0, 0, 0, "tcg", NULL);
     if (portable) { /* the form is its own form */
-        g_autofree char *again = sf_domain_portable(portable, NULL);
+        g_autofree char *again = sf_domain_portable(portable, address, NULL);
         g_assert_cmpstr(portable, ==, again);
     }
     if (domain) {
@@ -31,7 +32,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 g_ptr_array_add(overlays, (char *)"/overlay");
             }
         }
-        shell = sf_domain_xml_shell(text, "sf-vm-1", domain->uuid, &lineage, "/qemu", overlays, NULL);
+        shell = sf_domain_xml_shell(
+            &(SfDomainShell){ text, "sf-vm-1", domain->uuid, &lineage, "/qemu", overlays, address }, NULL);
     }
     return 0;
 }

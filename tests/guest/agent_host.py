@@ -20,7 +20,7 @@ BOUND = 60  # seconds that anything may take before a test gives up
 
 HELLO, IDENTITY, NETWORK, LINK = 1, 2, 3, 4
 TICKET, CLONE, SYNC, EXIT, JOIN, FETCH, KILL, RELEASE, SELF = 16, 17, 18, 19, 20, 21, 22, 23, 32
-CHECKPOINT, CREATE, FORGET = 24, 25, 26
+CHECKPOINT, CREATE, FORGET, WHO = 24, 25, 26, 27
 REPLY, ERROR = 0x80, 0xff
 MAX_CHUNK = 32768
 TEXT, NAME, SEED = 256, 64, 64
@@ -73,6 +73,13 @@ def unframe(data):
     if version != 1 or zero != 0 or length != len(message) - 12:
         raise ValueError('bad header')
     return kind, request, message[12:]
+
+
+def is_who(data):
+    try:
+        return unframe(data)[0] == WHO
+    except (ValueError, IndexError, struct.error):
+        return False
 
 
 def hello(nonce, request=1):
@@ -148,18 +155,22 @@ class Host:
         data, self.pending = self.pending.split(b'\0', 1)
         return data
 
-    def receive(self):
-        """The next message: kind, request, payload."""
+    def receive(self, who=False):
+        """The next message: kind, request, payload. WHO, which each new agent asks at some time, only if it is wanted."""
         while True:
             data = self.raw()
-            if data:
+            if data and (who or not is_who(data)):
                 return unframe(data)
 
     def silent(self, wait=0):
         """True if nothing more of the agent is there; ask after a round trip."""
-        while self.pending.startswith(b'\0'):
-            self.pending = self.pending[1:]
-        return not self.pending and not select.select([self.connection], [], [], wait)[0]
+        while select.select([self.connection], [], [], wait)[0]:
+            data = self.connection.recv(65536)
+            if not data:
+                return False
+            self.pending += data
+        self.pending = b'\0'.join(each for each in self.pending.split(b'\0') if not is_who(each))
+        return not self.pending.strip(b'\0')
 
     def greet(self):
         """A new nonce, as after a (re)connection."""

@@ -371,6 +371,59 @@ static void test_late_commit(Fixture *f, gconstpointer data)
     g_assert_cmpint(g_rmdir(directory), ==, 0);
 }
 
+static char *content_of(const char *path, gsize *length)
+{
+    char *content = NULL;
+
+    g_assert_true(g_file_get_contents(path, &content, length, NULL));
+    return content;
+}
+
+/* A cloud image: what the VM wrote gets into its own image, the base below it is others' too. */
+static void test_late_commit_over_base(Fixture *f, gconstpointer data)
+{
+    g_autofree char *directory = path_of(f, "late");
+    g_autofree char *base = path_of(f, "base");
+    g_autofree char *image = path_of(f, "image");
+    g_autofree char *result = path_of(f, "result");
+    g_autofree char *template = path_of(f, "template");
+    g_autofree char *before = g_strnfill(DISK_SIZE, 'b');
+    g_autoptr(GError) error = NULL;
+    gsize length;
+
+    if (skip_without_qemu_img(f)) {
+        return;
+    }
+    g_assert_true(g_file_set_contents(base, before, DISK_SIZE, NULL));
+    run((const char *[]){ f->qemu_img, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, image, NULL });
+    g_assert_true(sf_disk_template_create(f->qemu_img, template, DISK_SIZE, NULL));
+    SfDiskChain *chain = sf_disk_chain_new("disk0", DISK_SIZE, FALSE);
+    g_ptr_array_add(chain->layers, sf_disk_layer_new(base, "raw", FALSE));
+    g_ptr_array_add(chain->layers, sf_disk_layer_new(image, "qcow2", FALSE));
+    g_ptr_array_add(chain->layers, overlay_new(f, template, "overlay", CLUSTER, 'w'));
+
+    g_assert_false(sf_disk_commit_offline(f->qemu_img, chain, &error));
+    g_assert_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT);
+    SfLateCommits *commits = sf_late_commits_new(directory, f->qemu_img);
+    SfDiskChain *unwritten = sf_disk_chain_copy(chain);
+    g_ptr_array_set_size(unwritten->layers, 2);
+    sf_late_commits_add(commits, "other", unwritten); /* nothing to do */
+    g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 0);
+    sf_late_commits_add(commits, "web", chain);
+    g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
+    g_assert_null(sf_late_commits_owner(commits, base));
+    wait_for_commits(commits);
+    sf_late_commits_free(commits);
+    g_assert_cmpint(g_rmdir(directory), ==, 0);
+
+    g_autofree char *after = content_of(base, &length);
+    g_assert_cmpmem(before, DISK_SIZE, after, length);
+    run((const char *[]){ f->qemu_img, "convert", "-f", "qcow2", "-O", "raw", image, result, NULL });
+    g_autofree char *content = content_of(result, &length);
+    g_assert_cmpint(content[0], ==, 'w');
+    g_assert_cmpint(content[CLUSTER], ==, 'b');
+}
+
 static void test_commit(Fixture *f, gconstpointer data)
 {
     if (!skip_without_qemu_img(f)) {
@@ -388,6 +441,7 @@ int main(int argc, char **argv)
     g_test_add("/disk/overlay", Fixture, NULL, set_up, test_overlay, tear_down);
     g_test_add("/disk/probe", Fixture, NULL, set_up, test_probe, tear_down);
     g_test_add("/disk/late-commit", Fixture, NULL, set_up, test_late_commit, tear_down);
+    g_test_add("/disk/late-commit-over-base", Fixture, NULL, set_up, test_late_commit_over_base, tear_down);
     g_test_add("/disk/commit", Fixture, NULL, set_up, test_commit, tear_down);
     return g_test_run();
 }

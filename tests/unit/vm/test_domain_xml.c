@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "libsf/wire/guest_protocol.h"
+#include "sfvmm/vm/domain_network.h"
 #include "sfvmm/vm/domain_portable.h"
 #include "sfvmm/vm/domain_xml.h"
+#include "sfvmm/vm/vm_config.h"
 
 #define QEMU "/opt/snowflock/qemu"
 
@@ -149,8 +151,8 @@ static void test_memory(void)
 static void test_fix(void)
 {
     g_autofree char *text = domain_text("", "<emulator>/usr/bin/kvm</emulator>");
-    g_autofree char *fixed = sf_domain_xml_fix(text, QEMU, NULL);
-    g_autofree char *again = sf_domain_xml_fix(fixed, QEMU, NULL);
+    g_autofree char *fixed = sf_domain_xml_fix(text, QEMU, NULL, NULL);
+    g_autofree char *again = sf_domain_xml_fix(fixed, QEMU, NULL, NULL);
     g_autoptr(SfDomainXml) domain = sf_domain_xml_parse(fixed, NULL);
     g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(domain, QEMU);
 
@@ -171,6 +173,7 @@ static void test_shell(void)
     g_autoptr(GPtrArray) overlays = g_ptr_array_new();
     g_autofree char *template = domain_text(FORKABLE, DEVICES);
     g_autofree char *uuid = g_uuid_string_random();
+    const SfDomainShell here = { template, "sf-web-1", uuid, &lineage, "/other/qemu", overlays, 0 };
     g_autofree char *text = NULL;
     g_autofree char *metadata = sf_domain_lineage_format(&lineage);
     g_autofree char *owner = sf_domain_lineage_owner(metadata);
@@ -178,10 +181,10 @@ static void test_shell(void)
     g_autoptr(GError) error = NULL;
 
     g_assert_cmpstr(owner, ==, lineage.owner);
-    g_assert_null(sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, QEMU, overlays, &error)); /* too few */
+    g_assert_null(sf_domain_xml_shell(&here, &error)); /* too few */
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA);
     g_ptr_array_add(overlays, (char *)"/overlay/1");
-    text = sf_domain_xml_shell(template, "sf-web-1", uuid, &lineage, "/other/qemu", overlays, NULL);
+    text = sf_domain_xml_shell(&here, NULL);
     for (guint i = 0; i < G_N_ELEMENTS(gone); i++) {
         g_assert_null(strstr(text, gone[i]));
     }
@@ -215,8 +218,8 @@ static void test_portable(void)
     };
     g_autofree char *text = domain_text(FORKABLE, PORTABLE);
     g_autoptr(GError) error = NULL;
-    g_autofree char *form = sf_domain_portable(text, &error);
-    g_autofree char *again = form ? sf_domain_portable(form, &error) : NULL;
+    g_autofree char *form = sf_domain_portable(text, 0, &error);
+    g_autofree char *again = form ? sf_domain_portable(form, 0, &error) : NULL;
     g_autoptr(GString) elsewhere = g_string_new(text);
     g_autofree char *same = NULL;
 
@@ -227,15 +230,15 @@ static void test_portable(void)
     }
     g_string_replace(elsewhere, QEMU, "/usr/bin/other", 0);
     g_string_replace(elsewhere, "/srv/", "/images/", 0);
-    same = sf_domain_portable(elsewhere->str, NULL);
+    same = sf_domain_portable(elsewhere->str, 0, NULL);
     g_assert_cmpstr(form, ==, same);
-    g_assert_true(sf_domain_portable_check(form, 512u << 20, 2, 1, "kvm", &error));
+    g_assert_true(sf_domain_portable_check(form, 0, 512u << 20, 2, 1, "kvm", &error));
     g_assert_no_error(error);
-    g_assert_false(sf_domain_portable_check(text, 512u << 20, 2, 1, "kvm", NULL)); /* not in the form */
-    g_assert_false(sf_domain_portable_check(form, 256u << 20, 2, 1, "kvm", NULL)); /* more than its place is for */
-    g_assert_false(sf_domain_portable_check(form, 512u << 20, 1, 1, "kvm", NULL));
-    g_assert_false(sf_domain_portable_check(form, 512u << 20, 2, 2, "kvm", NULL));
-    g_assert_false(sf_domain_portable_check(form, 512u << 20, 2, 1, "tcg", NULL));
+    g_assert_false(sf_domain_portable_check(text, 0, 512u << 20, 2, 1, "kvm", NULL)); /* not in the form */
+    g_assert_false(sf_domain_portable_check(form, 0, 256u << 20, 2, 1, "kvm", NULL)); /* more than its place is for */
+    g_assert_false(sf_domain_portable_check(form, 0, 512u << 20, 1, 1, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, 0, 512u << 20, 2, 2, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, 0, 512u << 20, 2, 1, "tcg", NULL));
 }
 
 /* What another host can't have, or must not do for a peer. */
@@ -253,6 +256,7 @@ static void test_not_portable(void)
     };
     static const char *const devices[] = {
         "<interface type='bridge'><source bridge='br0'/></interface>",
+        "<interface type='ethernet'><mac address='02:5f:0a:4d:00:01'/></interface>",
         "<interface type='user'><backend type='passt' logFile='/tmp/x'/></interface>",
         "<interface type='user'><script path='/tmp/x'/></interface>",
         "<serial type='tcp'><source mode='connect' host='10.0.0.1' service='1'/></serial>",
@@ -282,10 +286,109 @@ static void test_not_portable(void)
         g_autoptr(GError) error = NULL;
 
         g_test_message("%s", i < G_N_ELEMENTS(inside) ? inside[i] : devices[device]);
-        form = sf_domain_portable(text, &error);
+        form = sf_domain_portable(text, 0, &error);
         g_assert_null(form);
         g_assert_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED);
     }
+}
+
+#define ADDRESS 0x0a4d0001u /* the default, 10.77.0.1 */
+#define MAC     "02:5f:0a:4d:00:01"
+
+static JsonObject *network_of(const char *address, const char *rule)
+{
+    g_autoptr(JsonObject) network = json_object_new();
+    JsonArray *outside = json_array_new();
+
+    json_object_set_string_member(network, "network", "cluster");
+    json_object_set_string_member(network, "address", address);
+    json_array_add_string_element(outside, rule);
+    json_object_set_array_member(network, "outside", outside);
+    return sf_vm_config_network_check(network, NULL, NULL);
+}
+
+/* A domain that is to be in a cluster gets the words and the NIC; what it says is read again as it was said. */
+static void test_network(void)
+{
+    g_autoptr(JsonObject) network = network_of("10.77.0.1/16", "192.0.2.0/24 tcp 80,443");
+    g_autoptr(JsonObject) other = network_of("10.77.0.9/24", "192.0.2.7 icmp");
+    g_autofree char *text = domain_text(FORKABLE, DEVICES);
+    g_autofree char *fixed = sf_domain_xml_fix(text, QEMU, network, NULL);
+    g_autofree char *again = sf_domain_xml_fix(fixed, QEMU, NULL, NULL);
+    g_autofree char *element = sf_domain_network_format(network);
+    g_autofree char *target = NULL, *alias = NULL, *said = NULL;
+    g_autoptr(SfDomainXml) before = sf_domain_xml_parse_in(text, network, NULL);
+    g_autoptr(SfDomainXml) domain = sf_domain_xml_parse(fixed, NULL);
+    g_autoptr(SfDomainXml) moved = sf_domain_xml_parse_in(fixed, other, NULL);
+    g_autoptr(GPtrArray) lacks = sf_domain_xml_lacks(before, QEMU);
+    g_autoptr(GPtrArray) none = sf_domain_xml_lacks(domain, QEMU);
+
+    g_assert_cmpuint(lacks->len, ==, 2);
+    g_assert_false(sf_domain_lacks_forkable(lacks));
+    g_assert_cmpuint(none->len, ==, 0);
+    g_assert_cmpstr(fixed, ==, again);
+    g_assert_cmpuint(domain->address, ==, ADDRESS);
+    said = sf_domain_network_format(domain->network);
+    g_assert_cmpstr(said, ==, element);
+    g_assert_true(moved->network_unsaid && moved->nic_fault);
+    g_assert_false(sf_domain_nic_names(fixed, ADDRESS, &target, &alias, NULL)); /* it does not run */
+}
+
+static void test_network_bad(void)
+{
+    static const char *const said[] = { "address='10.77.0.0/16'", "address='host'", "address='10.77.0.1/31'" };
+    static const char *const nics[] = {
+        "",
+        "<model type='e1000'/><driver name='qemu'/><mtu size='1450'/>",
+        "<model type='virtio'/><mtu size='1450'/>",
+        "<model type='virtio'/><driver name='vhost'/><mtu size='1450'/>",
+        "<model type='virtio'/><driver name='qemu'/>",
+        "<model type='virtio'/><driver name='qemu'/><mtu size='1450'/><script path='/tmp/x'/>",
+        "<model type='virtio'/><driver name='qemu'/><mtu size='1450'/><filterref filter='clean-traffic'/>",
+        "<model type='virtio'/><driver name='qemu'/><mtu size='1450'/><target dev='tap0' managed='no'/>",
+    };
+
+    for (guint i = 0; i < G_N_ELEMENTS(said) + G_N_ELEMENTS(nics); i++) {
+        gboolean of_nic = i >= G_N_ELEMENTS(said);
+        g_autofree char *metadata = g_strdup_printf(
+            FORKABLE "<metadata><network xmlns='" SF_DOMAIN_NETWORK_URI "' %s/></metadata>", of_nic ? "" : said[i]);
+        g_autofree char *devices =
+            g_strdup_printf(DEVICES "<interface type='ethernet'><mac address='" MAC "'/>%s</interface>",
+                            of_nic ? nics[i - G_N_ELEMENTS(said)] : "");
+        g_autoptr(SfDomainXml) domain = parse(metadata, devices);
+
+        g_assert_true(of_nic ? domain->nic_fault != NULL : domain->unsupported != NULL);
+    }
+}
+
+#define NIC                                                                                                            \
+    "<interface type='ethernet'><mac address='" MAC "'/><target dev='vnet7'/><model type='virtio'/>"                   \
+    "<driver name='qemu'/><mtu size='1450'/><alias name='net1'/></interface>"
+
+/* The NIC keeps its MAC and has a link, in a shell and in the form for other hosts; that is taken in its cluster alone.
+ */
+static void test_network_shell(void)
+{
+    const SfDomainLineage lineage = { .role = "shell", .owner = "/run", .vm = "web-shell-1" };
+    g_autoptr(GPtrArray) overlays = g_ptr_array_new();
+    g_autofree char *template = domain_text(FORKABLE, PORTABLE NIC);
+    const SfDomainShell shell = { template, "sf-web-1", UUID, &lineage, QEMU, overlays, ADDRESS };
+    g_autofree char *text = NULL, *form = NULL, *target = NULL, *alias = NULL;
+
+    g_ptr_array_add(overlays, (char *)"/overlay/1");
+    g_assert_true(sf_domain_nic_names(template, ADDRESS, &target, &alias, NULL));
+    g_assert_cmpstr(target, ==, "vnet7");
+    g_assert_cmpstr(alias, ==, "net1");
+    text = sf_domain_xml_shell(&shell, NULL);
+    g_assert_nonnull(strstr(text, MAC));
+    g_assert_null(strstr(text, "vnet7"));
+    g_assert_null(strstr(text, "state=\"down\""));
+    form = sf_domain_portable(template, ADDRESS, NULL);
+    g_assert_nonnull(strstr(form, MAC));
+    g_assert_null(strstr(form, "vnet7"));
+    g_assert_true(sf_domain_portable_check(form, ADDRESS, 512u << 20, 2, 1, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, ADDRESS + 1, 512u << 20, 2, 1, "kvm", NULL));
+    g_assert_false(sf_domain_portable_check(form, 0, 512u << 20, 2, 1, "kvm", NULL));
 }
 
 int main(int argc, char **argv)
@@ -298,6 +401,9 @@ int main(int argc, char **argv)
     g_test_add_func("/domain_xml/fix", test_fix);
     g_test_add_func("/domain_xml/shell", test_shell);
     g_test_add_func("/domain_xml/portable", test_portable);
+    g_test_add_func("/domain_xml/network", test_network);
+    g_test_add_func("/domain_xml/network_bad", test_network_bad);
+    g_test_add_func("/domain_xml/network_shell", test_network_shell);
     g_test_add_func("/domain_xml/not_portable", test_not_portable);
     return g_test_run();
 }
