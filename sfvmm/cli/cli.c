@@ -74,6 +74,26 @@ int sf_ctl_usage(const char *command, const char *format, ...)
     return SF_CTL_USAGE;
 }
 
+gboolean sf_ctl_is_local(SfCtl *ctl, const char *what)
+{
+    if (!sf_client_is_remote(ctl->client)) {
+        return TRUE;
+    }
+    sf_ctl_fail(ctl, "run it on that host, by ssh perhaps",
+                "%s: it uses files of the host of sfvmmd, and %s is another", what, sf_client_socket(ctl->client));
+    return FALSE;
+}
+
+gint64 sf_ctl_now_ns(SfCtl *ctl)
+{
+    if (!ctl->clock_known && sf_client_is_remote(ctl->client)) {
+        g_autoptr(JsonObject) status = sf_client_call(ctl->client, "daemon.status", NULL, SF_CTL_SOON_MS, NULL);
+        ctl->clock_ahead = status ? sf_ctl_int(status, "monotonic") - g_get_monotonic_time() * 1000 : 0;
+    }
+    ctl->clock_known = TRUE;
+    return g_get_monotonic_time() * 1000 + ctl->clock_ahead;
+}
+
 int sf_ctl_fail_call(SfCtl *ctl, const GError *error)
 {
     const char *code = sf_client_error_code(ctl->client);

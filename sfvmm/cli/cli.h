@@ -27,6 +27,8 @@ typedef struct {
     gboolean color;           /* for stdout */
     gboolean unicode;         /* the terminal's character set is UTF-8 */
     guint width;              /* columns of stdout's terminal, 0: not a terminal */
+    gboolean clock_known;
+    gint64 clock_ahead; /* ns that CLOCK_MONOTONIC of sfvmmd's host is ahead of ours, once known */
 } SfCtl;
 
 typedef struct {
@@ -64,6 +66,15 @@ extern const GOptionEntry sf_ctl_timeline_options[];
 /* `sfctl: MESSAGE` and, when there is one, a line with the hint. Return SF_CTL_ERROR or SF_CTL_USAGE. */
 int sf_ctl_fail(SfCtl *ctl, const char *hint, const char *format, ...) G_GNUC_PRINTF(3, 4);
 int sf_ctl_usage(const char *command, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/*
+ * TRUE: sfvmmd is on this machine. Else says that the command `what` uses files of its host, which are not here, and
+ * must be given there.
+ */
+gboolean sf_ctl_is_local(SfCtl *ctl, const char *what);
+
+/* CLOCK_MONOTONIC of sfvmmd's host now, ns; it is asked for the first time, when it is another. */
+gint64 sf_ctl_now_ns(SfCtl *ctl);
 
 /* Prints what a call returned as error: message and hint; with --json an object on stdout too. Returns SF_CTL_ERROR. */
 int sf_ctl_fail_call(SfCtl *ctl, const GError *error);

@@ -28,7 +28,7 @@ static const GOptionEntry pki_options[] = {
       "DIR" },
     { "address", 'a', 0, G_OPTION_ARG_STRING_ARRAY, &option_addresses,
       "host: an address or DNS name of it; may be repeated", "ADDRESS" },
-    { "days", 0, 0, G_OPTION_ARG_STRING, &option_days, "Validity; default 3650 for a CA, 730 for a host", "N" },
+    { "days", 0, 0, G_OPTION_ARG_STRING, &option_days, "Validity; default 3650 for a CA, 730 for others", "N" },
     { "rsa", 0, 0, G_OPTION_ARG_NONE, &option_rsa, "RSA 3072 instead of ECDSA P-256", NULL },
     { "force", 'f', 0, G_OPTION_ARG_NONE, &option_force, "Replace what is there", NULL },
     { NULL },
@@ -241,6 +241,29 @@ static int pki_host(SfCtl *ctl, const char *directory, const char *name, const S
     return SF_CTL_OK;
 }
 
+static int pki_operator(SfCtl *ctl, const char *directory, const char *name, const SfPkiOptions *options)
+{
+    g_autofree char *folder = g_build_filename(directory, name, NULL);
+    g_autoptr(GError) error = NULL;
+
+    if (option_addresses) {
+        return sf_ctl_usage("pki", "pki operator: --address is for hosts");
+    }
+    if (!sf_pki_make_operator(directory, name, options, &error)) {
+        return sf_ctl_fail(ctl, NULL, "%s", error->message);
+    }
+    g_autofree char *what = g_strdup_printf("Certificate of operator \"%s\"", name);
+    say_until(ctl, what, folder, SF_CERTIFICATE_OPERATOR "/client-cert.pem");
+    if (!ctl->json) {
+        g_autofree char *text =
+            g_strdup_printf("Copy that folder to where the operator is, as ~/.config/snowflock/keys, "
+                            "and name him in sfvmmd.conf of each host: [operators] %s=USER",
+                            name);
+        sf_ctl_print(text);
+    }
+    return SF_CTL_OK;
+}
+
 static int run_pki(SfCtl *ctl, int argc, char **argv)
 {
     g_autofree char *directory = option_dir ? g_canonicalize_filename(option_dir, NULL) : sf_pki_default_directory();
@@ -258,7 +281,10 @@ static int run_pki(SfCtl *ctl, int argc, char **argv)
     if (strcmp(argv[0], "host") == 0 && argc == 2) {
         return pki_host(ctl, directory, argv[1], &options);
     }
-    return sf_ctl_usage("pki", "pki: it is either \"init\" or \"host NAME\"");
+    if (strcmp(argv[0], "operator") == 0 && argc == 2) {
+        return pki_operator(ctl, directory, argv[1], &options);
+    }
+    return sf_ctl_usage("pki", "pki: it is \"init\", \"host NAME\" or \"operator NAME\"");
 }
 
 const SfCtlCommand sf_ctl_cluster_commands[] = {
@@ -266,12 +292,13 @@ const SfCtlCommand sf_ctl_cluster_commands[] = {
       "Hosts know each other by the names in their certificates (see pki). A host that drains gets no more clones;\n"
       "those that it has go on. One can be removed when it has none.",
       host_options, 1, 3, run_host, "add,list,drain,remove host" },
-    { "pki", "init | host NAME", "Make keys and certificates for hosts",
-      "init makes a CA, host NAME certificates that it signs. Run both on one machine, which keeps the CA's key, and "
-      "copy\n"
-      "the folder NAME to its host:\n"
+    { "pki", "init | host NAME | operator NAME", "Make keys and certificates for hosts and operators",
+      "init makes a CA, host NAME and operator NAME certificates that it signs. Run all on one machine, which keeps "
+      "the\n"
+      "CA's key, and copy the folder NAME to its host; or to an operator, who reaches hosts with --socket tls://HOST:\n"
       "  sfctl pki init\n"
-      "  sfctl pki host h2 --address 192.0.2.12",
-      pki_options, 1, 2, run_pki, "init,host" },
+      "  sfctl pki host h2 --address 192.0.2.12\n"
+      "  sfctl pki operator alice",
+      pki_options, 1, 2, run_pki, "init,host,operator" },
     { NULL },
 };

@@ -76,6 +76,9 @@ static int run_load(SfCtl *ctl, int argc, char **argv)
     if (argc < 1 || argc > 2) {
         return sf_ctl_usage("snapshot", "snapshot load: give a directory, and a name unless it is the directory's");
     }
+    if (!sf_ctl_is_local(ctl, "snapshot load")) {
+        return SF_CTL_ERROR;
+    }
     directory = g_canonicalize_filename(argv[0], NULL);
     name = argc == 2 ? g_strdup(argv[1]) : g_path_get_basename(directory);
     params = sf_ctl_params("directory", directory);

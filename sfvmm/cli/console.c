@@ -147,6 +147,10 @@ static End copy_both(int console, gboolean raw)
 int sf_ctl_console_attach(SfCtl *ctl, const char *name)
 {
     g_autoptr(GError) error = NULL;
+
+    if (!sf_ctl_is_local(ctl, "console")) {
+        return SF_CTL_ERROR;
+    }
     g_autoptr(JsonObject) result = sf_client_call(ctl->client, "vm.status", sf_ctl_params("vm", name), SF_CTL_SOON_MS,
                                                   &error);
     if (!result) {

@@ -36,12 +36,13 @@ static char *option_socket, *option_color;
 static gboolean option_json, option_help, option_version;
 
 static const GOptionEntry global_options[] = {
-    {"socket", 's', 0, G_OPTION_ARG_FILENAME, &option_socket, "Control socket of sfvmmd", "PATH"},
-    {"json", 'j', 0, G_OPTION_ARG_NONE, &option_json, "One JSON object instead of text", NULL},
-    {"color", 0, 0, G_OPTION_ARG_STRING, &option_color, "auto (default), always or never", "WHEN"},
-    {"help", 'h', 0, G_OPTION_ARG_NONE, &option_help, "Show help", NULL},
-    {"version", 'V', 0, G_OPTION_ARG_NONE, &option_version, "Show the version", NULL},
-    {NULL},
+    { "socket", 's', 0, G_OPTION_ARG_FILENAME, &option_socket, "Control socket of sfvmmd, or tls://HOST[:PORT]",
+      "PATH" },
+    { "json", 'j', 0, G_OPTION_ARG_NONE, &option_json, "One JSON object instead of text", NULL },
+    { "color", 0, 0, G_OPTION_ARG_STRING, &option_color, "auto (default), always or never", "WHEN" },
+    { "help", 'h', 0, G_OPTION_ARG_NONE, &option_help, "Show help", NULL },
+    { "version", 'V', 0, G_OPTION_ARG_NONE, &option_version, "Show the version", NULL },
+    { NULL },
 };
 
 static const SfCtlCommand *find_command(const char *name)

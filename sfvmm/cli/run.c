@@ -291,6 +291,9 @@ int sf_ctl_run(SfCtl *ctl, int argc, char **argv)
     if (options.console && ctl->json) {
         return sf_ctl_usage("run", "run: --console and --json: only one of them");
     }
+    if (!sf_ctl_is_local(ctl, "run")) {
+        return SF_CTL_ERROR;
+    }
     JsonObject *params = sf_ctl_run_params(&options, argc > 0 ? argv[0] : NULL, &error);
     if (!params) {
         return sf_ctl_usage("run", "run: %s", error->message);

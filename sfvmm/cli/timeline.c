@@ -162,11 +162,6 @@ static gboolean load(Known *known, const char *path, GError **error)
 
 /* ---- Output ---- */
 
-static gint64 monotonic_ns(void)
-{
-    return g_get_monotonic_time() * 1000;
-}
-
 static gboolean save_svg(const SfTimeline *timeline, GError **error)
 {
     g_autofree char *svg = sf_timeline_to_svg(timeline);
@@ -241,13 +236,13 @@ static char *render_to_fit(const SfTimeline *timeline, const SfTimelineStyle *st
 }
 
 /* Lines over what stands there, and the keys on the last row; no more than the screen has. */
-static void draw_screen(const Known *known, const SfTimelineStyle *style)
+static void draw_screen(SfCtl *ctl, const Known *known, const SfTimelineStyle *style)
 {
     SfTimelineStyle own = *style;
     guint height;
 
     sf_term_size(&own.width, &height);
-    g_autoptr(SfTimeline) timeline = sf_timeline_new(known->ticket, known->usage, monotonic_ns(), NULL);
+    g_autoptr(SfTimeline) timeline = sf_timeline_new(known->ticket, known->usage, sf_ctl_now_ns(ctl), NULL);
     g_autofree char *text = timeline ? render_to_fit(timeline, &own, height - 1) : g_strdup("  waiting for the fork\n");
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     fputs("\033[H", stdout);
@@ -341,7 +336,7 @@ static gboolean follow(SfCtl *ctl, Known *known, char **id, const SfTimelineStyl
             return FALSE;
         }
         if (screen) {
-            draw_screen(known, style);
+            draw_screen(ctl, known, style);
         }
         if (!is_over(known) && !take_events(ctl, known, id, LIVE_INTERVAL_MS, &any, error)) {
             return FALSE;
@@ -369,7 +364,7 @@ static int run_live(SfCtl *ctl, const char *ticket, const SfTimelineStyle *style
     if (!good) {
         return sf_ctl_fail_call(ctl, error);
     }
-    return known.ticket ? show(ctl, &known, style, monotonic_ns()) : SF_CTL_OK;
+    return known.ticket ? show(ctl, &known, style, sf_ctl_now_ns(ctl)) : SF_CTL_OK;
 }
 
 int sf_ctl_timeline(SfCtl *ctl, int argc, char **argv)
@@ -408,5 +403,5 @@ int sf_ctl_timeline(SfCtl *ctl, int argc, char **argv)
     if (!id || !ask(ctl, &known, id, &error)) {
         return sf_ctl_fail_call(ctl, error);
     }
-    return show(ctl, &known, &style, monotonic_ns());
+    return show(ctl, &known, &style, sf_ctl_now_ns(ctl));
 }

@@ -9,15 +9,14 @@
 
 #define LABEL_WIDTH   10     /* of the left column of `status` */
 
-/* How long ago, for a CLOCK_MONOTONIC time of this host; NULL: not yet. Caller frees. */
-static char *format_ago(gint64 monotonic_ns)
+/* How long ago, for a CLOCK_MONOTONIC time of sfvmmd's host; NULL: not yet. Caller frees. */
+static char *format_ago(SfCtl *ctl, gint64 monotonic_ns)
 {
-    gint64 now = g_get_monotonic_time() * 1000;
-
     if (monotonic_ns <= 0) {
         return NULL;
     }
-    g_autofree char *age = sf_units_format_age_ms((guint64)MAX(now - monotonic_ns, 0) / SF_CTL_NS_PER_MS);
+    g_autofree char *age =
+        sf_units_format_age_ms((guint64)MAX(sf_ctl_now_ns(ctl) - monotonic_ns, 0) / SF_CTL_NS_PER_MS);
     return g_strconcat(age, " ago", NULL);
 }
 
@@ -80,7 +79,7 @@ static gboolean any_vm_elsewhere(const GArray *rows)
     return FALSE;
 }
 
-void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
+void sf_view_vm_list(SfCtl *ctl, JsonArray *vms)
 {
     g_autoptr(SfTable) table = sf_table_new();
     g_autoptr(GArray) rows = sf_family_sort(vms);
@@ -107,7 +106,7 @@ void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms)
     for (guint i = 0; i < rows->len; i++) {
         const SfFamilyRow *row = &g_array_index(rows, SfFamilyRow, i);
         gboolean agent = sf_ctl_bool(row->vm, "agent");
-        g_autofree char *ago = format_ago(sf_ctl_int(row->vm, "started"));
+        g_autofree char *ago = format_ago(ctl, sf_ctl_int(row->vm, "started"));
         if (ago) {
             ago[strlen(ago) - strlen(" ago")] = '\0';
         }
@@ -157,13 +156,13 @@ static void print_heading(const SfCtl *ctl, const char *kind, const char *name, 
     g_string_free(line, TRUE);
 }
 
-void sf_view_vm(const SfCtl *ctl, JsonObject *vm)
+void sf_view_vm(SfCtl *ctl, JsonObject *vm)
 {
     const char *role = sf_ctl_string(vm, "role"), *parent = sf_ctl_string(vm, "parent");
     JsonObject *pool = sf_ctl_object(vm, "pool");
     JsonArray *disks = sf_ctl_array(vm, "disks");
     g_autofree char *memory = sf_units_format_size((guint64)sf_ctl_int(vm, "memory"));
-    g_autofree char *ago = format_ago(sf_ctl_int(vm, "started"));
+    g_autofree char *ago = format_ago(ctl, sf_ctl_int(vm, "started"));
     g_autofree char *pid = g_strdup_printf("%" G_GINT64_FORMAT, sf_ctl_int(vm, "pid"));
     g_autofree char *vcpus = g_strdup_printf("%" G_GINT64_FORMAT, sf_ctl_int(vm, "vcpus"));
 
@@ -222,7 +221,7 @@ static char *format_clone_states(JsonObject *ticket)
     return g_string_free(text, text->len == 0);
 }
 
-void sf_view_ticket_list(const SfCtl *ctl, JsonArray *tickets)
+void sf_view_ticket_list(SfCtl *ctl, JsonArray *tickets)
 {
     g_autoptr(SfTable) table = sf_table_new();
 
@@ -241,7 +240,7 @@ void sf_view_ticket_list(const SfCtl *ctl, JsonArray *tickets)
         JsonObject *ticket = json_array_get_object_element(tickets, i);
         gint64 pause = sf_ctl_int(sf_ctl_object(ticket, "fork"), "pause_ns");
         g_autofree char *pause_text = pause > 0 ? sf_units_format_ns((guint64)pause) : NULL;
-        g_autofree char *ago = format_ago(sf_ctl_int(ticket, "created"));
+        g_autofree char *ago = format_ago(ctl, sf_ctl_int(ticket, "created"));
         g_autofree char *clones = format_clone_states(ticket);
         sf_table_add_row(table);
         sf_table_add_cell(table, sf_ctl_string(ticket, "ticket"), SF_STYLE_PLAIN);
@@ -337,11 +336,11 @@ static void print_clones(const SfCtl *ctl, JsonArray *clones, gint64 called)
     sf_ctl_print_table(ctl, table);
 }
 
-void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
+void sf_view_ticket(SfCtl *ctl, JsonObject *ticket)
 {
     JsonObject *fork = sf_ctl_object(ticket, "fork");
     JsonArray *clones = sf_ctl_array(ticket, "clones");
-    g_autofree char *ago = format_ago(sf_ctl_int(ticket, "created"));
+    g_autofree char *ago = format_ago(ctl, sf_ctl_int(ticket, "created"));
     g_autofree char *states = format_clone_states(ticket);
     const char *avoid = sf_ctl_string(ticket, "avoid");
     gint64 granted = sf_ctl_int(ticket, "granted");
@@ -368,7 +367,7 @@ void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket)
     }
 }
 
-void sf_view_ticket_of(const SfCtl *ctl, JsonObject *result, gboolean quiet)
+void sf_view_ticket_of(SfCtl *ctl, JsonObject *result, gboolean quiet)
 {
     JsonObject *ticket = sf_ctl_object(result, "ticket");
 

@@ -5,14 +5,14 @@
 
 #include "sfvmm/cli/cli.h"
 
-void sf_view_vm_list(const SfCtl *ctl, JsonArray *vms);
-void sf_view_vm(const SfCtl *ctl, JsonObject *vm);
-void sf_view_ticket_list(const SfCtl *ctl, JsonArray *tickets);
+void sf_view_vm_list(SfCtl *ctl, JsonArray *vms);
+void sf_view_vm(SfCtl *ctl, JsonObject *vm);
+void sf_view_ticket_list(SfCtl *ctl, JsonArray *tickets);
 
 /* One ticket: a heading, the parent's pause and its parts, a table of the clones. */
-void sf_view_ticket(const SfCtl *ctl, JsonObject *ticket);
+void sf_view_ticket(SfCtl *ctl, JsonObject *ticket);
 
 /* The answer to a call that has a "ticket" in it: with --json as it is, quiet: its id alone, else as above. */
-void sf_view_ticket_of(const SfCtl *ctl, JsonObject *result, gboolean quiet);
+void sf_view_ticket_of(SfCtl *ctl, JsonObject *result, gboolean quiet);
 
 #endif

@@ -2,9 +2,10 @@
 /*
  * Client side of the control protocol. Theory of operation:
  *
- * One stream socket, one JSON object a line. A call sends its request with a fresh integer id and then takes lines
- * until the one with that id comes. On the way there may be events (kept, in order, for sf_client_next_event()) and
- * answers to calls that we gave up on (dropped). Everything blocks in one place, wait_for(), with a deadline.
+ * One stream socket, one JSON object a line; to another host, TLS on it (tls.h). A call sends its request with a fresh
+ * integer id and then takes lines until the one with that id comes. On the way there may be events (kept, in order, for
+ * sf_client_next_event()) and answers to calls that we gave up on (dropped). Everything blocks in one place,
+ * wait_for(), with a deadline.
  *
  *       call() --> send_all() --> take_line() <--> fill() --> wait_for() --> poll()
  *                                    |                            |
@@ -24,6 +25,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "sfvmm/client/tls.h"
 #include "sfvmm/wire/json_line.h"
 
 #define READ_CHUNK   16384u          /* bytes asked from the socket at once */
@@ -37,6 +39,7 @@ typedef struct {
 struct SfClient {
     char *socket;
     int fd;
+    SfClientTls *tls; /* to another host; NULL: a UNIX socket */
     gint64 last_id;
     SfJsonLineReader *reader;
     GQueue events;                /* of Event */
@@ -87,10 +90,12 @@ SfClient *sf_client_new(const char *socket)
 
 static void client_disconnect(SfClient *client)
 {
-    if (client->fd >= 0) {
+    if (client->tls) {
+        g_clear_pointer(&client->tls, sf_client_tls_free);
+    } else if (client->fd >= 0) {
         close(client->fd);
-        client->fd = -1;
     }
+    client->fd = -1;
     sf_json_line_reader_free(client->reader);      /* what was half received belongs to the connection that ended */
     client->reader = reader_new();
 }
@@ -112,6 +117,11 @@ void sf_client_free(SfClient *client)
 const char *sf_client_socket(const SfClient *client)
 {
     return client->socket;
+}
+
+gboolean sf_client_is_remote(const SfClient *client)
+{
+    return sf_client_tls_is_address(client->socket);
 }
 
 int sf_client_fd(const SfClient *client)
@@ -165,6 +175,21 @@ static void hint_no_daemon(SfClient *client, int error_number)
     set_hint(client, "no-daemon", hint);
 }
 
+static gboolean connect_tls(SfClient *client, GError **error)
+{
+    g_autoptr(GError) failure = NULL;
+    g_autofree char *hint = NULL;
+
+    client->tls = sf_client_tls_connect(client->socket, &hint, &failure);
+    if (!client->tls) {
+        set_hint(client, "no-daemon", hint);
+        g_set_error_literal(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_NO_DAEMON, failure->message);
+        return FALSE;
+    }
+    client->fd = sf_client_tls_fd(client->tls);
+    return TRUE;
+}
+
 gboolean sf_client_connect(SfClient *client, GError **error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -174,6 +199,9 @@ gboolean sf_client_connect(SfClient *client, GError **error)
         return TRUE;
     }
     set_hint(client, NULL, NULL);
+    if (sf_client_is_remote(client)) {
+        return connect_tls(client, error);
+    }
     if (strlen(client->socket) >= sizeof(address.sun_path)) {
         error_number = ENAMETOOLONG;
     } else {
@@ -198,6 +226,34 @@ static void set_lost(SfClient *client, GError **error, const char *why)
     client_disconnect(client);
     set_hint(client, "lost", "VMs go on without it; see its log, and start it again: it finds them");
     g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_LOST, "sfvmmd at %s went away: %s", client->socket, why);
+}
+
+/* The host does not let us in, or something went wrong on the way. */
+static void set_lost_tls(SfClient *client, GError **error)
+{
+    const char *refusal = sf_client_tls_refusal(client->tls);
+    g_autofree char *hint = NULL;
+
+    if (!refusal) {
+        set_lost(client, error, sf_client_tls_problem(client->tls));
+        return;
+    }
+    hint = g_strdup_printf("is your certificate of that host's CA, and \"%s\" in group [operators] of its sfvmmd.conf? "
+                           "Its log says more",
+                           sf_client_tls_name(client->tls));
+    g_set_error(error, SF_CLIENT_ERROR, SF_CLIENT_ERROR_NO_DAEMON, "sfvmmd at %s refuses operator \"%s\": %s",
+                client->socket, sf_client_tls_name(client->tls), refusal);
+    client_disconnect(client);
+    set_hint(client, "no-daemon", hint);
+}
+
+static void set_lost_errno(SfClient *client, GError **error)
+{
+    if (client->tls && errno == EPROTO) {
+        set_lost_tls(client, error);
+    } else {
+        set_lost(client, error, g_strerror(errno));
+    }
 }
 
 static void set_protocol(SfClient *client, GError **error, const char *what)
@@ -250,7 +306,8 @@ static gboolean send_all(SfClient *client, const char *data, gsize length, gint6
                          GError **error)
 {
     while (length > 0) {
-        ssize_t n = send(client->fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = client->tls ? sf_client_tls_send(client->tls, data, length)
+                                : send(client->fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n >= 0) {
             data += n;
             length -= (gsize)n;
@@ -262,7 +319,7 @@ static gboolean send_all(SfClient *client, const char *data, gsize length, gint6
                 return FALSE;
             }
         } else if (errno != EINTR) {
-            set_lost(client, error, g_strerror(errno));
+            set_lost_errno(client, error);
             return FALSE;
         }
     }
@@ -284,14 +341,18 @@ static JsonObject *take_line(SfClient *client, gint64 began, gint64 deadline, GE
         if (line) {
             return line;
         }
-        if (!wait_for(client, POLLIN, began, deadline, error)) {
+        if (!(client->tls && sf_client_tls_pending(client->tls)) && !wait_for(client, POLLIN, began, deadline, error)) {
             return NULL;
         }
-        ssize_t n = recv(client->fd, chunk, sizeof(chunk), MSG_DONTWAIT);
+        ssize_t n = client->tls ? sf_client_tls_receive(client->tls, chunk, sizeof(chunk))
+                                : recv(client->fd, chunk, sizeof(chunk), MSG_DONTWAIT);
         if (n > 0) {
             sf_json_line_reader_push(client->reader, chunk, (gsize)n);
-        } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-            set_lost(client, error, n == 0 ? "it closed the connection" : g_strerror(errno));
+        } else if (n == 0) {
+            set_lost(client, error, "it closed the connection");
+            return NULL;
+        } else if (errno != EAGAIN && errno != EINTR) {
+            set_lost_errno(client, error);
             return NULL;
         }
     }

@@ -31,12 +31,17 @@ typedef struct SfClient SfClient;
 /* The socket of the daemon that this user talks to by default. Caller frees. */
 char *sf_client_default_socket(void);
 
-/* socket: path, or NULL for the default. Never fails; does not connect yet. */
+/* socket: path, "tls://HOST[:PORT]" for another host (tls.h), or NULL for the default. Never fails; does not connect
+ * yet.
+ */
 SfClient *sf_client_new(const char *socket);
 void sf_client_free(SfClient *client);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfClient, sf_client_free)
 
 const char *sf_client_socket(const SfClient *client);
+
+/* It is the sfvmmd of another host: files and times that it speaks of are of there. */
+gboolean sf_client_is_remote(const SfClient *client);
 
 /* Connects, if not connected yet. */
 gboolean sf_client_connect(SfClient *client, GError **error);

@@ -24,6 +24,7 @@
 
 #include <string.h>
 
+#include "sfvmm/cluster/address.h"
 #include "sfvmm/cluster/pki.h"
 
 #define PEERS_MAX      1024u
@@ -32,8 +33,6 @@
 #define BACKOFF_FIRST  250u  /* ms until the next try to connect */
 #define BACKOFF_MAX    5000u
 #define DIAL_SECONDS   10u
-#define LISTEN_BACKLOG 128
-#define ADDRESS_LENGTH 256u
 #define FACTS_EVENT    "peer.facts"
 #define ALIVE_EVENT    "peer.alive"
 
@@ -457,21 +456,6 @@ static void peer_dial_now(SfPeer *peer)
     }
 }
 
-static gboolean address_is_valid(const char *address, GError **error)
-{
-    g_autoptr(GSocketConnectable) parsed = NULL;
-    g_autoptr(GError) local = NULL;
-
-    if (*address && strlen(address) <= ADDRESS_LENGTH && g_str_is_ascii(address) && !strpbrk(address, " \t/@\"\\")) {
-        parsed = g_network_address_parse(address, SF_PEER_PORT, &local);
-    }
-    if (!parsed) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED,
-                    "address \"%.64s\": ADDRESS, ADDRESS:PORT or [IPV6]:PORT is needed", address);
-    }
-    return parsed != NULL;
-}
-
 gboolean sf_peers_add(SfPeers *peers, const char *name, const char *address, GError **error)
 {
     SfPeer *peer = sf_peers_get(peers, name);
@@ -486,7 +470,7 @@ gboolean sf_peers_add(SfPeers *peers, const char *name, const char *address, GEr
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "host \"%s\": that is this host", name);
         return FALSE;
     }
-    if (!address_is_valid(address, error)) {
+    if (!sf_address_is_valid(address, error)) {
         return FALSE;
     }
     if (!peer && g_hash_table_size(peers->table) >= PEERS_MAX) {
@@ -568,68 +552,13 @@ static gboolean on_incoming(GSocketService *service, GSocketConnection *connecti
     return TRUE;
 }
 
-/* "HOST:PORT", ":PORT" or "HOST" into its parts. */
-static gboolean parse_listen(const char *text, char **host, guint16 *port, GError **error)
-{
-    g_autofree char *any = *text == ':' ? g_strconcat("0.0.0.0", text, NULL) : NULL;
-    g_autoptr(GSocketConnectable) parsed = NULL;
-
-    if (!address_is_valid(any ? any : text, error)) {
-        g_prefix_error(error, "listen: ");
-        return FALSE;
-    }
-    parsed = g_network_address_parse(any ? any : text, SF_PEER_PORT, NULL);
-    *host = any ? NULL : g_strdup(g_network_address_get_hostname(G_NETWORK_ADDRESS(parsed)));
-    *port = g_network_address_get_port(G_NETWORK_ADDRESS(parsed));
-    return TRUE;
-}
-
-static gboolean take_port(SfPeers *peers, GSocketAddress *address, GError **error)
-{
-    g_autoptr(GSocketAddress) bound = NULL;
-
-    if (!g_socket_listener_add_address(G_SOCKET_LISTENER(peers->service), address, G_SOCKET_TYPE_STREAM,
-                                       G_SOCKET_PROTOCOL_TCP, NULL, &bound, error)) {
-        return FALSE;
-    }
-    peers->port = g_inet_socket_address_get_port(G_INET_SOCKET_ADDRESS(bound));
-    return TRUE;
-}
-
-/* IPv6, which takes IPv4 too; or IPv4 where the kernel has nothing else. */
-static gboolean take_port_everywhere(SfPeers *peers, guint16 port, GError **error)
-{
-    g_autoptr(GInetAddress) any6 = g_inet_address_new_any(G_SOCKET_FAMILY_IPV6);
-    g_autoptr(GInetAddress) any4 = g_inet_address_new_any(G_SOCKET_FAMILY_IPV4);
-    g_autoptr(GSocketAddress) address6 = g_inet_socket_address_new(any6, port);
-    g_autoptr(GSocketAddress) address4 = g_inet_socket_address_new(any4, port);
-
-    return take_port(peers, address6, NULL) || take_port(peers, address4, error);
-}
-
 static gboolean peers_listen(SfPeers *peers, const char *text, GError **error)
 {
-    g_autofree char *host = NULL;
-    g_autoptr(GSocketAddress) address = NULL;
-    guint16 port;
-
-    if (!parse_listen(text, &host, &port, error)) {
-        return FALSE;
-    }
-    peers->service = g_socket_service_new();
-    g_socket_listener_set_backlog(G_SOCKET_LISTENER(peers->service), LISTEN_BACKLOG);
-    address = host ? g_inet_socket_address_new_from_string(host, port) : NULL;
-    if (host && !address) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_FAILED, "listen=%s: an IP address of this host is needed",
-                    text);
-        return FALSE;
-    }
-    if (!(host ? take_port(peers, address, error) : take_port_everywhere(peers, port, error))) {
-        g_prefix_error(error, "listen=%s: ", text);
+    peers->service = sf_address_listen("listen", text, SF_PEER_PORT, &peers->port, error);
+    if (!peers->service) {
         return FALSE;
     }
     g_signal_connect(peers->service, "incoming", G_CALLBACK(on_incoming), peers);
-    g_socket_service_stop(peers->service); /* until sf_peers_start() */
     return TRUE;
 }
 

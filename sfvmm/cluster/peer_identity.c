@@ -6,14 +6,12 @@
  */
 #include "sfvmm/cluster/peer_identity.h"
 
-#include <gnutls/x509.h>
 #include <string.h>
 
 #include "sfvmm/cluster/peer.h"
 #include "sfvmm/cluster/pki.h"
+#include "sfvmm/wire/tls.h"
 
-#define PRIORITIES   "SECURE128:-VERS-ALL:+VERS-TLS1.3"
-#define NAME_SPACE   256u /* bytes of a name in a certificate that we look at */
 #define WARN_SECONDS (30 * G_TIME_SPAN_DAY / G_TIME_SPAN_SECOND)
 
 struct SfPeerIdentity {
@@ -39,7 +37,7 @@ static gboolean check_own(const char *path, const char *name, GError **error)
     if (!info) {
         return FALSE;
     }
-    if (strcmp(info->name, name) != 0 || strcmp(info->unit, SF_PKI_UNIT_HOST) != 0) {
+    if (strcmp(info->name, name) != 0 || strcmp(info->unit, SF_CERTIFICATE_HOST) != 0) {
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
                     "\"%s\": it is for \"%s\" (OU %s), and this host is \"%s\"; make one with `sfctl pki host %s`, or "
                     "set name= "
@@ -77,7 +75,7 @@ SfPeerIdentity *sf_peer_identity_load(const char *directory, const char *name, G
 
     if (!load(&identity->server, directory, "server", name, error) ||
         !load(&identity->client, directory, "client", name, error) ||
-        !check(gnutls_priority_init(&identity->priorities, PRIORITIES, NULL), "TLS 1.3", error)) {
+        !check(gnutls_priority_init(&identity->priorities, SF_TLS_PRIORITIES, NULL), "TLS 1.3", error)) {
         sf_peer_identity_free(identity);
         return NULL;
     }
@@ -130,46 +128,23 @@ gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean ser
     return session;
 }
 
-/* The only value that the subject has for this; NULL: none, several, or not plain text. */
-static char *only_value(gnutls_x509_crt_t cert, const char *oid)
+char *sf_peer_identity_name(gnutls_session_t session, const char *unit, GError **error)
 {
-    char text[NAME_SPACE], more[NAME_SPACE];
-    gsize length = sizeof(text), more_length = sizeof(more);
+    g_autofree char *name = NULL, *its_unit = NULL;
 
-    if (gnutls_x509_crt_get_dn_by_oid(cert, oid, 0, 0, text, &length) < 0 || length == 0 ||
-        memchr(text, '\0', length) ||
-        gnutls_x509_crt_get_dn_by_oid(cert, oid, 1, 0, more, &more_length) != GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE) {
-        return NULL;
-    }
-    return g_strndup(text, length);
-}
-
-char *sf_peer_identity_name(gnutls_session_t session, GError **error)
-{
-    g_autofree char *name = NULL, *unit = NULL;
-    const gnutls_datum_t *chain;
-    gnutls_x509_crt_t cert;
-    guint n = 0;
-
-    chain = gnutls_certificate_type_get2(session, GNUTLS_CTYPE_PEERS) == GNUTLS_CRT_X509
-                ? gnutls_certificate_get_peers(session, &n)
-                : NULL;
-    if (!chain || n == 0 || gnutls_x509_crt_init(&cert) < 0) {
+    if (!sf_certificate_peer_subject(session, &name, &its_unit)) {
         g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "it has shown no certificate");
         return NULL;
     }
-    if (gnutls_x509_crt_import(cert, &chain[0], GNUTLS_X509_FMT_DER) == 0) {
-        name = only_value(cert, GNUTLS_OID_X520_COMMON_NAME);
-        unit = only_value(cert, GNUTLS_OID_X520_ORGANIZATIONAL_UNIT_NAME);
-    }
-    gnutls_x509_crt_deinit(cert);
-    if (g_strcmp0(unit, SF_PKI_UNIT_HOST) != 0) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY,
-                    "its certificate is not that of a host (OU=" SF_PKI_UNIT_HOST ")");
+    if (g_strcmp0(its_unit, unit) != 0) {
+        const char *article = strcmp(unit, SF_CERTIFICATE_OPERATOR) == 0 ? "an" : "a";
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "its certificate is not that of %s %s (OU=%s)",
+                    article, unit, unit);
         return NULL;
     }
-    if (!name || !sf_peer_name_is_valid(name)) {
-        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "the name in its certificate can't be a host's");
+    if (!name || !sf_pki_name_is_valid(name)) {
+        g_set_error(error, SF_PEER_ERROR, SF_PEER_ERROR_IDENTITY, "the name in its certificate is not one of \"%s\"",
+                    unit);
         return NULL;
     }
     return g_steal_pointer(&name);

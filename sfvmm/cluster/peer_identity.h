@@ -9,6 +9,8 @@
 #include <gio/gio.h>
 #include <gnutls/gnutls.h>
 
+#include "sfvmm/wire/certificate.h"
+
 typedef struct SfPeerIdentity SfPeerIdentity;
 
 /* NULL + error: a file is missing or damaged, has expired, or is not for host `name`. */
@@ -19,10 +21,10 @@ void sf_peer_identity_free(SfPeerIdentity *identity);
 gnutls_session_t sf_peer_identity_session(SfPeerIdentity *identity, gboolean server, int fd, GError **error);
 
 /*
- * After the handshake, which has verified the chain: the name of the host at the other end. Caller frees. NULL + error:
- * it has another kind of certificate, or a name that is none.
+ * After the handshake, which has verified the chain: the name at the other end, whose certificate must be of this kind
+ * (SF_CERTIFICATE_HOST, SF_CERTIFICATE_OPERATOR). Caller frees. NULL + error: it is of another, or has no such name.
  */
-char *sf_peer_identity_name(gnutls_session_t session, GError **error);
+char *sf_peer_identity_name(gnutls_session_t session, const char *unit, GError **error);
 
 /* What went wrong with the handshake (a negative code of GnuTLS), for people: the reason why a certificate is not
  * taken. */

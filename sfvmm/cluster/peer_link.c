@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "sfvmm/cluster/address.h"
 #include "sfvmm/cluster/peer.h"
 #include "sfvmm/cluster/peer_message.h"
 #include "sfvmm/wire/json_line.h"
@@ -170,7 +171,7 @@ static void link_handshake(SfPeerLink *link)
         link_fail_tls(link, result);
         return;
     }
-    link->name = sf_peer_identity_name(link->session, &error);
+    link->name = sf_peer_identity_name(link->session, SF_CERTIFICATE_HOST, &error);
     if (!link->name) {
         gnutls_alert_send(link->session, GNUTLS_AL_FATAL, GNUTLS_A_CERTIFICATE_UNKNOWN);
         link->alerted = TRUE;
@@ -407,17 +408,6 @@ void sf_peer_link_end(SfPeerLink *link, GError *error)
     link_fail_with(link, SF_PEER_ERROR_LOST, "ended");
 }
 
-static char *ip_text(GSocketAddress *address)
-{
-    g_autoptr(GSocketAddress) owned G_GNUC_UNUSED = address;
-    GInetAddress *ip =
-        G_IS_INET_SOCKET_ADDRESS(address) ? g_inet_socket_address_get_address(G_INET_SOCKET_ADDRESS(address)) : NULL;
-    g_autofree char *text = ip ? g_inet_address_to_string(ip) : g_strdup("");
-
-    /* A socket that listens on all addresses shows IPv4 mapped into IPv6. */
-    return g_strdup(g_str_has_prefix(text, "::ffff:") && strchr(text, '.') ? text + strlen("::ffff:") : text);
-}
-
 static void set_socket_options(int fd)
 {
     const int on = 1;
@@ -441,8 +431,8 @@ SfPeerLink *sf_peer_link_new(SfPeerIdentity *identity, GSocketConnection *connec
     link->reader = sf_json_line_reader_new();
     sf_json_line_reader_set_max(link->reader, FIRST_LINE_MAX);
     g_queue_init(&link->output);
-    link->local_ip = ip_text(g_socket_connection_get_local_address(connection, NULL));
-    link->remote_ip = ip_text(g_socket_connection_get_remote_address(connection, NULL));
+    link->local_ip = sf_address_ip_text(g_socket_connection_get_local_address(connection, NULL));
+    link->remote_ip = sf_address_ip_text(g_socket_connection_get_remote_address(connection, NULL));
     link->started = link->heard = link->sent = link->ticked = g_get_monotonic_time();
     g_socket_set_blocking(socket, FALSE);
     set_socket_options(g_socket_get_fd(socket));

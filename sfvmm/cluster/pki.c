@@ -2,10 +2,10 @@
 /*
  * Theory of operation
  *
- * Keys and certificates are made in memory. A host's eleven files are then written into a new folder beside the place
- * where they belong, and the folder gets its name in one rename(2): nobody ever sees half a host. A CA is two files,
- * first the key, then the certificate; each is linked to its name, which fails when the name is taken, so that two
- * runs at once can't mix their files, and an existing CA can't be lost.
+ * Keys and certificates are made in memory. The files of a host or operator are then written into a new folder beside
+ * the place where they belong, and the folder gets its name in one rename(2): nobody ever sees half a host. A CA is two
+ * files, first the key, then the certificate; each is linked to its name, which fails when the name is taken, so that
+ * two runs at once can't mix their files, and an existing CA can't be lost.
  */
 #include "sfvmm/cluster/pki.h"
 
@@ -163,8 +163,10 @@ static gboolean make_leaf(Pair *leaf, const Pair *ca, const char *name, const ch
         !check(gnutls_x509_crt_set_key_usage(leaf->cert, usage), "certificate", error) ||
         !check(gnutls_x509_crt_set_key_purpose_oid(leaf->cert, purpose, 0), "certificate", error) ||
         !check(gnutls_x509_crt_get_subject_key_id(ca->cert, id, &id_length, NULL), "certificate of the CA", error) ||
-        !check(gnutls_x509_crt_set_authority_key_id(leaf->cert, id, id_length), "certificate", error) ||
-        !add_address(leaf->cert, name, error)) {
+        !check(gnutls_x509_crt_set_authority_key_id(leaf->cert, id, id_length), "certificate", error)) {
+        return FALSE;
+    }
+    if (strcmp(unit, SF_CERTIFICATE_OPERATOR) != 0 && !add_address(leaf->cert, name, error)) {
         return FALSE;
     }
     for (guint i = 0; addresses && addresses[i]; i++) {
@@ -326,9 +328,9 @@ static gboolean make_folder(const char *path, GError **error)
 }
 
 /* Only what we have made: folders of files. */
-static void remove_host_folder(const char *path)
+static void remove_folder(const char *path)
 {
-    const char *const units[] = { SF_PKI_UNIT_HOST, SF_PKI_UNIT_PAGES };
+    const char *const units[] = { SF_CERTIFICATE_HOST, SF_CERTIFICATE_PAGES, SF_CERTIFICATE_OPERATOR };
 
     for (guint i = 0; i < G_N_ELEMENTS(units); i++) {
         g_autofree char *unit = g_build_filename(path, units[i], NULL);
@@ -343,7 +345,7 @@ static void remove_host_folder(const char *path)
     rmdir(path);
 }
 
-/* ---- the two steps ---- */
+/* ---- the steps ---- */
 
 static gboolean check_options(const SfPkiOptions *options, GError **error)
 {
@@ -378,21 +380,29 @@ gboolean sf_pki_make_ca(const char *directory, const SfPkiOptions *options, GErr
            export_and_put(&ca, FALSE, directory, CA_CERT, options->force, error);
 }
 
-/* The five files of one kind. */
-static gboolean put_unit(const char *host_folder, const Pair *ca, const char *name, const char *unit,
+/* A certificate for one purpose, and its key: ROLE-cert.pem, ROLE-key.pem. */
+static gboolean put_pair(const char *folder, const char *role, const Pair *ca, const char *name, const char *unit,
                          const char *const *addresses, const SfPkiOptions *options, GError **error)
 {
-    g_autofree char *folder = g_build_filename(host_folder, unit, NULL);
-    g_auto(Pair) server = { 0 }, client = { 0 };
+    const char *purpose = strcmp(role, "server") == 0 ? GNUTLS_KP_TLS_WWW_SERVER : GNUTLS_KP_TLS_WWW_CLIENT;
+    g_autofree char *key = g_strconcat(role, "-key.pem", NULL), *cert = g_strconcat(role, "-cert.pem", NULL);
+    g_auto(Pair) leaf = { 0 };
 
-    return make_folder(folder, error) &&
-           make_leaf(&server, ca, name, unit, addresses, GNUTLS_KP_TLS_WWW_SERVER, options, error) &&
-           make_leaf(&client, ca, name, unit, addresses, GNUTLS_KP_TLS_WWW_CLIENT, options, error) &&
-           export_and_put(ca, FALSE, folder, CA_CERT, FALSE, error) &&
-           export_and_put(&server, TRUE, folder, "server-key.pem", FALSE, error) &&
-           export_and_put(&server, FALSE, folder, "server-cert.pem", FALSE, error) &&
-           export_and_put(&client, TRUE, folder, "client-key.pem", FALSE, error) &&
-           export_and_put(&client, FALSE, folder, "client-cert.pem", FALSE, error);
+    return make_leaf(&leaf, ca, name, unit, addresses, purpose, options, error) &&
+           export_and_put(&leaf, TRUE, folder, key, FALSE, error) &&
+           export_and_put(&leaf, FALSE, folder, cert, FALSE, error);
+}
+
+/* The files of one kind: the CA's certificate and two pairs; an operator serves nobody, so has one. */
+static gboolean put_unit(const char *party, const Pair *ca, const char *name, const char *unit,
+                         const char *const *addresses, const SfPkiOptions *options, GError **error)
+{
+    g_autofree char *folder = g_build_filename(party, unit, NULL);
+
+    return make_folder(folder, error) && export_and_put(ca, FALSE, folder, CA_CERT, FALSE, error) &&
+           (strcmp(unit, SF_CERTIFICATE_OPERATOR) == 0 ||
+            put_pair(folder, "server", ca, name, unit, addresses, options, error)) &&
+           put_pair(folder, "client", ca, name, unit, addresses, options, error);
 }
 
 /* Gives the finished folder its name. With replace, what was there is removed after that. */
@@ -403,30 +413,74 @@ static gboolean name_folder(const char *fresh, const char *folder, gboolean repl
     }
     if (errno == EEXIST && replace) {
         if (renameat2(AT_FDCWD, fresh, AT_FDCWD, folder, RENAME_EXCHANGE) == 0) {
-            remove_host_folder(fresh); /* the old one */
+            remove_folder(fresh); /* the old one */
             return TRUE;
         }
     } else if (errno == EEXIST) {
         g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
-                    "\"%s\": this host has certificates already; --force replaces them", folder);
+                    "\"%s\": there are certificates of this name already; --force replaces them", folder);
         return FALSE;
     }
     return set_file_error(folder, "can't make the folder", error);
 }
 
-gboolean sf_pki_make_host(const char *directory, const char *name, const char *const *addresses,
-                          const SfPkiOptions *options, GError **error)
+static gboolean check_name(const char *what, const char *name, GError **error)
+{
+    if (sf_pki_name_is_valid(name)) {
+        return TRUE;
+    }
+    g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                "%s \"%s\": a name is made of a-z, 0-9, dots and hyphens, at most %u, and does not begin with a dot or "
+                "hyphen",
+                what, name, NAME_MAX_LENGTH);
+    return FALSE;
+}
+
+/* --force replaces certificates of the same kind: an operator's must not take the place of a host's. */
+static gboolean check_kind(const char *folder, const char *unit, const char *name, GError **error)
+{
+    g_autofree char *of_kind = g_build_filename(folder, unit, NULL);
+
+    if (!g_file_test(folder, G_FILE_TEST_EXISTS) || g_file_test(of_kind, G_FILE_TEST_IS_DIR)) {
+        return TRUE;
+    }
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
+                "\"%s\": what has the name \"%s\" is of another kind than \"%s\"; choose another name", folder, name,
+                unit);
+    return FALSE;
+}
+
+/* DIRECTORY/NAME with certificates of these kinds, at most two. */
+static gboolean make_party(const char *directory, const char *name, const char *const units[2],
+                           const char *const *addresses, const SfPkiOptions *options, GError **error)
 {
     g_autofree char *folder = g_build_filename(directory, name, NULL);
     g_autofree char *fresh = g_strdup_printf("%s/.%s.%d.new", directory, name, (int)getpid());
     g_auto(Pair) ca = { 0 };
 
-    if (!sf_pki_name_is_valid(name)) {
-        g_set_error(
-            error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-            "host \"%s\": a name is made of a-z, 0-9, dots and hyphens, at most %u, and does not begin with a dot or "
-            "hyphen",
-            name, NAME_MAX_LENGTH);
+    if (!check_options(options, error) || !load_ca(directory, &ca, error) ||
+        !check_kind(folder, units[0], name, error)) {
+        return FALSE;
+    }
+    remove_folder(fresh);
+    if (!make_folder(fresh, error)) {
+        return FALSE;
+    }
+    if (!put_unit(fresh, &ca, name, units[0], addresses, options, error) ||
+        (units[1] && !put_unit(fresh, &ca, name, units[1], addresses, options, error)) ||
+        !name_folder(fresh, folder, options->force, error)) {
+        remove_folder(fresh);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+gboolean sf_pki_make_host(const char *directory, const char *name, const char *const *addresses,
+                          const SfPkiOptions *options, GError **error)
+{
+    const char *const units[] = { SF_CERTIFICATE_HOST, SF_CERTIFICATE_PAGES };
+
+    if (!check_name("host", name, error)) {
         return FALSE;
     }
     for (guint i = 0; addresses && addresses[i]; i++) {
@@ -437,34 +491,17 @@ gboolean sf_pki_make_host(const char *directory, const char *name, const char *c
             return FALSE;
         }
     }
-    if (!check_options(options, error) || !load_ca(directory, &ca, error)) {
-        return FALSE;
-    }
-    remove_host_folder(fresh);
-    if (!make_folder(fresh, error)) {
-        return FALSE;
-    }
-    if (!put_unit(fresh, &ca, name, SF_PKI_UNIT_HOST, addresses, options, error) ||
-        !put_unit(fresh, &ca, name, SF_PKI_UNIT_PAGES, addresses, options, error) ||
-        !name_folder(fresh, folder, options->force, error)) {
-        remove_host_folder(fresh);
-        return FALSE;
-    }
-    return TRUE;
+    return make_party(directory, name, units, addresses, options, error);
+}
+
+gboolean sf_pki_make_operator(const char *directory, const char *name, const SfPkiOptions *options, GError **error)
+{
+    const char *const units[] = { SF_CERTIFICATE_OPERATOR, NULL };
+
+    return check_name("operator", name, error) && make_party(directory, name, units, NULL, options, error);
 }
 
 /* ---- looking at one ---- */
-
-static char *name_part(gnutls_x509_crt_t cert, const char *oid)
-{
-    char text[TEXT_MAX];
-    gsize length = sizeof(text);
-
-    if (gnutls_x509_crt_get_dn_by_oid(cert, oid, 0, 0, text, &length) < 0 || memchr(text, '\0', length)) {
-        return g_strdup("");
-    }
-    return g_strndup(text, length);
-}
 
 SfPkiInfo *sf_pki_read(const char *path, GError **error)
 {
@@ -475,8 +512,9 @@ SfPkiInfo *sf_pki_read(const char *path, GError **error)
         return NULL;
     }
     info = g_new0(SfPkiInfo, 1);
-    info->name = name_part(pair.cert, GNUTLS_OID_X520_COMMON_NAME);
-    info->unit = name_part(pair.cert, GNUTLS_OID_X520_ORGANIZATIONAL_UNIT_NAME);
+    sf_certificate_subject(pair.cert, &info->name, &info->unit);
+    info->name = info->name ? info->name : g_strdup("");
+    info->unit = info->unit ? info->unit : g_strdup("");
     info->not_after = gnutls_x509_crt_get_expiration_time(pair.cert);
     return info;
 }

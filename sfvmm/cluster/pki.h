@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The cluster's keys: a CA of its own and, for each host, certificates of two kinds, so that the process which serves
- * pages never holds the key that the host's sfvmmd proves itself with.
+ * pages never holds the key that the host's sfvmmd proves itself with. An operator has one of a third kind.
  *
  *     DIR/ca-key.pem         stays where it was made; signs new hosts
  *     DIR/ca-cert.pem
  *     DIR/NAME/host/         OU=host: sfvmmd to sfvmmd      ca-cert.pem
  *     DIR/NAME/pages/        OU=pages: page sources         {server,client}-{cert,key}.pem
+ *     DIR/NAME/operator/     OU=operator: who may use the control protocol from elsewhere. The same, but no server's
  *
  * The names of the files are those that QEMU and libnbd expect. Every file has mode 0600 and appears whole or not at
  * all. Any thread; each call stands alone.
@@ -16,8 +17,7 @@
 
 #include <gio/gio.h>
 
-#define SF_PKI_UNIT_HOST  "host"  /* OU of the certificates that sfvmmds show each other */
-#define SF_PKI_UNIT_PAGES "pages" /* OU of those for page sources */
+#include "sfvmm/wire/certificate.h"
 
 #define SF_PKI_CA_DAYS   3650u
 #define SF_PKI_HOST_DAYS 730u
@@ -43,6 +43,10 @@ gboolean sf_pki_make_ca(const char *directory, const SfPkiOptions *options, GErr
 gboolean sf_pki_make_host(const char *directory, const char *name, const char *const *addresses,
                           const SfPkiOptions *options, GError **error);
 
+/* An operator's certificate, signed by the CA of the directory, in DIRECTORY/NAME/operator. No host may have the name.
+ */
+gboolean sf_pki_make_operator(const char *directory, const char *name, const SfPkiOptions *options, GError **error);
+
 /* What a certificate file says of itself. Not verified. */
 typedef struct {
     char *name;       /* CN */
@@ -54,7 +58,7 @@ SfPkiInfo *sf_pki_read(const char *path, GError **error);
 void sf_pki_info_free(SfPkiInfo *info);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfPkiInfo, sf_pki_info_free)
 
-/* [a-z0-9][a-z0-9.-]{0,39}: what a host may be called. */
+/* [a-z0-9][a-z0-9.-]{0,39}: what a host or an operator may be called. */
 gboolean sf_pki_name_is_valid(const char *name);
 
 #endif

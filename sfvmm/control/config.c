@@ -8,6 +8,7 @@
 
 #include "libsf/wire/guest_protocol.h"
 #include "sfvmm/cluster/peer.h"
+#include "sfvmm/control/config_operators.h"
 #include "sfvmm/control/config_quotas.h"
 #include "sfvmm/net/policy.h"
 
@@ -119,10 +120,13 @@ static gboolean check_keys(GKeyFile *file, const char *path, const TextKey *text
         if (sf_config_quotas_vm(*group) || sf_config_quotas_user(*group)) {
             continue; /* it looks at its keys itself */
         }
+        if (strcmp(*group, SF_CONFIG_OPERATORS) == 0) {
+            continue; /* its keys are names */
+        }
         if (strcmp(*group, GROUP) != 0 && strcmp(*group, CLUSTER) != 0 && strcmp(*group, SLURM) != 0) {
             g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                        "\"%s\": group [%s] is not known; [%s], [%s], [%s], [vm NAME] and [user NAME] are", path,
-                        *group, GROUP, CLUSTER, SLURM);
+                        "\"%s\": group [%s] is not known; [%s], [%s], [%s], [%s], [vm NAME] and [user NAME] are", path,
+                        *group, GROUP, CLUSTER, SLURM, SF_CONFIG_OPERATORS);
             return FALSE;
         }
         if (!check_group(file, path, *group, texts, n_texts, uints, n_uints, error)) {
@@ -333,6 +337,29 @@ static gboolean read_manager(SfDaemonConfig *config, GKeyFile *file, const char 
     return !manager || set_value_error(path, "resource-manager", manager, "local, static or slurm", error);
 }
 
+/* control-listen= and [operators] go together, and need certificates. */
+static gboolean read_operators(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
+{
+    const char *missing = NULL;
+
+    config->cluster.operators = sf_config_operators_read(file, path, error);
+    if (!config->cluster.operators) {
+        return FALSE;
+    }
+    if (config->cluster.control_listen && g_hash_table_size(config->cluster.operators) == 0) {
+        missing = "control-listen= lets nobody in without group [" SF_CONFIG_OPERATORS "], lines NAME=USER";
+    } else if (config->cluster.control_listen && !config->cluster.pki_directory) {
+        missing = "control-listen= needs pki-directory= in group [" CLUSTER "]; `sfctl pki host NAME` makes one";
+    } else if (!config->cluster.control_listen && g_hash_table_size(config->cluster.operators) > 0) {
+        missing = "group [" SF_CONFIG_OPERATORS "] is of no use without control-listen= in group [" CLUSTER "]";
+    }
+    if (missing) {
+        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE, "\"%s\": %s; see sfvmmd.conf(5)", path,
+                    missing);
+    }
+    return !missing;
+}
+
 /* The keys of [cluster] that are no plain texts, and what its keys ask of each other. */
 static gboolean read_cluster(SfDaemonConfig *config, GKeyFile *file, const char *path, GError **error)
 {
@@ -411,6 +438,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
         { GROUP, "libvirt-uri", &config->launcher.libvirt_uri },
         { CLUSTER, "name", &config->cluster.name },
         { CLUSTER, "listen", &config->cluster.listen },
+        { CLUSTER, "control-listen", &config->cluster.control_listen },
         { CLUSTER, "pki-directory", &config->cluster.pki_directory },
         { SLURM, "account", &config->cluster.slurm.account },
         { SLURM, "partition", &config->cluster.slurm.partition },
@@ -474,7 +502,7 @@ static gboolean read_file(SfDaemonConfig *config, GKeyFile *file, const char *pa
     if (links && !read_links(config, links)) {
         return set_value_error(path, "cluster-links", links, "an IPv4 network like 198.18.0.0/16", error);
     }
-    return read_cluster(config, file, path, error);
+    return read_cluster(config, file, path, error) && read_operators(config, file, path, error);
 }
 
 SfDaemonConfig *sf_daemon_config_load(const char *path, gboolean required, const char *run_directory, GError **error)
@@ -535,6 +563,8 @@ void sf_daemon_config_free(SfDaemonConfig *config)
     g_free(config->state_directory);
     g_free(config->cluster.name);
     g_free(config->cluster.listen);
+    g_free(config->cluster.control_listen);
+    g_clear_pointer(&config->cluster.operators, g_hash_table_unref);
     g_free(config->cluster.pki_directory);
     g_free(config->cluster.slurm.account);
     g_free(config->cluster.slurm.partition);

@@ -40,6 +40,8 @@ typedef struct {
     struct {
         char *name;          /* of this host among others */
         char *listen;        /* for other hosts, or NULL: none can connect */
+        char *control_listen;  /* for operators elsewhere, or NULL: none can connect */
+        GHashTable *operators; /* of them, name -> uid that they count as (GUINT_TO_POINTER) */
         char *pki_directory; /* of this host, with host/ and pages/ in it; NULL: there are no other hosts */
         SfResourceManagerName manager;
         SfSlurmOptions slurm; /* its texts are owned */

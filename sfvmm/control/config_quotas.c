@@ -76,8 +76,7 @@ static SfQuota *read_quota(GKeyFile *file, const char *path, const char *group, 
     return g_steal_pointer(&quota);
 }
 
-/* A user's name or number. */
-static gboolean find_uid(const char *path, const char *name, guint32 *uid, GError **error)
+gboolean sf_config_find_user(const char *name, guint32 *uid)
 {
     const struct passwd *entry = getpwnam(name);
     guint64 number;
@@ -87,8 +86,6 @@ static gboolean find_uid(const char *path, const char *name, guint32 *uid, GErro
     } else if (g_ascii_string_to_unsigned(name, 10, 0, G_MAXUINT32 - 1, &number, NULL)) {
         *uid = (guint32)number;
     } else {
-        g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
-                    "\"%s\": group [" USER_PREFIX "%s]: there is no such user", path, name);
         return FALSE;
     }
     return TRUE;
@@ -108,7 +105,9 @@ gboolean sf_config_quotas_read(SfQuotaRules *rules, GKeyFile *file, const char *
         if (!vm && !user) {
             continue;
         }
-        if (user && !find_uid(path, user, &uid, error)) {
+        if (user && !sf_config_find_user(user, &uid)) {
+            g_set_error(error, G_KEY_FILE_ERROR, G_KEY_FILE_ERROR_INVALID_VALUE,
+                        "\"%s\": group [" USER_PREFIX "%s]: there is no such user", path, user);
             return FALSE;
         }
         quota = read_quota(file, path, *group, vm ? &rules->vm : &rules->user, error);

@@ -17,6 +17,9 @@ const char *sf_config_quotas_user(const char *group);
 gboolean sf_config_quotas_read(SfQuotaRules *rules, GKeyFile *file, const char *path, GError **error);
 void sf_config_quotas_clear(SfQuotaRules *rules); /* the tables */
 
+/* A user's name or number. */
+gboolean sf_config_find_user(const char *name, guint32 *uid);
+
 /* The number of MiB that a key has, as bytes; unchanged when it is not there. */
 gboolean sf_config_read_mib(GKeyFile *file, const char *path, const char *group, const char *key, guint64 *bytes,
                             GError **error);

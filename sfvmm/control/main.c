@@ -14,9 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "sfvmm/cluster/operators.h"
 #include "sfvmm/control/cluster.h"
 #include "sfvmm/control/guest_api.h"
 #include "sfvmm/control/server.h"
+#include "sfvmm/wire/certificate.h"
 
 #define DEFAULT_CONFIG_FILE "/etc/snowflock/sfvmmd.conf"
 #define SYSTEMD_FIRST_FD    3     /* sd_listen_fds(3) */
@@ -29,6 +31,7 @@ typedef struct {
     SfCluster *cluster;
     SfGuestApi *guest_api;
     SfServer *server;
+    SfOperators *operators; /* NULL: none from elsewhere */
     int status;
 } Daemon;
 
@@ -95,6 +98,32 @@ static gboolean on_terminate(gpointer data)
     return G_SOURCE_CONTINUE;
 }
 
+static void on_operator(int fd, guint32 user, gpointer data)
+{
+    sf_server_take(((Daemon *)data)->server, fd, user);
+}
+
+/* The way in for operators elsewhere, if the configuration wants one. */
+static gboolean make_operators(Daemon *daemon, GError **error)
+{
+    const SfDaemonConfig *config = daemon->config;
+    g_autofree char *certificates = NULL;
+
+    if (!config->cluster.control_listen) {
+        return TRUE;
+    }
+    certificates = g_build_filename(config->cluster.pki_directory, SF_CERTIFICATE_HOST, NULL);
+    daemon->operators = sf_operators_new(
+        &(SfOperatorsOptions){
+            .name = config->cluster.name,
+            .listen = config->cluster.control_listen,
+            .directory = certificates,
+            .users = config->cluster.operators,
+        },
+        error);
+    return daemon->operators != NULL;
+}
+
 static void on_recovered(GObject *source, GAsyncResult *result, gpointer data)
 {
     Daemon *daemon = data;
@@ -109,6 +138,9 @@ static void on_recovered(GObject *source, GAsyncResult *result, gpointer data)
         return;
     }
     sf_cluster_start(daemon->cluster);
+    if (daemon->operators) {
+        sf_operators_start(daemon->operators, on_operator, daemon);
+    }
     g_message("sfvmmd " SF_VERSION " serves \"%s\"", daemon->config->socket);
 }
 
@@ -121,7 +153,7 @@ static int run(SfDaemonConfig *config)
     daemon.loop = g_main_loop_new(NULL, FALSE);
     daemon.host = sf_host_new(config, launcher, sf_cluster_manager_new(config));
     daemon.cluster = sf_cluster_new(daemon.host, &error);
-    if (!daemon.cluster) {
+    if (!daemon.cluster || !make_operators(&daemon, &error)) {
         g_printerr("sfvmmd: %s\n", error->message);
         return EXIT_FAILURE;
     }
@@ -135,6 +167,7 @@ static int run(SfDaemonConfig *config)
     g_main_loop_run(daemon.loop);
 
     /* The VMs must outlive us, so nothing of the host is torn down: the process ends, and with it all that it held. */
+    g_clear_pointer(&daemon.operators, sf_operators_free);
     g_clear_pointer(&daemon.server, sf_server_free);
     return daemon.status;
 }

@@ -302,24 +302,43 @@ static guint32 user_of(GSocketConnection *stream)
     return user == (uid_t)-1 ? geteuid() : user;
 }
 
-static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, GObject *source, SfServer *server)
+static void server_add(SfServer *server, GSocketConnection *stream, guint32 user)
 {
     Connection *connection;
 
     if (server->connections->len >= CONNECTIONS_MAX) {
         g_message("control socket: %u connections are open; a new one is refused", CONNECTIONS_MAX);
-        return TRUE;
+        return;
     }
     connection = g_new0(Connection, 1);
     connection->refs = 1;
     connection->server = server;
     connection->stream = g_object_ref(stream);
-    connection->user = user_of(stream);
+    connection->user = user;
     connection->reader = sf_json_line_reader_new();
     g_queue_init(&connection->output);
     g_ptr_array_add(server->connections, connection);
     connection_read(connection);
+}
+
+static gboolean on_incoming(GSocketService *service, GSocketConnection *stream, GObject *source, SfServer *server)
+{
+    server_add(server, stream, user_of(stream));
     return TRUE;
+}
+
+void sf_server_take(SfServer *server, int fd, guint32 user)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GSocket) socket = g_socket_new_from_fd(fd, &error);
+    g_autoptr(GSocketConnection) stream = socket ? g_socket_connection_factory_create_connection(socket) : NULL;
+
+    if (!stream) {
+        g_warning("control connection: %s", error->message);
+        close(fd);
+        return;
+    }
+    server_add(server, stream, user);
 }
 
 static void on_event(SfHost *host, const char *name, JsonObject *data, SfServer *server)

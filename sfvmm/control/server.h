@@ -23,6 +23,11 @@ void sf_call_subscribe(SfCall *call); /* events go to its connection from now on
  * which must not be served by another sfvmmd.
  */
 SfServer *sf_server_new(SfHost *host, int fd, GError **error);
+
+/* Serve a connection that came another way: a stream socket, and the uid that whoever is behind it counts as. Takes fd.
+ */
+void sf_server_take(SfServer *server, int fd, guint32 user);
+
 void sf_server_free(SfServer *server);
 
 #endif

@@ -24,6 +24,8 @@
 #include <gnutls/x509.h>
 #include <string.h>
 
+#include "sfvmm/wire/certificate.h"
+
 /* One record is at most 16 KiB and some; a handshake message (a chain of certificates) may be several. */
 #define INPUT_SIZE     (32 * 1024)
 #define HANDSHAKE_MAX  (64 * 1024)  /* bytes of one handshake message */
@@ -368,24 +370,16 @@ const char *tls_session_peer(const struct tls_session *session)
     return session->peer;
 }
 
-/* One part of the subject's name, the first of its kind; a NUL in it would make two names of one. */
-static bool subject_part(gnutls_x509_crt_t certificate, const char *oid, char *text, size_t size)
-{
-    return gnutls_x509_crt_get_dn_by_oid(certificate, oid, 0, 0, text, &size) == GNUTLS_E_SUCCESS &&
-           strlen(text) == size;
-}
-
 static bool check_subject(struct tls_session *session, gnutls_x509_crt_t certificate)
 {
-    char unit[NAME_MAX_BYTES];
+    g_autofree char *name = NULL, *unit = NULL;
 
-    if (!subject_part(certificate, GNUTLS_OID_X520_COMMON_NAME, session->peer, sizeof(session->peer))) {
+    sf_certificate_subject(certificate, &name, &unit);
+    if (!name || g_strlcpy(session->peer, name, sizeof(session->peer)) >= sizeof(session->peer)) {
         session->peer[0] = '\0';
-        return problem(session, "its certificate has no name (CN)");
+        return problem(session, "its certificate has no name (CN), or one that is too long");
     }
-    if (session->credentials->unit &&
-        (!subject_part(certificate, GNUTLS_OID_X520_ORGANIZATIONAL_UNIT_NAME, unit, sizeof(unit)) ||
-         strcmp(unit, session->credentials->unit) != 0)) {
+    if (session->credentials->unit && g_strcmp0(unit, session->credentials->unit) != 0) {
         return problem(session, "the certificate of %s is not one for %s (OU)", session->peer,
                        session->credentials->unit);
     }

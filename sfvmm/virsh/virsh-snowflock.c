@@ -112,6 +112,9 @@ INFO(sf_domcheck, N_("what a domain lacks to be forkable"));
 static const vshCmdOptDef opts_sf_domcheck[] = {
     VIRSH_COMMON_OPT_DOMAIN_FULL(0),
     SWITCH("fix", N_("add it to the domain's definition")),
+    VALUE("network", N_("it is to be in this network: cluster")),
+    VALUE("address", N_("its address there, as in 10.77.0.1/16")),
+    VALUE("outside", N_("what the cluster reaches outside, as in '192.0.2.0/24 tcp 443'")),
     JSON,
     END,
 };

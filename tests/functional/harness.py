@@ -34,6 +34,7 @@ SHORT = 30 * SCALE              # bound for what takes well under a second on an
 LONG = 180 * SCALE              # bound for what takes some seconds: a boot, a large check
 BOOTS = 3                       # of a guest that stalls
 BOOT_LOOK_MS = 5000             # how often it is looked at
+TIMER = "no_timer_check"        # on a busy host a guest's first ticks come late, and its kernel would panic for that
 MIB = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SETTLE_MS = 100                 # after the last clone, until the daemon makes memory and disks one again
@@ -116,6 +117,15 @@ def wait(condition, timeout=SHORT, what="the condition"):
             return value
         if time.monotonic() > end:
             raise AssertionError("%s: not within %.0f s (last: %r)" % (what, timeout, value))
+        time.sleep(POLL)
+
+
+def wait_empty(trace, what="nothing left"):
+    """Poll until no value of the dictionary trace() is true; AssertionError with what is left after SHORT seconds."""
+    end = time.monotonic() + SHORT
+    while any((left := trace()).values()):
+        if time.monotonic() > end:
+            raise AssertionError("%s: not within %.0f s: %s" % (what, SHORT, left))
         time.sleep(POLL)
 
 
@@ -275,19 +285,23 @@ class Daemon:
     def command(self):
         return [self.path, "--config", self.write_config(), "--run-dir", self.run] + self.extra
 
+    def credentials(self):
+        """Those that the command is started with, for Popen."""
+        if not self.user:
+            return {}
+        return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
+
     def start(self, expect_failure=False):
         """Start, and wait until it answers. With expect_failure: wait for its end; returns (status, text)."""
         env = dict(os.environ, SF_TEST_RUN=self.run, G_DEBUG="fatal-criticals")
         env.pop("SF_SOCKET", None)
-        kwargs = {}
         if self.user:
-            kwargs = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
             env["HOME"] = self.top
             env["XDG_RUNTIME_DIR"] = self.top
         with open(self.log_path, "ab") as log:
             start = log.tell()
             self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                                            preexec_fn=self.preexec, cwd="/", **kwargs)
+                                            preexec_fn=self.preexec, cwd="/", **self.credentials())
         if expect_failure:
             status = self.process.wait(SHORT)
             with open(self.log_path, errors="replace") as file:
@@ -614,9 +628,9 @@ class Vm:
         return self.daemon.call("clone", vm=self.name, count=count, **params)["ticket"]
 
     def start_shell(self):
-        """First contact with the guest's shell: echo and line editing off."""
+        """First contact with the guest's shell: echo, line editing and (Debian 13's ip and Python) colours off."""
         self.console.expect(r"[#$] $")
-        self.console.send("exec bash --noediting --norc\nstty -echo; PS1=; PS2=; echo sf-\"ready\"\n")
+        self.console.send("exec bash --noediting --norc\nstty -echo; PS1=; PS2=; export NO_COLOR=1; echo sf-\"ready\"\n")
         self.console.expect(r"sf-ready\r?\n")
 
     def shell(self, command, timeout=LONG, check=True):
@@ -729,7 +743,7 @@ def linux(daemon, memory=256 * MIB, vcpus=1, disks=(), pool=0, name=None, tools=
     """Boot the guest image (of the flavour that this variable names), with `more` on its kernel's command line; returns a
     Vm with a shell. The root disk is never written: ephemeral."""
     with open(image("cmdline", flavour)) as file:
-        append = (file.read().strip() + " " + more).strip()
+        append = " ".join([file.read().strip(), TIMER, more]).strip()
     all_disks = [{"path": image("rootfs.qcow2", flavour), "ephemeral": True}]
     if tools:
         all_disks.append({"path": tools_image(daemon.top), "format": "raw", "readonly": True})

@@ -14,6 +14,7 @@ import ctypes
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,11 +42,15 @@ class Keys:
         if done.returncode:
             raise AssertionError("sfctl pki %s: %s" % (" ".join(arguments), done.stderr))
 
-    def host(self, name, *addresses):
-        arguments = []
+    def host(self, name, *addresses, rsa=False):
+        arguments = ["--rsa"] * rsa
         for address in addresses or (ADDRESS,):
             arguments += ["--address", address]
         self.sfctl("host", name, *arguments)
+        return os.path.join(self.directory, name)
+
+    def operator(self, name):
+        self.sfctl("operator", name, "--rsa")           # which libvirt takes too, in all its versions
         return os.path.join(self.directory, name)
 
     def close(self):
@@ -220,11 +225,23 @@ class Host(harness.Daemon):
         self.call("host.add", name=other.name, address=other.address(), **params)
         self.wait_up(other.name)
 
+    def entry(self, name):
+        """What it says about a host; None: it does not know it."""
+        return next((host for host in self.call("host.list")["hosts"] if host["name"] == name), None)
+
+    def wait_state(self, name, state, timeout=harness.LONG):
+        return harness.wait(lambda: (self.entry(name) or {}).get("state") == state and self.entry(name), timeout,
+                            "host %s %s, seen from %s" % (name, state, self.name))
+
     def wait_up(self, name):
-        def up():
-            found = [host for host in self.call("host.list")["hosts"] if host["name"] == name]
-            return found and found[0]["state"] == "up"
-        harness.wait(up, harness.LONG, "host %s seen from %s" % (name, self.name))
+        return self.wait_state(name, "up")
+
+    def restart_before(self, witness, number=signal.SIGTERM):
+        """Restart, while another host looks on: it has seen the end before the start, so that its "up" is of the new one."""
+        self.end(number)
+        witness.wait_state(self.name, "down")
+        self.start()
+        witness.wait_up(self.name)
 
     def pagers(self):
         return [pid for pid in self.processes() if "sf-pager" in harness.command_line(pid)]

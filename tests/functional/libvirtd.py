@@ -11,12 +11,12 @@ take a second to reap them), and starts libvirtd anew when it ends, as systemd w
 """
 import contextlib
 import ctypes
+import grp
 import os
 import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -49,8 +49,11 @@ def need():
 class Libvirtd:
     """One libvirtd, qemu:///system for whoever is in its mount namespace."""
 
-    def __init__(self):
+    def __init__(self, group=None, tls=""):
+        """group: its members may use it; None: everybody. tls: lines of libvirtd.conf for others to come by TLS."""
         need()
+        self.group = group
+        self.tls = tls
         self.top = tempfile.mkdtemp(prefix="sfl")
         os.chmod(self.top, 0o755)
         self.log = os.path.join(harness.logs(), "libvirtd-%s.log" % os.path.basename(self.top))
@@ -68,6 +71,9 @@ class Libvirtd:
         with open(os.path.join(etc, "libvirtd.conf"), "w") as file:
             file.write('host_uuid = "%s"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\nlog_outputs = "2:file:%s"\n'
                        % (self.uuid, self.log))
+            file.write(self.tls or "listen_tls = 0\n")
+            if self.group:
+                file.write('unix_sock_group = "%s"\nunix_sock_rw_perms = "0770"\n' % self.group)
         user = harness.qemu_user()
         group = harness.pwd.getpwnam(user).pw_gid
         with open(os.path.join(etc, "qemu.conf"), "w") as file:
@@ -77,7 +83,8 @@ class Libvirtd:
     def start(self):
         self.write_configuration()
         self.keeper = subprocess.Popen(["unshare", "-m", "--propagation", "private", sys.executable,
-                                        os.path.abspath(__file__), self.top], stdin=subprocess.DEVNULL)
+                                        os.path.abspath(__file__), self.top] + ["--listen"] * bool(self.tls),
+                                       stdin=subprocess.DEVNULL)
         harness.wait(self.answers, harness.SHORT, "libvirtd's answer")
         return self
 
@@ -87,8 +94,8 @@ class Libvirtd:
         return self.virsh("list", check=False) is not None
 
     def inside(self, command):
-        """The command in the mount namespace of this libvirtd."""
-        return ["nsenter", "-m", "-t", str(self.keeper.pid), "--"] + command
+        """The command in the mount namespace of this libvirtd and below its root (a chroot perhaps)."""
+        return ["nsenter", "-m", "-r", "-w", "-t", str(self.keeper.pid), "--"] + command
 
     def virsh(self, *words, check=True, text=None):
         """What virsh prints; None (check False) or an error when it fails."""
@@ -99,6 +106,19 @@ class Libvirtd:
         if check:
             raise AssertionError("virsh %s: %s" % (" ".join(words), result.stderr.strip()))
         return None
+
+    def write_linux(self, name, **kwargs):
+        """XML of a domain with the Debian of the tests, whose image stands on one that others may share: that one, and
+        the XML's file. kwargs: of domain_xml()."""
+        base = shutil.copy(harness.image("rootfs.qcow2"), os.path.join(self.top, "base.qcow2"))
+        disk, path = (os.path.join(self.top, name + ending) for ending in (".qcow2", ".xml"))
+        subprocess.run([harness.qemu_img(), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, disk], check=True)
+        boot = [shutil.copy(harness.image(file), self.top) for file in ("vmlinuz", "initrd.img")]
+        with open(harness.image("cmdline")) as file:
+            append = file.read().strip()
+        with open(path, "w") as file:
+            file.write(domain_xml(name, [(disk, "qcow2", False)], kernel=boot[0], initrd=boot[1], append=append, **kwargs))
+        return base, path
 
     def domains(self, *states):
         """Names of its domains: running, paused or only defined."""
@@ -177,6 +197,21 @@ class Beside:
 
 class Daemon(Beside, harness.Daemon):
     pass
+
+
+class MemberDaemon(Daemon):
+    """That of a user whose only right is to be in the group that may use this libvirtd."""
+
+    def __init__(self, keeper, **kwargs):
+        super().__init__(keeper, user=harness.account("daemon", "bin"), **kwargs)
+
+    def credentials(self):
+        return {}                       # to enter the libvirtd's mount namespace takes root
+
+    def command(self):
+        rights = ["setpriv", "--reuid", str(self.user.pw_uid), "--regid", str(self.user.pw_gid), "--groups",
+                  str(grp.getgrnam(self.libvirtd.group).gr_gid), "--"]
+        return self.libvirtd.inside(rights + harness.Daemon.command(self))
 
 
 class UserDaemon(Daemon):
@@ -275,8 +310,8 @@ def add_accounts(top):
             file.write(text)
 
 
-def keep(top_or_none):
-    """The program: mount (but for a session), run libvirtd, reap, until SIGTERM."""
+def keep(top_or_none=None, *more):
+    """The program: mount (but for a session), run libvirtd, reap, until SIGTERM. more: of libvirtd's options."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if top_or_none:
         add_accounts(top_or_none)
@@ -285,7 +320,7 @@ def keep(top_or_none):
     libvirtd = None
     command = ["libvirtd"]
     if top_or_none:
-        command += ["--pid-file", PID_FILE]     # its default is outside of the folders
+        command += ["--pid-file", PID_FILE, *more]     # its default is outside of the folders
 
     def end(*_):
         if libvirtd:
@@ -301,4 +336,4 @@ def keep(top_or_none):
 
 
 if __name__ == "__main__":
-    keep(sys.argv[1] if len(sys.argv) > 1 else None)
+    keep(*sys.argv[1:])

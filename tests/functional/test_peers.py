@@ -18,16 +18,6 @@ ATTACKERS = 32                  # connections at the same time
 GARBAGE = 64 * 1024             # bytes that each of them sends
 
 
-def entry(host, name):
-    """HOST of the host called `name`, as `host` sees it; None: not known."""
-    return next((found for found in host.call("host.list")["hosts"] if found["name"] == name), None)
-
-
-def wait_state(host, name, state, timeout=harness.LONG):
-    return harness.wait(lambda: (entry(host, name) or {}).get("state") == state and entry(host, name), timeout,
-                        "host %s %s, seen from %s" % (name, state, host.name))
-
-
 class TwoHosts(harness.Case):
     """Hosts a and b, which know each other."""
 
@@ -45,24 +35,24 @@ class TwoHosts(harness.Case):
         for one, other in ((self.a, self.b), (self.b, self.a)):
             if not one.control:
                 one.start()
-            if not entry(one, other.name):
+            if not one.entry(other.name):
                 one.call("host.add", name=other.name, address=other.address())
             for name in ("a", "b"):
                 one.call("host.drain", name=name, drain=False)
-        wait_state(self.a, "b", "up")
-        wait_state(self.b, "a", "up")
+        self.a.wait_state("b", "up")
+        self.b.wait_state("a", "up")
 
     def test_facts(self):
         """What a host says of itself arrives at the other."""
-        seen, own = wait_state(self.a, "b", "up"), entry(self.b, "b")
+        seen, own = self.a.wait_state("b", "up"), self.b.entry("b")
         self.assertTrue(own["self"])
         self.assertFalse(seen["self"])
         self.assertEqual(seen["address"], self.b.address())
-        harness.wait(lambda: entry(self.a, "b")["qemu_version"], what="b's QEMU version, seen from a")
-        seen = entry(self.a, "b")
+        harness.wait(lambda: self.a.entry("b")["qemu_version"], what="b's QEMU version, seen from a")
+        seen = self.a.entry("b")
         for member in ("qemu_version", "accel", "machine_types", "cpu_models", "cpu_vendor", "cpu_flags", "slots",
                        "memory", "version", "draining"):
-            self.assertEqual(seen[member], entry(self.b, "b")[member], member)
+            self.assertEqual(seen[member], self.b.entry("b")[member], member)
         self.assertRegex(seen["qemu_version"], r"^10\.\d+\.\d+$")
         self.assertIn(seen["accel"], ("kvm", "tcg"))
         self.assertIn("q35", " ".join(seen["machine_types"]))
@@ -91,7 +81,7 @@ class TwoHosts(harness.Case):
         sfctl("host", "remove", "b")
         self.assertEqual(sfctl("host", "list", "-q").split(), ["a"])
         sfctl("host", "add", "b", self.b.address(), "--slots", "3", "--memory", "1G")
-        self.assertEqual((entry(self.a, "b")["slots"], entry(self.a, "b")["memory"]), (3, 1 << 30))
+        self.assertEqual((self.a.entry("b")["slots"], self.a.entry("b")["memory"]), (3, 1 << 30))
         sfctl("host", "remove", "b")
         for words in (("host",), ("host", "what"), ("host", "add", "b"), ("host", "add", "b", "c", "--slots", "0"),
                       ("pki", "host")):
@@ -122,24 +112,23 @@ class TwoHosts(harness.Case):
     def test_drain_is_told(self):
         """A host that drains itself is not offered by others; it says so again when it is back."""
         self.b.call("host.drain", name="b")
-        harness.wait(lambda: entry(self.a, "b")["draining"], what="b draining, seen from a")
-        self.b.restart()
-        wait_state(self.a, "b", "up")
-        harness.wait(lambda: entry(self.a, "b")["draining"], what="b draining, seen from a")
+        harness.wait(lambda: self.a.entry("b")["draining"], what="b draining, seen from a")
+        self.b.restart_before(self.a)
+        harness.wait(lambda: self.a.entry("b")["draining"], what="b draining, seen from a")
         self.b.call("host.drain", name="b", drain=False)
-        harness.wait(lambda: not entry(self.a, "b")["draining"], what="b not draining, seen from a")
+        harness.wait(lambda: not self.a.entry("b")["draining"], what="b not draining, seen from a")
 
     def test_killed_and_back(self):
         events = self.a.client()
         self.addCleanup(events.close)
         events.call("subscribe")
         self.b.end(signal.SIGKILL)
-        self.assertNotEqual(wait_state(self.a, "b", "down")["reason"], "")
+        self.assertNotEqual(self.a.wait_state("b", "down")["reason"], "")
         self.assertEqual(events.event("host.down", address=self.b.address())["state"], "down")
         self.b.start()
-        self.assertEqual(wait_state(self.a, "b", "up")["reason"], "")
+        self.assertEqual(self.a.wait_state("b", "up")["reason"], "")
         self.assertEqual(events.event("host.up", address=self.b.address())["state"], "up")
-        wait_state(self.b, "a", "up")      # remembered
+        self.b.wait_state("a", "up")      # remembered
 
     def test_both_restarted(self):
         """Whoever dials first, or both at once: in the end one connection stands."""
@@ -148,26 +137,25 @@ class TwoHosts(harness.Case):
                 host.end(signal.SIGKILL)
             for host in (self.a, self.b):
                 host.start()
-            wait_state(self.a, "b", "up")
-            wait_state(self.b, "a", "up")
+            self.a.wait_state("b", "up")
+            self.b.wait_state("a", "up")
 
     def test_stopped(self):
         """A host that stands still is given up after 10 s, and found again."""
         os.kill(self.b.process.pid, signal.SIGSTOP)
         try:
-            self.assertIn("10 s", wait_state(self.a, "b", "down")["reason"])
+            self.assertIn("10 s", self.a.wait_state("b", "down")["reason"])
         finally:
             os.kill(self.b.process.pid, signal.SIGCONT)
-        wait_state(self.a, "b", "up")
-        wait_state(self.b, "a", "up")
+        self.a.wait_state("b", "up")
+        self.b.wait_state("a", "up")
 
     def test_removed_at_one_end(self):
         """a forgets b; b, which still knows a, may connect: a peer that our CA has signed."""
         self.a.call("host.remove", name="b")
-        self.assertIsNone(entry(self.a, "b"))
-        self.a.restart()
-        self.assertIsNone(entry(self.a, "b"))
-        wait_state(self.b, "a", "up")
+        self.assertIsNone(self.a.entry("b"))
+        self.a.restart_before(self.b)
+        self.assertIsNone(self.a.entry("b"))
 
     def test_attackers(self):
         """Plain garbage, TLS without a certificate, connections that say nothing: the two go on."""
@@ -189,11 +177,11 @@ class TwoHosts(harness.Case):
         for thread in threads:
             thread.start()
         for _ in range(50):
-            self.assertEqual(entry(self.a, "b")["state"], "up")
+            self.assertEqual(self.a.entry("b")["state"], "up")
         for thread in threads:
             thread.join(harness.LONG)
             self.assertFalse(thread.is_alive(), "the connection of an attacker is still open")
-        self.assertEqual(entry(self.a, "b")["state"], "up")
+        self.assertEqual(self.a.entry("b")["state"], "up")
 
 
 class Alone(harness.Case):
@@ -254,7 +242,7 @@ class Alone(harness.Case):
                        '"draining":true},{"name":"","draining":false}]}')
         host.start()
         self.assertEqual([found["name"] for found in host.call("host.list")["hosts"]], ["a", "c"])
-        self.assertTrue(entry(host, "c")["draining"])
+        self.assertTrue(host.entry("c")["draining"])
 
     def test_alone(self):
         """Without [cluster] there is this host, and no other can be added."""
@@ -274,19 +262,19 @@ class Alone(harness.Case):
         a.start()
         b.start()
         a.call("host.add", name="b", address=b.address())
-        harness.wait(lambda: "trusted" in entry(a, "b")["reason"], what="the reason why b is not taken")
-        self.assertEqual(entry(a, "b")["state"], "down")
+        harness.wait(lambda: "trusted" in a.entry("b")["reason"], what="the reason why b is not taken")
+        self.assertEqual(a.entry("b")["state"], "down")
         b.end()
         b.cluster["pki-directory"] = self.keys.host("b")
         b.start()
-        wait_state(a, "b", "up")
+        a.wait_state("b", "up")
 
     def test_another_name(self):
         """What answers at an address has another name than asked for: not taken."""
         a, b = self.host("a").start(), self.host("b").start()
         a.call("host.add", name="c", address=b.address())
-        harness.wait(lambda: 'host "b"' in entry(a, "c")["reason"], what="the reason why c is not taken")
-        self.assertEqual(entry(a, "c")["state"], "down")
+        harness.wait(lambda: 'host "b"' in a.entry("c")["reason"], what="the reason why c is not taken")
+        self.assertEqual(a.entry("c")["state"], "down")
 
 
 class Keys(unittest.TestCase):
