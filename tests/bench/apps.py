@@ -8,7 +8,8 @@
     apps.NAME.ratio     forked over ideal
     apps.NAME.over      forked - ideal
 
-The parts of both must be the same, byte for byte, else it is no measurement. Each application is a group. The group `bytes`:
+Both by turns. The parts of both must be the same, byte for byte, else it is no measurement. Each application is a
+group. The group `bytes`:
 
     apps.bytes.NAME.*   what the parent's host sent to the other one for one run, over the clones there: memory, disks, orders.
                         The work is the small one of the tests. all: pages that would be thrown away are avoided, the default;
@@ -16,11 +17,16 @@ The parts of both must be the same, byte for byte, else it is no measurement. Ea
 
 The group `sandbox` measures examples/sandbox, on one host:
 
-    apps.sandbox.rate           commands a second, each in a clone of its own, two at once, a thousand in a row; nothing
-                                may be left of them
-    apps.sandbox.latency        from before the ticket to the first byte that a command printed, as sf-pool sees it
+    apps.sandbox.rate           commands a second, each in a clone of its own, two at once, a thousand in a row
+    apps.sandbox.latency        from before the ticket to the first byte that a command printed, as sf-pool sees it; one
+                                command at a time, as it is one boot that it is compared with
+    apps.sandbox.latency.busy   the same of the thousand, two at once
     apps.sandbox.boot           a cold boot of the same VM, until its shell answers
     apps.sandbox.latency.ratio  latency over boot
+    apps.sandbox.left           kinds of things (VMs, tickets, processes, files, descriptors, network interfaces) that are
+                                not as they were before the thousand; standard error says which
+    apps.sandbox.daemon         by how much sfvmmd's own memory has grown meanwhile
+    apps.sandbox.parent         the same of the parent's QEMU
 
 The group `concurrent`: four parents on four hosts go five times through ticket, two clones, task, join, all at the same time.
 
@@ -34,6 +40,9 @@ The group `slurm`, in lib/slurm_grant.py: tickets through a real Slurm, on two h
     apps.slurm.grant.hosts      the same for 6 clones on both hosts: then the other one is asked, too
     apps.slurm.salloc           salloc --no-shell alone, in turn with the others
     apps.slurm.static[.hosts]   the same tickets by the resource manager `static`
+
+Minutes on two quiet cores under TCG: 5 for an application, 5 for bytes, 10 for sandbox, 5 for concurrent, 1 for slurm.
+With --quick 1 to 2 each; bytes 3.
 """
 import contextlib
 import os
@@ -56,19 +65,20 @@ APPS = "/usr/share/snowflock/apps"
 CLONES, HOSTS = 4, 2
 MEMORY = 512 * MIB
 BOUND = 10 * harness.LONG
-RUNS, QUICK_RUNS = 2, 1         # of an application, forked and not
+RUNS, QUICK_RUNS = 3, 1         # of an application, forked and not, by turns: the machine's speed changes
 RATIO_BAR, OVER_BAR = 1.25, 4
 # Of --size: work of some 20 s for each of four clones, under TCG and on two cores.
-SIZES = {"blast": 26, "bowtie2": 36, "clustalw": 8, "povray": 9, "quantlib": 24, "distcc": 3}
+SIZES = {"blast": 26, "bowtie2": 36, "clustalw": 8, "povray": 13, "quantlib": 24, "distcc": 5}
 SMALL = 1                       # size of the tests
 NETWORK = {"distcc": {"network": "cluster"}}    # of a parent whose clones must reach it
+FETCHES, QUICK_FETCHES = 2, 1   # of an application, by each transport: what they fetch hardly differs
 TRANSPORTS = {"all": {}, "none": {"avoid": "none"}, "multicast": {"multicast": "on"}}   # keys of [cluster]
-SANDBOXES, QUICK_SANDBOXES, AT_ONCE = 1000, 30, 2
+SANDBOXES, QUICK_SANDBOXES, WARM_SANDBOXES, LATENCY_SANDBOXES, AT_ONCE = 1000, 100, 10, 30, 2
 LATENCY_BAR = 0.1
-PARENTS, TURNS, CLONES_OF_EACH, ROUNDS, QUICK_ROUNDS = 4, 5, 2, 400000, 20000
+PARENTS, TURNS, CLONES_OF_EACH, ROUNDS, QUICK_ROUNDS = 4, 5, 2, 200000, 20000
 CONCURRENT_BAR = 1.25
 BARS = {"apps.%s.%s" % (name, what): bar for name in SIZES for what, bar in (("ratio", RATIO_BAR), ("over", OVER_BAR))}
-BARS.update({"apps.sandbox.latency.ratio": LATENCY_BAR, "apps.concurrent.ratio": CONCURRENT_BAR})
+BARS.update({"apps.sandbox.latency.ratio": LATENCY_BAR, "apps.sandbox.left": 0, "apps.concurrent.ratio": CONCURRENT_BAR})
 BARS.update(slurm_grant.BARS)
 
 
@@ -130,23 +140,21 @@ def booted(hosts, **params):
 
 def configure(made, keys):
     """The hosts go on with other keys of [cluster]; their VMs do not notice."""
-    for host in made:
+    for number, host in enumerate(made):
         host.cluster = {**{key: value for key, value in host.cluster.items() if key not in ("avoid", "multicast")}, **keys}
-        host.restart()
-    for host in made:
-        for other in made:
-            if host is not other:
-                host.wait_up(other.name)
+        witness = made[number - 1]
+        host.restart_before(witness)
+        host.wait_up(witness.name)
 
 
 def measure(name, figures, quick):
     job = Job(name, SMALL if quick else SIZES[name])
-    runs_wanted = QUICK_RUNS if quick else RUNS
-    with memory.cluster(HOSTS) as made:
-        with booted(made[:1], pool=CLONES // HOSTS, **NETWORK.get(name, {})) as (parent,):
-            runs = [Forked(made, parent, job) for _ in range(runs_wanted)]
-        with booted(made * (CLONES // HOSTS)) as vms:
-            alone = [ideal(vms, job, one.parts) + one.joining for one in runs]
+    runs, alone = [], []
+    with memory.cluster(HOSTS) as made, booted(made * (CLONES // HOSTS)) as vms, \
+            booted(made[:1], pool=CLONES // HOSTS, **NETWORK.get(name, {})) as (parent,):
+        for _ in range(QUICK_RUNS if quick else RUNS):
+            runs.append(Forked(made, parent, job))
+            alone.append(ideal(vms, job, runs[-1].parts) + runs[-1].joining)
     figures.add("apps.%s.ideal" % name, "s", alone)
     figures.add("apps.%s.forked" % name, "s", [one.seconds for one in runs])
     took, would = statistics.median(one.seconds for one in runs), statistics.median(alone)
@@ -163,9 +171,35 @@ def fetched(figures, quick):
         for transport, keys in TRANSPORTS.items():
             configure(made, keys)
             for job in jobs:
-                sent = [Forked(made, parent, job).sent for _ in range(1 if quick else 3)]
+                sent = [Forked(made, parent, job).sent for _ in range(QUICK_FETCHES if quick else FETCHES)]
                 figures.add("apps.bytes.%s.%s" % (job.name, transport), "MiB",
                             [count / MIB / (CLONES // HOSTS) for count in sent])
+
+
+class Left:
+    """What a run of sandboxes may leave behind at a host. things: by kind and name; the rest in MiB."""
+
+    def __init__(self, server, parent):
+        self.things = {**server.footprint(), "descriptors of the parent": dict(server.descriptors(parent.pid)),
+                       "overlays": len(os.listdir(server.config["overlay-directory"])),
+                       "interfaces": dict.fromkeys(os.listdir("/sys/class/net"), 1)}
+        self.daemon = harness.anonymous(server.process.pid) / MIB
+        self.parent = harness.anonymous(parent.pid) / MIB
+
+    def more_than(self, early):
+        """{kind: what differs}"""
+        return harness.changes({kind: (early.things[kind], things) for kind, things in self.things.items()
+                                if early.things[kind] != things})
+
+
+def pool(parent, count, at_once):
+    """So many commands, each in its clone. Seconds until the first output, of the median one."""
+    text = parent.shell("seq %d | sed 's/.*/echo &/' | sf-pool --at-once %d | grep -c '= 0'" % (count, at_once),
+                        timeout=count * harness.SHORT)
+    match = re.search(r"first output after ([0-9.]+) s", text)
+    if not match or not text.rstrip().endswith(str(count)):
+        raise RuntimeError("sf-pool: " + text[-500:])
+    return float(match.group(1))
 
 
 def sandbox(figures, quick):
@@ -174,19 +208,27 @@ def sandbox(figures, quick):
         begin = time.monotonic()
         parent = harness.linux(server, tools=False, pool=AT_ONCE)
         boot = time.monotonic() - begin
-        before = server.footprint()
-        begin = time.monotonic()
-        text = parent.shell("seq %d | sed 's/.*/echo &/' | sf-pool --at-once %d | grep -c '= 0'" % (count, AT_ONCE),
-                            timeout=count * harness.SHORT)
+        pool(parent, WARM_SANDBOXES, AT_ONCE)
+        latency = pool(parent, LATENCY_SANDBOXES, 1)
+        memory.settled([server], parent)
+        early, begin = Left(server, parent), time.monotonic()
+        busy = pool(parent, count, AT_ONCE)
         seconds = time.monotonic() - begin
-        match = re.search(r"first output after ([0-9.]+) s", text)
-        if not match or not text.rstrip().endswith(str(count)):
-            raise RuntimeError("sf-pool: " + text[-500:])
-        harness.wait(lambda: server.footprint() == before, harness.LONG, "nothing left of %d sandboxes" % count)
+        memory.settled([server], parent)
+        with contextlib.suppress(AssertionError):
+            harness.wait(lambda: not Left(server, parent).more_than(early), harness.SHORT, "nothing left")
+        late = Left(server, parent)
+    left = late.more_than(early)
+    if left:
+        run.say("left by %d sandboxes (before, after): %s" % (count, left))
     figures.add("apps.sandbox.rate", "1/s", [count / seconds])
-    figures.add("apps.sandbox.latency", "s", [float(match.group(1))])
+    figures.add("apps.sandbox.latency", "s", [latency])
+    figures.add("apps.sandbox.latency.busy", "s", [busy])
     figures.add("apps.sandbox.boot", "s", [boot])
-    figures.add("apps.sandbox.latency.ratio", "ratio", [float(match.group(1)) / boot])
+    figures.add("apps.sandbox.latency.ratio", "ratio", [latency / boot])
+    figures.add("apps.sandbox.left", "things", [len(left)])
+    figures.add("apps.sandbox.daemon", "MiB", [late.daemon - early.daemon])
+    figures.add("apps.sandbox.parent", "MiB", [late.parent - early.parent])
 
 
 def concurrent(figures, quick):

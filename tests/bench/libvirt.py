@@ -4,6 +4,8 @@
 
     libvirt.return.N        `sf-virsh sf-clone --count N` is started -> the last agent has answered; the shells are there
     libvirt.return.N.exec   the same of a VM that sfvmmd itself has started, by `sfctl clone`, in turn with the other
+    libvirt.return.32x4     32 clones over four hosts with a libvirtd each; the first of its forks, which makes the shells at
+                            the other hosts, is not counted
     libvirt.pause           Suspended -> Resumed of the parent, as `virsh event` tells them, in whole milliseconds: of each
                             fork, and of each time that its memory is made one again after a fork
     libvirt.create          `virsh create --paused` of a domain with our QEMU, as virsh times it; libvirt.create.stock:
@@ -43,6 +45,7 @@ MIB = harness.MIB
 GUEST_MIB = 1024
 COUNTS = (1, 8, 32)
 TURNS = {1: 8, 8: 5, 32: 3}
+HOSTS = "abcd"
 NS_PER_MS = 1e6
 MS_PER_S = 1e3
 FORK_SECONDS, BOOT_SECONDS = 60, 200        # of load, at most
@@ -165,6 +168,20 @@ def add_ratio(figures, name, over, under):
     figures.add(name, "ratio", [figures.get(over)["median"] / figures.get(under)["median"]])
 
 
+def measure_hosts(figures, quick):
+    count, turns = (8, 1) if quick else (32, 4)
+    fleet.need()
+    with fleet.several_hosts(HOSTS) as found:
+        vm = domain_vm(found[0].libvirtd, found[0], count // len(HOSTS))
+
+        def spread():
+            for host in found:
+                harness.wait(host.pools_full, harness.LONG, "full pool of host " + host.name)
+            return fork_domain(found[0].libvirtd, vm, count)
+        times = run.repeat("return %d over %d hosts" % (count, len(HOSTS)), turns, spread)
+    figures.add("libvirt.return.%dx%d" % (count, len(HOSTS)), "ms", times)
+
+
 # ---------------------------------------------------------------- pause
 
 def events_ms(text, event):
@@ -252,7 +269,7 @@ def worker_image():
 def measure_scaleup(figures, quick):
     size, turns = (3, 1) if quick else (4, 5)
     fleet.need()
-    with worker_image(), fleet.three_hosts() as found:
+    with worker_image(), fleet.several_hosts() as found:
         base = fleet.start_parent(found[0])
         forks = run.repeat("scaleup", turns, lambda: fleet.scale_up(found, size, FORK_SECONDS))
         boots = [fleet.scale_up(found, size, BOOT_SECONDS, ["--boot", found[0].libvirtd.top, "--image", base,
@@ -272,7 +289,7 @@ class Bench:
     name = "libvirt"
     about = "What a fork of a libvirt domain costs, beside the same without libvirt."
     bars = BARS
-    groups = {"return": measure_return, "pause": measure_pause, "copy": measure_copy,
+    groups = {"return": measure_return, "hosts": measure_hosts, "pause": measure_pause, "copy": measure_copy,
               "create": measure_create, "scaleup": measure_scaleup}
     plot = staticmethod(no_plot)
 

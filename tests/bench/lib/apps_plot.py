@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The plot of `scripts/bench apps`: each application in clones and in VMs that were never forked, side by side."""
 import re
+import unittest
 
 from . import plot
 
@@ -9,8 +10,8 @@ HEADROOM = 1.35             # for the legend
 ALONE = 9.4                 # inches: a plot of one panel, so that the words at its foot have room
 
 
-def names(figures):
-    return [match.group(1) for match in (re.fullmatch(r"apps\.(\w+)\.forked", name) for name in figures.figures) if match]
+def names(figures, pattern):
+    return [match.group(1) for match in (re.fullmatch(pattern, name) for name in figures.figures) if match]
 
 
 def times(axes, figures, applications):
@@ -35,25 +36,29 @@ def times(axes, figures, applications):
 
 def fetched(axes, figures, applications):
     axes.set_title("What the other host fetched, for each of its clones")
+    largest = 0
     for offset, transport, label, colour in ((-BAR, "none", "nothing avoided", plot.GREY), (0, "all", "default", plot.GREEN),
                                              (BAR, "multicast", "by multicast", plot.ORANGE)):
         values = [figures.get("apps.bytes.%s.%s" % (name, transport))["median"] for name in applications]
         axes.bar([place + offset for place in range(len(values))], values, BAR, color=colour, label=label,
                  edgecolor="white")
+        largest = max([largest] + values)
     axes.set_xticks(range(len(applications)), labels=applications)
     axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, largest * HEADROOM)
     axes.set_ylabel("MiB")
     axes.legend(loc="upper right")
 
 
 def draw(figures, path):
     """What the run has measured: an application by itself, or several, and what was fetched where that was a group of it."""
-    applications = names(figures)
-    measured = [name for name in applications if figures.get("apps.bytes.%s.all" % name)]
-    figure, axes = plot.panels(2 if measured else 1)
-    if not measured:
+    applications, measured = names(figures, r"apps\.(\w+)\.forked"), names(figures, r"apps\.bytes\.(\w+)\.all")
+    drawn = [(panel, what) for panel, what in ((times, applications), (fetched, measured)) if what]
+    if not drawn:
+        raise unittest.SkipTest("of apps, applications and bytes are drawn; nothing of them was measured")
+    figure, axes = plot.panels(len(drawn))
+    if len(drawn) == 1:
         figure.set_figwidth(ALONE)
-    times(axes[0], figures, applications)
-    if measured:
-        fetched(axes[1], figures, measured)
-    plot.save(figure, figures, "Applications" if len(applications) > 1 else applications[0], path)
+    for place, (panel, what) in zip(axes, drawn):
+        panel(place, figures, what)
+    plot.save(figure, figures, applications[0] if len(applications) == 1 and not measured else "Applications", path)
