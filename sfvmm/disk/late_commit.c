@@ -4,7 +4,7 @@
  *
  *     add --> WAITING ---- no layer is shared ----> RUNNING (worker thread: qemu-img commit) ---> gone
  *                ^                                     |
- *                '------- failed: again later ---------'
+ *                '------- failed: again later ---------'     after 1, 2, 4 ... 60 s
  *
  * While there is anything to do, a timer looks at what waits; one commit runs at a time. The frozen layers of an ended
  * VM are released by its last clone, which nobody announces, but looking costs next to nothing.
@@ -21,9 +21,10 @@
 #include <unistd.h>
 #include "sfvmm/wire/state_file.h"
 
-#define LOOK_MS        100u
-#define RETRY_SECONDS  60
-#define DIRECTORY_MODE 0700
+#define LOOK_MS           100u
+#define RETRY_SECONDS_MIN 1u  /* libvirt may not have given the files back yet, or a process that ends still has a lock */
+#define RETRY_SECONDS_MAX 60u
+#define DIRECTORY_MODE    0700
 
 typedef struct {
     char *record; /* path of its file */
@@ -31,6 +32,7 @@ typedef struct {
     SfDiskChain *chain; /* the worker's while it runs */
     char *image;        /* path of its lowest layer */
     gint64 not_before;  /* g_get_monotonic_time(), after a failure */
+    guint retry;        /* seconds from the last failure until then */
 } Entry;
 
 struct SfLateCommits {
@@ -97,10 +99,11 @@ static void on_committed(GObject *source, GAsyncResult *result, gpointer data)
         g_ptr_array_remove(work->commits->entries, entry);
         return;
     }
-    g_warning("VM %s: %s; tried again every %d s, until then its overlays are kept (to give them up, end sfvmmd and "
+    entry->retry = CLAMP(2 * entry->retry, RETRY_SECONDS_MIN, RETRY_SECONDS_MAX);
+    g_warning("VM %s: %s; tried again in %u s, until it succeeds its overlays are kept (to give them up, end sfvmmd and "
               "remove %s)",
-              entry->vm, error->message, RETRY_SECONDS, entry->record);
-    entry->not_before = g_get_monotonic_time() + RETRY_SECONDS * G_USEC_PER_SEC;
+              entry->vm, error->message, entry->retry, entry->record);
+    entry->not_before = g_get_monotonic_time() + (gint64)entry->retry * G_USEC_PER_SEC;
 }
 
 static void start_commit(SfLateCommits *commits, Entry *entry)
