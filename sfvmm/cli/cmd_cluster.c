@@ -200,7 +200,7 @@ static int run_host(SfCtl *ctl, int argc, char **argv)
 static void say_until(SfCtl *ctl, const char *what, const char *folder, const char *cert)
 {
     g_autofree char *path = g_build_filename(folder, cert, NULL);
-    g_autoptr(SfPkiInfo) info = sf_pki_read(path, NULL);
+    g_autoptr(SfCertificateInfo) info = sf_certificate_read(path, NULL);
     g_autoptr(GDateTime) end = info ? g_date_time_new_from_unix_utc(info->not_after) : NULL;
     g_autofree char *date = end ? g_date_time_format(end, "%Y-%m-%d") : g_strdup("?");
 

@@ -116,37 +116,21 @@ static char *find_keys(char **hint, GError **error)
 /* It must be one that a host will take. */
 static gboolean check_own(SfClientTls *tls, const char *path, char **hint, GError **error)
 {
-    g_autofree char *text = NULL, *unit = NULL;
-    gnutls_x509_crt_t certificate;
-    gnutls_datum_t data;
-    gsize length;
-    time_t end;
-    int result;
+    g_autoptr(SfCertificateInfo) info = sf_certificate_read(path, error);
 
-    if (!g_file_get_contents(path, &text, &length, error)) {
+    if (!info) {
         return FALSE;
     }
-    data = (gnutls_datum_t){ .data = (unsigned char *)text, .size = (guint)MIN(length, G_MAXUINT16) };
-    if (gnutls_x509_crt_init(&certificate) < 0) {
-        return fail(error, "\"%s\": there is no memory for it", path);
-    }
-    result = gnutls_x509_crt_import(certificate, &data, GNUTLS_X509_FMT_PEM);
-    if (result == 0) {
-        sf_certificate_subject(certificate, &tls->name, &unit);
-    }
-    end = gnutls_x509_crt_get_expiration_time(certificate);
-    gnutls_x509_crt_deinit(certificate);
-    if (result < 0) {
-        return fail(error, "\"%s\": %s", path, gnutls_strerror(result));
-    }
-    if (g_strcmp0(unit, SF_CERTIFICATE_OPERATOR) != 0 || !tls->name) {
+    if (strcmp(info->unit, SF_CERTIFICATE_OPERATOR) != 0 || !*info->name) {
         *hint = g_strdup("`sfctl pki operator NAME` makes one");
-        return fail(error, "\"%s\": it is not the certificate of an operator (OU=%s)", path, unit ? unit : "none");
+        return fail(error, "\"%s\": it is not the certificate of an operator (OU=%s)", path,
+                    *info->unit ? info->unit : "none");
     }
-    if (end <= time(NULL)) {
-        *hint = g_strdup_printf("`sfctl pki operator %s --force` makes a new one", tls->name);
+    if (info->not_after <= time(NULL)) {
+        *hint = g_strdup_printf("`sfctl pki operator %s --force` makes a new one", info->name);
         return fail(error, "\"%s\": it has expired", path);
     }
+    tls->name = g_steal_pointer(&info->name);
     return TRUE;
 }
 

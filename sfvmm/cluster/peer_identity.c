@@ -31,7 +31,7 @@ static gboolean check(int result, const char *what, GError **error)
 /* A certificate of ours must be one that others will take. */
 static gboolean check_own(const char *path, const char *name, GError **error)
 {
-    g_autoptr(SfPkiInfo) info = sf_pki_read(path, error);
+    g_autoptr(SfCertificateInfo) info = sf_certificate_read(path, error);
     gint64 now = g_get_real_time() / G_USEC_PER_SEC;
 
     if (!info) {

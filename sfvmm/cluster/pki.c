@@ -31,7 +31,6 @@
 #define NAME_MAX_LENGTH 40u
 #define TEXT_MAX        256u /* of a name in a certificate */
 #define ADDRESSES_MAX   64u
-#define FILE_MAX        (64u << 10)
 #define FILE_MODE       0600
 #define FOLDER_MODE     0700
 #define PARENT_MODE     0755
@@ -238,43 +237,12 @@ static gboolean export_and_put(const Pair *pair, gboolean key, const char *folde
     return done;
 }
 
-static gboolean load_file(const char *path, gnutls_datum_t *data, GError **error)
-{
-    g_autofree char *text = NULL;
-    gsize length;
-
-    if (!g_file_get_contents(path, &text, &length, error)) {
-        return FALSE;
-    }
-    if (length == 0 || length > FILE_MAX) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "\"%s\": no key or certificate", path);
-        return FALSE;
-    }
-    data->data = (unsigned char *)g_steal_pointer(&text);
-    data->size = (guint)length;
-    return TRUE;
-}
-
-static gboolean load_cert(const char *path, gnutls_x509_crt_t *cert, GError **error)
-{
-    gnutls_datum_t data = { 0 };
-    gboolean done;
-
-    if (!load_file(path, &data, error)) {
-        return FALSE;
-    }
-    done = check(gnutls_x509_crt_init(cert), path, error) &&
-           check(gnutls_x509_crt_import(*cert, &data, GNUTLS_X509_FMT_PEM), path, error);
-    g_free(data.data);
-    return done;
-}
-
 static gboolean load_key(const char *path, gnutls_x509_privkey_t *key, GError **error)
 {
     gnutls_datum_t data = { 0 };
     gboolean done;
 
-    if (!load_file(path, &data, error)) {
+    if (!sf_certificate_load_file(path, &data, error)) {
         return FALSE;
     }
     done = check(gnutls_x509_privkey_init(key), path, error) &&
@@ -304,7 +272,8 @@ static gboolean load_ca(const char *directory, Pair *ca, GError **error)
                     "\"%s\": no CA there; make one with `sfctl pki init --dir %s`", directory, directory);
         return FALSE;
     }
-    if (!load_cert(cert, &ca->cert, error) || !load_key(key, &ca->key, error)) {
+    ca->cert = sf_certificate_load(cert, error);
+    if (!ca->cert || !load_key(key, &ca->key, error)) {
         return FALSE;
     }
     if (!same_key(ca)) {
@@ -499,31 +468,4 @@ gboolean sf_pki_make_operator(const char *directory, const char *name, const SfP
     const char *const units[] = { SF_CERTIFICATE_OPERATOR, NULL };
 
     return check_name("operator", name, error) && make_party(directory, name, units, NULL, options, error);
-}
-
-/* ---- looking at one ---- */
-
-SfPkiInfo *sf_pki_read(const char *path, GError **error)
-{
-    g_auto(Pair) pair = { 0 };
-    SfPkiInfo *info;
-
-    if (!load_cert(path, &pair.cert, error)) {
-        return NULL;
-    }
-    info = g_new0(SfPkiInfo, 1);
-    sf_certificate_subject(pair.cert, &info->name, &info->unit);
-    info->name = info->name ? info->name : g_strdup("");
-    info->unit = info->unit ? info->unit : g_strdup("");
-    info->not_after = gnutls_x509_crt_get_expiration_time(pair.cert);
-    return info;
-}
-
-void sf_pki_info_free(SfPkiInfo *info)
-{
-    if (info) {
-        g_free(info->name);
-        g_free(info->unit);
-        g_free(info);
-    }
 }

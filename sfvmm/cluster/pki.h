@@ -47,17 +47,6 @@ gboolean sf_pki_make_host(const char *directory, const char *name, const char *c
  */
 gboolean sf_pki_make_operator(const char *directory, const char *name, const SfPkiOptions *options, GError **error);
 
-/* What a certificate file says of itself. Not verified. */
-typedef struct {
-    char *name;       /* CN */
-    char *unit;       /* OU, "" if none */
-    gint64 not_after; /* seconds since the epoch */
-} SfPkiInfo;
-
-SfPkiInfo *sf_pki_read(const char *path, GError **error);
-void sf_pki_info_free(SfPkiInfo *info);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(SfPkiInfo, sf_pki_info_free)
-
 /* [a-z0-9][a-z0-9.-]{0,39}: what a host or an operator may be called. */
 gboolean sf_pki_name_is_valid(const char *name);
 

@@ -40,7 +40,7 @@ static void check_leaf(const char *directory, const char *unit, const char *role
     g_autofree char *folder = g_build_filename(directory, "h1", unit, NULL),
                     *file = g_strconcat(role, "-cert.pem", NULL);
     g_autofree char *path = g_build_filename(folder, file, NULL);
-    g_autoptr(SfPkiInfo) info = sf_pki_read(path, NULL);
+    g_autoptr(SfCertificateInfo) info = sf_certificate_read(path, NULL);
     gnutls_x509_crt_t cert = cert_of(folder, file), ca = cert_of(folder, "ca-cert.pem");
     gnutls_typed_vdata_st want = { GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)purpose, 0 };
     gnutls_x509_trust_list_t list;
