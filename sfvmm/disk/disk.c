@@ -512,7 +512,16 @@ static gboolean set_backing(const char *qemu_img, const SfDiskLayer *overlay, co
     return run_qemu_img(qemu_img, args, what, NULL, error);
 }
 
-gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError **error)
+/* Not while another QEMU writes to it. */
+static gboolean may_be_opened(const char *qemu_img, const SfDiskLayer *image, GError **error)
+{
+    const char *args[] = { "info", "-f", image->format, image->path, NULL };
+    g_autofree char *what = g_strdup_printf("image %s", image->path);
+
+    return run_qemu_img(qemu_img, args, what, NULL, error);
+}
+
+gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, gboolean *begun, GError **error)
 {
     if (chain->layers->len < 2 || chain->readonly) {
         return TRUE;
@@ -536,9 +545,13 @@ gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError
         }
     }
     const SfDiskLayer *image = g_ptr_array_index(chain->layers, 0);
+    if (!may_be_opened(qemu_img, image, error)) {
+        return FALSE;
+    }
     const SfDiskLayer *top = g_ptr_array_index(chain->layers, chain->layers->len - 1);
     const char *args[] = { "commit", "-q", "-d", "-f", top->format, "-b", image->path, top->path, NULL };
     g_autofree char *what = g_strdup_printf("disk %s: writing its overlays into %s", chain->id, image->path);
+    *begun = TRUE;
     if (!run_qemu_img(qemu_img, args, what, NULL, error)) {
         return FALSE;
     }

@@ -97,9 +97,10 @@ SfDiskLayer *sf_disk_overlay_create(const char *template_path, const char *path,
  * (qemu-img commit). A layer above the lowest that is no overlay of ours: G_IO_ERROR_INVALID_ARGUMENT, nothing is
  * written. For a worker thread; the chain is its own meanwhile. Does nothing for one layer or a read-only disk. Not for
  * ephemeral disks, whose writes must never reach the image. G_IO_ERROR_BUSY when another chain still uses a layer.
- * After an error everything is kept, and it may be tried again.
+ * After an error everything is kept, and it may be tried again; *begun is TRUE (it is never set to FALSE) if the image
+ * has perhaps been written to.
  */
-gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, GError **error);
+gboolean sf_disk_commit_offline(const char *qemu_img, SfDiskChain *chain, gboolean *begun, GError **error);
 
 /*
  * All that a URI serves (NBD), as a new qcow2 image without backing file. Blocks for long: for a worker thread. After an

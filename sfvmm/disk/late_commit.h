@@ -16,11 +16,23 @@ typedef struct SfLateCommits SfLateCommits;
  */
 SfLateCommits *sf_late_commits_new(const char *directory, const char *qemu_img);
 
+/*
+ * Commits all overlays of a chain into its lowest layer, in a worker thread, by the libvirtd of that URI: its QEMUs may
+ * write where we may not. qemu: path of the emulator. *begun is set before the image is written to. The overlays' files
+ * stay.
+ */
+typedef gboolean (*SfLateCommitByLibvirt)(const char *qemu, const char *uri, const SfDiskChain *chain, gboolean *begun,
+                                          GError **error);
+void sf_late_commits_use_libvirt(SfLateCommits *commits, SfLateCommitByLibvirt by_libvirt, const char *qemu);
+
 /* When none waits. (sfvmmd never calls it: what waits is for the next one.) */
 void sf_late_commits_free(SfLateCommits *commits);
 
-/* A disk of a VM that has ended. Takes the chain. One without overlays, or read-only, is dropped at once. */
-void sf_late_commits_add(SfLateCommits *commits, const char *vm, SfDiskChain *chain);
+/*
+ * A disk of a VM that has ended; uri: of its libvirtd, if it was a domain. Takes the chain. One without overlays, or
+ * read-only, is dropped at once. An image that somebody else writes to from now on is left alone, as are the overlays.
+ */
+void sf_late_commits_add(SfLateCommits *commits, const char *vm, const char *uri_or_null, SfDiskChain *chain);
 
 /* The VM whose writes are still to get into this image, or NULL. Until then no VM may be started from it. */
 const char *sf_late_commits_owner(const SfLateCommits *commits, const char *image);

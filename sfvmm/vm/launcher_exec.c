@@ -29,6 +29,7 @@
 #include "sfvmm/vm/command_line.h"
 #include "sfvmm/process/process.h"
 #include "sfvmm/process/socket.h"
+#include "sfvmm/vm/domain_commit.h"
 #include "sfvmm/vm/launcher_private.h"
 #include "sfvmm/wire/state_file.h"
 
@@ -65,6 +66,7 @@ SfLauncher *sf_launcher_exec_new(const SfLauncherOptions *options)
                                               : g_build_filename(options->run_directory, "disk", NULL);
     late = g_build_filename(launcher->options.overlay_directory, "late", NULL);
     launcher->options.late_commits = sf_late_commits_new(late, launcher->options.qemu_img);
+    sf_late_commits_use_libvirt(launcher->options.late_commits, sf_domain_commit, launcher->options.qemu);
     launcher->options.disk_servers = g_hash_table_new(g_str_hash, g_str_equal);
     return launcher;
 }

@@ -2,6 +2,7 @@
 /* The launcher `libvirt` of a build without libvirt: says so. */
 #include "sfvmm/vm/launcher_private.h"
 
+#include "sfvmm/vm/domain_commit.h"
 #include "sfvmm/vm/domain_portable.h"
 
 static GError *missing(void)
@@ -55,6 +56,12 @@ char *sf_domain_portable(const char *template_text, guint32 address, GError **er
 
 gboolean sf_domain_portable_check(const char *text, guint32 address, guint64 memory, guint vcpus, guint disks,
                                   const char *accel, GError **error)
+{
+    g_propagate_error(error, missing());
+    return FALSE;
+}
+
+gboolean sf_domain_commit(const char *qemu, const char *uri, const SfDiskChain *chain, gboolean *begun, GError **error)
 {
     g_propagate_error(error, missing());
     return FALSE;

@@ -144,12 +144,12 @@ gboolean sf_libvirt_is_watched(SfLibvirt *libvirt, const char *uuid)
 
 /* ---- the connection: any thread, under the lock ---- */
 
-static virConnectPtr connection_open(SfLibvirt *libvirt, SfLibvirtLane lane, GError **error)
+virConnectPtr sf_libvirt_open(const char *uri, GError **error)
 {
-    g_autofree char *what = g_strdup_printf("libvirt (%s)", libvirt->uri);
-    virConnectPtr connection = virConnectOpen(libvirt->uri);
+    virConnectPtr connection = virConnectOpen(uri);
 
     if (!connection) {
+        g_autofree char *what = g_strdup_printf("libvirt (%s)", uri);
         g_clear_error(error);
         (void)!sf_libvirt_fail(error, what);
         if (error) {
@@ -158,7 +158,15 @@ static virConnectPtr connection_open(SfLibvirt *libvirt, SfLibvirtLane lane, GEr
         return NULL;
     }
     virConnectSetKeepAlive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
-    if (lane != SF_LIBVIRT_QUICK) {
+    return connection;
+}
+
+static virConnectPtr connection_open(SfLibvirt *libvirt, SfLibvirtLane lane, GError **error)
+{
+    g_autofree char *what = g_strdup_printf("libvirt (%s)", libvirt->uri);
+    virConnectPtr connection = sf_libvirt_open(libvirt->uri, error);
+
+    if (!connection || lane != SF_LIBVIRT_QUICK) {
         return connection;
     }
     if (virConnectRegisterCloseCallback(connection, on_closed, libvirt, NULL) < 0 ||

@@ -27,6 +27,9 @@ typedef enum { SF_LIBVIRT_QUICK, SF_LIBVIRT_SLOW, SF_LIBVIRT_LANES } SfLibvirtLa
  */
 virConnectPtr sf_libvirt_connect(SfLibvirt *libvirt, SfLibvirtLane lane, GError **error);
 
+/* A connection of the caller's own, after sf_libvirt_get() of any URI. Errors as above. Worker threads. */
+virConnectPtr sf_libvirt_open(const char *uri, GError **error);
+
 /* Around each call that libvirtd may take time for: waits for its turn. Worker threads. */
 void sf_libvirt_begin(SfLibvirt *libvirt, SfLibvirtLane lane);
 void sf_libvirt_end(SfLibvirt *libvirt, SfLibvirtLane lane);

@@ -110,7 +110,7 @@ void sf_vm_keep_writes(SfVm *vm)
             if (disk->overlay) { /* of a snapshot that was perhaps made; if not, it is empty */
                 g_ptr_array_add(chain->layers, sf_disk_layer_ref(disk->overlay));
             }
-            sf_late_commits_add(vm->late_commits, vm->name, chain);
+            sf_late_commits_add(vm->late_commits, vm->name, vm->config->uri, chain);
         }
     }
 }

@@ -27,6 +27,7 @@ SetEnv SF_SOCKET=%(socket)s PATH=%(tools)s:/usr/bin:/bin:/usr/sbin
 CLONES = 2
 FEW = 4
 MANY = 16
+WRITTEN = "sf-written-after-the-fork"
 TRANSIENT = 4                   # descriptors that a QEMU may just have open for a moment
 
 
@@ -134,6 +135,10 @@ class Case(unittest.TestCase):
     def state_of(self, ticket, number):
         return next(clone for clone in self.ticket(ticket)["clones"] if clone["id"] == number)
 
+    def overlays(self):
+        folder = os.path.join(self.daemon.run, "disk")
+        return [name for name in os.listdir(folder) if name.endswith(".qcow2")] if os.path.isdir(folder) else []
+
     def nothing_left(self):
         """Every test ends all it has; then libvirt and sfvmmd have no trace of it."""
         if not self.daemon.control:
@@ -145,12 +150,9 @@ class Case(unittest.TestCase):
             self.libvirtd.virsh("undefine", name)
 
         def trace():
-            overlays = os.path.join(self.daemon.run, "disk")
             return {"vms": self.daemon.call("vm.list")["vms"], "tickets": self.daemon.call("ticket.list")["tickets"],
                     "domains": self.libvirtd.domains(), "processes": self.daemon.processes(),
-                    "folders": os.listdir(os.path.join(self.daemon.run, "vm")),
-                    "overlays": [f for f in os.listdir(overlays) if f.endswith(".qcow2")] if os.path.isdir(overlays)
-                    else []}
+                    "folders": os.listdir(os.path.join(self.daemon.run, "vm")), "overlays": self.overlays()}
         harness.wait_empty(trace, "nothing left of it")
         self.assertEqual({base: os.stat(base).st_mtime_ns for base in self.bases}, self.bases)
 
@@ -509,19 +511,19 @@ class Member(Case):
         self.daemon.call("domain.adopt", domain=parent)
         self.assertNotIn(self.daemon.user.pw_uid, self.owners_of_clones(parent))
 
-    def test_agents(self):
-        """The agents' ports, too, are reached: sf_clone()'s answer comes from each clone, after a restart of libvirtd too."""
+    def test_linux(self):
+        """Agents' ports are reached: sf_clone()'s answer comes from each clone, after a restart of libvirtd too. And what the
+        domain writes is not lost."""
         self.linux_domain("web")
         self.daemon.call("domain.adopt", domain="web")
         self.daemon.call("vm.wait", vm="web", agent=True, timeout_ms=int(harness.LONG * 1000))
-
         def disks():
             return self.daemon.call("vm.status", vm="web")["vm"]["disks"]
-        before = disks()
 
         def cloned():
             done = self.daemon.sfctl("--json", "clone", "web", "--count", str(CLONES), check=False)
             return json.loads(done.stdout)["ticket"] if done.returncode == 0 else None
+        before = disks()
         for libvirtd_is_new in (False, True):
             if libvirtd_is_new:
                 self.libvirtd.kill()
@@ -530,6 +532,24 @@ class Member(Case):
             self.assertEqual([bool(clone["answered"]) for clone in ticket["clones"]], [True] * CLONES)
             self.daemon.end_ticket(ticket["ticket"])
             harness.wait(lambda: disks() == before, what="the domain's disk to be one file again")
+        self.end_with_writes()
+
+    def end_with_writes(self):
+        """What the domain wrote after a fork gets into its image, which is root's, when domain and clone have ended."""
+        image = os.path.join(self.libvirtd.top, "web.qcow2")
+        ticket = self.fork("web", 1)
+        console = libvirtd.Console(self.libvirtd, "web")
+        self.addCleanup(console.close)
+        console.write("echo %s > /root/kept; sync; echo writ\"\"ten\n" % WRITTEN)
+        harness.wait(lambda: b"written" in console.whole(), harness.LONG, "the guest's write")
+        self.libvirtd.virsh("destroy", "web")
+        with open(image, "rb") as file:
+            self.assertNotIn(WRITTEN.encode(), file.read())
+        self.daemon.end_ticket(ticket["ticket"])
+        harness.wait(lambda: not self.overlays(), what="the end of the overlays")
+        with open(image, "rb") as file:
+            self.assertIn(WRITTEN.encode(), file.read())
+        self.assertEqual(os.stat(image).st_uid, 0)
 
 
 class Poor(Case):

@@ -34,14 +34,7 @@ static void set_up(Fixture *f, gconstpointer data)
 
 static void tear_down(Fixture *f, gconstpointer data)
 {
-    g_autoptr(GDir) dir = g_dir_open(f->directory, 0, NULL);
-    const char *name;
-
-    while ((name = g_dir_read_name(dir))) {
-        g_autofree char *file = path_of(f, name);
-        g_unlink(file);
-    }
-    g_assert_cmpint(g_rmdir(f->directory), ==, 0);
+    sf_state_remove_folder(f->directory);
     g_free(f->directory);
     g_free(f->qemu_img);
 }
@@ -246,6 +239,7 @@ static void commit_over(const Fixture *f, const char *image_format)
     g_autofree char *result = path_of(f, "result");
     g_autofree char *content = NULL;
     g_autoptr(GError) error = NULL;
+    gboolean begun = FALSE;
     gsize length;
 
     g_unlink(image);
@@ -258,16 +252,18 @@ static void commit_over(const Fixture *f, const char *image_format)
     g_ptr_array_add(chain->layers, overlay_new(f, template, "overlay3", CLUSTER, 'c'));
 
     SfDiskLayer *shared = sf_disk_layer_ref(g_ptr_array_index(chain->layers, 2));
-    g_assert_false(sf_disk_commit_offline(f->qemu_img, chain, &error));
+    g_assert_false(sf_disk_commit_offline(f->qemu_img, chain, &begun, &error));
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_BUSY);
     g_clear_error(&error);
+    g_assert_false(begun);
     g_assert_cmpuint(chain->layers->len, ==, 4);
     sf_disk_layer_unref(shared);
 
-    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &error));
+    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &begun, &error));
     g_assert_no_error(error);
+    g_assert_true(begun);
     g_assert_cmpuint(chain->layers->len, ==, 1);
-    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &error)); /* nothing left to do */
+    g_assert_true(sf_disk_commit_offline(f->qemu_img, chain, &begun, &error)); /* nothing left to do */
     sf_disk_chain_free(chain);
 
     run((const char *[]){ f->qemu_img, "convert", "-f", image_format, "-O", "raw", image, result, NULL });
@@ -333,7 +329,7 @@ static void test_late_commit(Fixture *f, gconstpointer data)
     SfLateCommits *commits = sf_late_commits_new(directory, f->qemu_img);
     SfDiskChain *chain = written_chain(f, image);
     SfDiskChain *clones = sf_disk_chain_copy(chain);
-    sf_late_commits_add(commits, "web", chain);
+    sf_late_commits_add(commits, "web", NULL, chain);
     g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
     g_assert_null(sf_late_commits_owner(commits, overlay));
     g_auto(GStrv) files = sf_state_list(directory);
@@ -345,7 +341,7 @@ static void test_late_commit(Fixture *f, gconstpointer data)
     assert_written(image);
     g_assert_false(g_file_test(overlay, G_FILE_TEST_EXISTS));
     g_assert_false(g_file_test(record, G_FILE_TEST_EXISTS));
-    sf_late_commits_add(commits, "web", sf_disk_chain_new("disk0", DISK_SIZE, TRUE)); /* nothing to do */
+    sf_late_commits_add(commits, "web", NULL, sf_disk_chain_new("disk0", DISK_SIZE, TRUE)); /* nothing to do */
     g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 0);
     sf_late_commits_free(commits);
 
@@ -356,11 +352,13 @@ static void test_late_commit(Fixture *f, gconstpointer data)
     g_assert_false(g_file_test(record, G_FILE_TEST_EXISTS));
     sf_late_commits_free(commits);
 
-    /* A process was killed before the commit. */
+    /* A process was killed before the end of the commit. */
     chain = written_chain(f, image);
     SfDiskLayer *kept = g_ptr_array_index(chain->layers, 1);
     kept->owned = FALSE; /* the end of a process removes no file */
     sf_disk_chain_free(chain);
+    json_object_set_boolean_member(saved, "begun",
+                                   TRUE); /* it was killed in the middle, so it has written to the image */
     g_assert_true(sf_state_write(record, saved, NULL));
     commits = sf_late_commits_new(directory, f->qemu_img);
     g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
@@ -369,6 +367,38 @@ static void test_late_commit(Fixture *f, gconstpointer data)
     g_assert_false(g_file_test(overlay, G_FILE_TEST_EXISTS));
     sf_late_commits_free(commits);
     g_assert_cmpint(g_rmdir(directory), ==, 0);
+}
+
+/* The domain was started again from its image, before its overlay was committed: both are kept as they are. */
+static void test_late_commit_over_newer_image(Fixture *f, gconstpointer data)
+{
+    g_autofree char *directory = path_of(f, "late");
+    g_autofree char *image = path_of(f, "image");
+    g_autofree char *overlay = path_of(f, "overlay");
+    g_autofree char *newer = g_strnfill(DISK_SIZE, 'n');
+    g_autofree char *after = NULL;
+    gsize length;
+
+    if (skip_without_qemu_img(f)) {
+        return;
+    }
+    SfLateCommits *commits = sf_late_commits_new(directory, f->qemu_img);
+    SfDiskChain *chain = written_chain(f, image);
+    SfDiskChain *clones = sf_disk_chain_copy(chain);
+    sf_late_commits_add(commits, "web", NULL, chain);
+    g_assert_true(g_file_set_contents(image, newer, DISK_SIZE, NULL));
+    sf_disk_chain_free(clones);
+    g_assert_true(sf_late_commits_active(commits, "web"));
+    g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*was written to since*");
+    while (sf_late_commits_active(commits, "web")) {
+        g_main_context_iteration(NULL, TRUE);
+    }
+    g_test_assert_expected_messages();
+    g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 1);
+    g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
+    g_assert_true(g_file_get_contents(image, &after, &length, NULL));
+    g_assert_cmpmem(newer, DISK_SIZE, after, length);
+    g_assert_true(g_file_test(overlay, G_FILE_TEST_EXISTS)); /* it waits until this process ends, as in sfvmmd */
 }
 
 static char *content_of(const char *path, gsize *length)
@@ -389,6 +419,7 @@ static void test_late_commit_over_base(Fixture *f, gconstpointer data)
     g_autofree char *template = path_of(f, "template");
     g_autofree char *before = g_strnfill(DISK_SIZE, 'b');
     g_autoptr(GError) error = NULL;
+    gboolean begun = FALSE;
     gsize length;
 
     if (skip_without_qemu_img(f)) {
@@ -402,14 +433,14 @@ static void test_late_commit_over_base(Fixture *f, gconstpointer data)
     g_ptr_array_add(chain->layers, sf_disk_layer_new(image, "qcow2", FALSE));
     g_ptr_array_add(chain->layers, overlay_new(f, template, "overlay", CLUSTER, 'w'));
 
-    g_assert_false(sf_disk_commit_offline(f->qemu_img, chain, &error));
+    g_assert_false(sf_disk_commit_offline(f->qemu_img, chain, &begun, &error));
     g_assert_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT);
     SfLateCommits *commits = sf_late_commits_new(directory, f->qemu_img);
     SfDiskChain *unwritten = sf_disk_chain_copy(chain);
     g_ptr_array_set_size(unwritten->layers, 2);
-    sf_late_commits_add(commits, "other", unwritten); /* nothing to do */
+    sf_late_commits_add(commits, "other", NULL, unwritten); /* nothing to do */
     g_assert_cmpuint(sf_late_commits_waiting(commits), ==, 0);
-    sf_late_commits_add(commits, "web", chain);
+    sf_late_commits_add(commits, "web", NULL, chain);
     g_assert_cmpstr(sf_late_commits_owner(commits, image), ==, "web");
     g_assert_null(sf_late_commits_owner(commits, base));
     wait_for_commits(commits);
@@ -441,6 +472,8 @@ int main(int argc, char **argv)
     g_test_add("/disk/overlay", Fixture, NULL, set_up, test_overlay, tear_down);
     g_test_add("/disk/probe", Fixture, NULL, set_up, test_probe, tear_down);
     g_test_add("/disk/late-commit", Fixture, NULL, set_up, test_late_commit, tear_down);
+    g_test_add("/disk/late-commit-over-newer-image", Fixture, NULL, set_up, test_late_commit_over_newer_image,
+               tear_down);
     g_test_add("/disk/late-commit-over-base", Fixture, NULL, set_up, test_late_commit_over_base, tear_down);
     g_test_add("/disk/commit", Fixture, NULL, set_up, test_commit, tear_down);
     return g_test_run();
