@@ -31,11 +31,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
 #include "sfvmm/wire/json_line.h"
 
 #define FDSET_LOAD_FIRST 1000u /* ids of fdsets that live for one batch only */
 #define FDSETS_PER_DISK  1000u /* above SF_DISK_LAYERS_MAX: ids never clash within a batch */
+#define LAYERS_LONG      32u   /* of a chain; to open 300 takes QEMU 12 s, as each sees the options of all below it */
+#define BLOCK_BYTES      512u  /* of st_blocks */
 #define NBD_SECONDS      300   /* a lost connection is tried again for so long before a read fails */
 #define NBD_OPEN_SECONDS 10    /* and the first one */
 
@@ -94,6 +98,7 @@ JsonObject *sf_vm_disk_to_json(const SfVmDisk *disk)
     json_object_set_int_member(object, "next_node", disk->next_node);
     if (disk->commit_to != G_MAXUINT) {
         json_object_set_int_member(object, "commit_to", disk->commit_to);
+        json_object_set_boolean_member(object, "streaming", disk->streaming);
     }
     if (disk->domain_node) {
         json_object_set_object_member(object, "domain_node", json_object_ref(disk->domain_node));
@@ -120,6 +125,7 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
     disk->writable = json_object_get_int_member_with_default(object, "writable", 0);
     disk->next_node = json_object_get_int_member_with_default(object, "next_node", 0);
     disk->commit_to = json_object_get_int_member_with_default(object, "commit_to", G_MAXUINT);
+    disk->streaming = json_object_get_boolean_member_with_default(object, "streaming", FALSE);
     if (chain && JSON_NODE_HOLDS_OBJECT(chain)) {
         disk->chain = sf_disk_chain_from_json(json_node_get_object(chain), error);
         if (!disk->chain) {
@@ -137,7 +143,7 @@ SfVmDisk *sf_vm_disk_from_json(JsonObject *object, GError **error)
         disk->domain_node = json_object_ref(json_object_get_object_member(object, "domain_node"));
     }
     if (disk->nodes->len != (disk->chain ? disk->chain->layers->len : 0) || disk->writable > disk->nodes->len ||
-        (disk->commit_to != G_MAXUINT && disk->commit_to >= disk->nodes->len)) {
+        (disk->commit_to != G_MAXUINT && disk->commit_to + (disk->streaming ? 1 : 0) >= disk->nodes->len)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA, "its disks and their nodes don't fit together");
         sf_vm_disk_free(disk);
         return NULL;
@@ -391,6 +397,12 @@ gboolean sf_vm_disk_add_overlay(SfVmDisk *disk, SfQmpBatch *batch, const char *t
     guint fdset = fdset_of(disk->chain->id, 0);
     JsonObject *options;
 
+    if (disk->chain->layers->len >= SF_DISK_LAYERS_MAX) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NO_SPACE,
+                    "disk %s: has %u layers, as clones still stand on those of all earlier forks; end some",
+                    disk->chain->id, disk->chain->layers->len);
+        return FALSE;
+    }
     disk->overlay = sf_disk_overlay_create(template_path, path, uid, gid, error);
     if (!disk->overlay || !add_fd(batch, disk->overlay, TRUE, fdset, error)) {
         drop_overlay(disk);
@@ -592,7 +604,7 @@ void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch)
     }
 }
 
-/* ---- commit ---- */
+/* ---- fewer layers ---- */
 
 static gboolean layer_is_shared(const SfDiskLayer *layer)
 {
@@ -615,27 +627,91 @@ gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target)
     return *target < top;
 }
 
-JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job)
+static guint64 allocated_bytes(const SfDiskLayer *layer)
+{
+    struct stat st;
+
+    return stat(layer->path, &st) == 0 ? (guint64)st.st_blocks * BLOCK_BYTES : 0;
+}
+
+/*
+ * The highest layer that must stay: others' images, what libvirt has opened, and the one that this QEMU began to write
+ * to, of which it keeps a descriptor from its command line.
+ */
+static guint lowest_stream_target(const SfVmDisk *disk)
+{
+    guint lowest = disk->writable;
+
+    for (guint i = lowest; i < disk->nodes->len; i++) {
+        const SfDiskLayer *layer = g_ptr_array_index(disk->chain->layers, i);
+        if (!layer->owned || is_domain_node(disk, g_ptr_array_index(disk->nodes, i))) {
+            lowest = i;
+        }
+    }
+    return lowest;
+}
+
+gboolean sf_vm_disk_stream_target(const SfVmDisk *disk, guint *target)
+{
+    guint lowest, top;
+    guint64 above = 0;
+
+    if (!disk->chain || disk->chain->readonly || disk->overlay || disk->chain->layers->len <= LAYERS_LONG) {
+        return FALSE;
+    }
+    lowest = lowest_stream_target(disk);
+    top = disk->chain->layers->len - 1;
+    for (*target = top - 1; *target > lowest; --*target) {
+        guint64 bytes = allocated_bytes(g_ptr_array_index(disk->chain->layers, *target));
+        if (top - *target > LAYERS_LONG / 2 && bytes > 2 * above) {
+            break;
+        }
+        above += bytes;
+    }
+    return top - *target > 1;
+}
+
+const char *sf_vm_disk_job_command(const SfVmDisk *disk)
+{
+    return disk->streaming ? "block-stream" : "block-commit";
+}
+
+JsonObject *sf_vm_disk_job_arguments(const SfVmDisk *disk, const char *job)
 {
     JsonObject *args = json_object_new();
 
     json_object_set_string_member(args, "device", sf_vm_disk_top_node(disk));
     json_object_set_string_member(args, "job-id", job);
-    json_object_set_string_member(args, "top-node", g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
     json_object_set_string_member(args, "base-node", g_ptr_array_index(disk->nodes, disk->commit_to));
+    if (disk->streaming) { /* what it writes into the top's header; nobody reads it, but the default may be too long */
+        const SfDiskLayer *base = g_ptr_array_index(disk->chain->layers, disk->commit_to);
+        json_object_set_string_member(args, "backing-file", base->path);
+    } else {
+        json_object_set_string_member(args, "top-node", g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
+    }
     return args;
 }
 
-void sf_vm_disk_commit_done(SfVmDisk *disk)
+const char *sf_vm_disk_job_node(const SfVmDisk *disk)
 {
-    while (disk->nodes->len > disk->commit_to + 1) {
-        char *node = g_ptr_array_steal_index(disk->nodes, disk->nodes->len - 1);
+    return g_ptr_array_index(disk->nodes, disk->nodes->len - (disk->streaming ? 2 : 1));
+}
 
-        g_ptr_array_add(disk->stale, node);
+void sf_vm_disk_job_done(SfVmDisk *disk)
+{
+    guint first = disk->commit_to + 1, last = disk->nodes->len - (disk->streaming ? 1 : 0);
+
+    for (guint i = last; i > first; i--) {
+        char *node = g_ptr_array_index(disk->nodes, i - 1);
+        g_ptr_array_add(disk->stale, g_strdup(node));
         g_ptr_array_add(disk->stale, file_node(node));
-        g_ptr_array_set_size(disk->chain->layers, (int)disk->nodes->len);
+    }
+    if (last > first) {
+        g_ptr_array_remove_range(disk->nodes, first, last - first);
+        g_ptr_array_remove_range(disk->chain->layers, first, last - first);
     }
     disk->commit_to = G_MAXUINT;
+    disk->streaming = FALSE;
 }
 
 void sf_vm_disk_delete_stale(const SfVmDisk *disk, SfQmpBatch *batch)

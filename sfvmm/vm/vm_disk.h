@@ -14,7 +14,8 @@ typedef struct {
     GPtrArray *nodes;   /* of char *: the format node of each layer of the chain */
     guint writable;     /* index of the lowest layer that this QEMU has opened for writing; nodes->len: none */
     guint next_node;    /* number of the next node's name */
-    guint commit_to;    /* index of the layer that a block-commit is going to; G_MAXUINT: none is under way */
+    guint commit_to;    /* index of the layer that a block job is going to; G_MAXUINT: none is under way */
+    gboolean streaming; /* it copies the layers between that one and the top into the top; else it commits them */
     GPtrArray *stale;   /* of char *: nodes that QEMU has still to delete, the upper ones first; it may do it twice */
 
     /* An overlay that is in QEMU but in no chain yet: a shell's own, or a snapshot's on its way. NULL: none. */
@@ -82,9 +83,20 @@ void sf_vm_disk_load_clean(SfVmDisk *disk, SfQmpBatch *batch);
 
 /* The lowest layer that all layers above can be committed to; TRUE if there is anything to commit. */
 gboolean sf_vm_disk_commit_target(const SfVmDisk *disk, guint *target);
-JsonObject *sf_vm_disk_commit_arguments(const SfVmDisk *disk, const char *job);
-/* The commit is through: layers above commit_to leave the chain, and their nodes are stale. */
-void sf_vm_disk_commit_done(SfVmDisk *disk);
+/*
+ * Layers that clones still use can't be committed. Of a chain that is long all the same, the layers between *target and
+ * the top can be copied into the top, which is this VM's own. The target is not the lowest, as a rule: a layer stays if
+ * it is larger than twice all above it, so that a byte is copied a few times, however many forks there are.
+ */
+gboolean sf_vm_disk_stream_target(const SfVmDisk *disk, guint *target);
+/* The job to commit_to, block-commit or block-stream: its QMP command, and the arguments. */
+const char *sf_vm_disk_job_command(const SfVmDisk *disk);
+JsonObject *sf_vm_disk_job_arguments(const SfVmDisk *disk, const char *job);
+/* The node that is in use while that job is not through, and not any more afterwards. */
+const char *sf_vm_disk_job_node(const SfVmDisk *disk);
+/* The job is through: layers above commit_to leave the chain (of a stream: but for the top), and their nodes are stale.
+ */
+void sf_vm_disk_job_done(SfVmDisk *disk);
 /* Deletes stale nodes. While there are any, no snapshot can be made: they lie upon the disk. */
 void sf_vm_disk_delete_stale(const SfVmDisk *disk, SfQmpBatch *batch);
 

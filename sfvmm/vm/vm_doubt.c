@@ -8,7 +8,8 @@
  *     overlay on its way    delete the overlay:  refused, it is in use --> the snapshot was made, it is the top
  *                                                done                  --> it was not made
  *     commit_to set         cancel the job, wait until it is gone, then
- *                           delete the top:      refused, it is in use --> the commit had not completed
+ *                           delete the top (of a stream, the one below it):
+ *                                                refused, it is in use --> the job had not completed
  *                                                done, or not there    --> it had; what was above the target has gone
  *
  * QEMU deletes no node that is in use: that is what makes the question harmless. Nodes of a commit that was known to
@@ -97,9 +98,10 @@ static void commit_known(SfVmDisk *disk, gboolean in_use, SfQmpBatch *batch)
 {
     if (in_use) {
         disk->commit_to = G_MAXUINT;
+        disk->streaming = FALSE;
     } else {
-        sf_vm_disk_commit_done(disk);
-        sf_vm_disk_delete_stale(disk, batch); /* the top again, as above */
+        sf_vm_disk_job_done(disk);
+        sf_vm_disk_delete_stale(disk, batch); /* that node again, as above */
     }
 }
 
@@ -171,7 +173,7 @@ static void on_jobs(JsonNode *jobs, const GError *error, gpointer data)
     } else if (jobs && has_job(jobs, job)) {
         g_timeout_add(JOB_LOOK_MS, on_look_again, doubt);
     } else {
-        delete_node(doubt, g_ptr_array_index(disk->nodes, disk->nodes->len - 1));
+        delete_node(doubt, sf_vm_disk_job_node(disk));
     }
 }
 

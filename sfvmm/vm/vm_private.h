@@ -189,6 +189,8 @@ void sf_vm_snapshot_begin(SfVm *vm);
 /* vm_settle.c */
 void sf_vm_settle_job_event(SfVm *vm, const char *event, JsonObject *data);
 void sf_vm_settle_abort(SfVm *vm);   /* ends soon, then sf_vm_snapshot_begin() is called */
+/* Disks of too many layers get fewer, if any; then sf_vm_snapshot_begin() is called. FALSE: there is nothing to do. */
+gboolean sf_vm_settle_shorten(SfVm *vm);
 void sf_vm_settle_lost(SfVm *vm);    /* no event of its job will come any more */
 char *sf_vm_settle_job(const SfVmDisk *disk); /* what QEMU knows a commit by */
 

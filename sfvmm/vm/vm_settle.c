@@ -8,6 +8,11 @@
  *     FOLD, FOLD, ... --> THAW --> for each disk: block-commit --READY--> job-complete --COMPLETED--> files removed
  *     small steps         the rest in one pause
  *
+ * Where clones never all end, as forks go on and on, each fork adds a layer to the disks. Before a fork that would be
+ * one too many, the layers below the top are copied into the top (block-stream); those who use them keep the files:
+ *
+ *     shorten: for each long disk: block-stream --COMPLETED--> files removed, by the last who uses them --> the fork
+ *
  * It is never urgent and a fork is: a snapshot that is asked for meanwhile stops it after the present step; a running
  * block job is cancelled, which loses nothing (what was copied is below the overlay anyway), or, if QEMU says that it
  * has just completed, is taken as completed. Then the snapshot begins.
@@ -31,6 +36,7 @@ typedef struct SfSettle {
     guint disk;          /* index of the one being committed */
     char *job;           /* its id; NULL: no job is under way */
     gboolean completing; /* job-complete has been sent */
+    gboolean shorten;    /* only that */
     gboolean abort;
 } SfSettle;
 
@@ -166,7 +172,7 @@ static void commit_completed(SfVm *vm)
         return;
     }
     batch = sf_qmp_batch_new(vm->qmp);
-    sf_vm_disk_commit_done(present_disk(vm));
+    sf_vm_disk_job_done(present_disk(vm));
     sf_vm_disk_delete_stale(present_disk(vm), batch);
     sf_vm_save(vm, NULL);
     sf_qmp_batch_run(batch, on_commit_cleaned, g_object_ref(vm));
@@ -175,6 +181,7 @@ static void commit_completed(SfVm *vm)
 static void commit_failed(SfVm *vm, const char *text)
 {
     present_disk(vm)->commit_to = G_MAXUINT;
+    present_disk(vm)->streaming = FALSE;
     sf_vm_save(vm, NULL);
     if (!settle_yields(vm)) {
         settle_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s: %s", vm->settle->job, text));
@@ -212,7 +219,7 @@ static void settle_next_disk(SfVm *vm)
     for (; settle->disk < vm->disks->len; settle->disk++) {
         SfVmDisk *disk = present_disk(vm);
         guint target;
-        if (!sf_vm_disk_commit_target(disk, &target)) {
+        if (!(settle->shorten ? sf_vm_disk_stream_target(disk, &target) : sf_vm_disk_commit_target(disk, &target))) {
             continue;
         }
         if (!vm->qmp) {
@@ -220,11 +227,12 @@ static void settle_next_disk(SfVm *vm)
             return;
         }
         disk->commit_to = target;
+        disk->streaming = settle->shorten;
         settle->completing = FALSE;
         settle->job = sf_vm_settle_job(disk);
         sf_vm_save(vm, NULL);
-        sf_qmp_execute(vm->qmp, "block-commit", sf_vm_disk_commit_arguments(disk, settle->job), -1, on_job_started,
-                       g_object_ref(vm));
+        sf_qmp_execute(vm->qmp, sf_vm_disk_job_command(disk), sf_vm_disk_job_arguments(disk, settle->job), -1,
+                       on_job_started, g_object_ref(vm));
         return;
     }
     settle_end(vm, NULL);
@@ -269,6 +277,34 @@ void sf_vm_settle_lost(SfVm *vm)
     if (vm->settle && vm->settle->job) {
         settle_end(vm, g_error_new_literal(SF_VM_ERROR, SF_VM_ERROR_GONE, "the connection to its QEMU was lost"));
     }
+}
+
+static void on_shortened(GObject *source, GAsyncResult *result, gpointer data)
+{
+    SfVm *vm = SF_VM(source);
+    g_autoptr(GError) error = NULL;
+
+    if (!sf_vm_settle_finish(vm, result, &error)) {
+        g_message("VM %s: its disks keep their many layers for now: %s", vm->name, error->message);
+    }
+}
+
+gboolean sf_vm_settle_shorten(SfVm *vm)
+{
+    gboolean any = FALSE;
+    guint target;
+
+    for (guint i = 0; i < vm->disks->len && !any; i++) {
+        any = sf_vm_disk_stream_target(g_ptr_array_index(vm->disks, i), &target);
+    }
+    if (!any || !vm->qmp || sf_vm_doubts_any(vm)) {
+        return FALSE;
+    }
+    vm->settle = g_new0(SfSettle, 1);
+    vm->settle->task = g_task_new(vm, NULL, on_shortened, NULL);
+    vm->settle->shorten = TRUE;
+    settle_next_disk(vm);
+    return TRUE;
 }
 
 void sf_vm_settle_async(SfVm *vm, GAsyncReadyCallback callback, gpointer data)

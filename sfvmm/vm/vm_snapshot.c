@@ -6,7 +6,8 @@
  *                  failed, refused: the overlays go again, the VM is as it was
  *                  no reply: vm_doubt.c asks QEMU on the next connection
  *
- * One at a time; others wait. A settling (vm_settle.c) that is under way is given up first.
+ * One at a time; others wait. A settling (vm_settle.c) that is under way is given up first, and disks of very many
+ * layers are made shorter.
  */
 #include "sfvmm/vm/vm_private.h"
 
@@ -41,7 +42,7 @@ static void snapshot_next(SfVm *vm)
         vm->snapshot_task = task;
         if (vm->settle) {
             sf_vm_settle_abort(vm);
-        } else {
+        } else if (!sf_vm_settle_shorten(vm)) {
             sf_vm_snapshot_begin(vm);
         }
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fork again and again: fifty cycles of ticket, clone 4, join, with no growth of processes, descriptors, memory and
-files. Second forks while the first clones live, and clones that fork: three levels.
+files. Second forks while the first clones live, forty in a row of them, and clones that fork: three levels.
 """
 import unittest
 
@@ -11,6 +11,7 @@ from harness import on_all
 
 CYCLES = 50
 CLONES = 4
+FORKS = 40                         # more than a disk may have layers; the disk has more slots
 WARM_UP = 5                        # cycles after which nothing may grow any more
 GROWTH = 8 * harness.MIB           # of memory: the noise of allocator and translated code
 
@@ -141,6 +142,28 @@ class Generations(harness.Case):
         self.check([self.probe], 9)
         self.end(tickets[1])
         self.check([self.probe], 9)
+
+    def test_there_is_always_a_clone(self):
+        """Forks that overlap, so that no layer of a disk can go back to the one below: not each of them adds one for good,
+        and the blocks that were written between them are all there, in the parent and in a clone."""
+        self.probe("open d dev /dev/vdc 0")
+        self.addCleanup(self.probe, "close d")
+        ticket, most = None, 0
+        for number in range(FORKS):
+            self.probe("fill d %d %d %d" % (number, FORKS, number))
+            earlier = ticket
+            ticket, vms = self.fork(self.parent, 1)
+            if earlier:
+                self.end(earlier)
+            most = max(most, *(disk["layers"] for disk in self.parent.status()["disks"]))
+        self.assertGreater(FORKS, most)
+        for probe in (self.probe, harness.Probe(vms[0])):
+            for number in range(FORKS):
+                probe("verify d %d %d %d" % (number, FORKS, number))
+        self.end(ticket)
+        harness.wait(self.parent.disks_at_first, what="the layers the disks began with")
+        for number in range(FORKS):
+            self.probe("verify d %d %d %d" % (number, FORKS, number))
 
     def test_three_levels(self):
         """A clone forks, and so does its clone. The middle one may end before its children."""

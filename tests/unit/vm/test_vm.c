@@ -19,6 +19,7 @@
 
 #define CLONES       4u
 #define WAIT_SECONDS 60          /* for anything that must happen; a busy machine is slow */
+#define MANY_FORKS   80u         /* more than twice as many as a disk may have layers */
 #define DATA_SIZE    (64u << 20) /* bytes of the second disk */
 
 typedef struct {
@@ -648,7 +649,7 @@ static void leave_in_commit(const char *directory, gboolean completed)
 
     g_assert_no_error(error);
     disk->commit_to = 0;
-    sf_qmp_execute(qmp, "block-commit", sf_vm_disk_commit_arguments(disk, "settle-disk1"), -1, NULL, NULL);
+    sf_qmp_execute(qmp, sf_vm_disk_job_command(disk), sf_vm_disk_job_arguments(disk, "settle-disk1"), -1, NULL, NULL);
     WAIT_UNTIL(events == 1);
     json_object_set_string_member(complete, "id", "settle-disk1");
     if (completed) {
@@ -694,6 +695,103 @@ static void test_adopt_in_commit(Fixture *f, gconstpointer data)
         g_assert_no_error(error);
         g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
     }
+}
+
+/* The same of a block-stream: it was about to begin, or has completed. */
+static void leave_in_stream(const char *directory, gboolean completed)
+{
+    g_autofree char *path = g_build_filename(directory, "vm.json", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(JsonObject) state = sf_state_read(path, &error);
+    JsonObject *object = json_array_get_object_element(json_object_get_array_member(state, "disks"), 1);
+    SfVmDisk *disk;
+    guint events = 0;
+    SfQmp *qmp = connect_qmp(directory, &events);
+
+    json_object_set_int_member(object, "commit_to", 0);
+    json_object_set_boolean_member(object, "streaming", TRUE);
+    g_assert_true(sf_state_write(path, state, &error));
+    disk = sf_vm_disk_from_json(object, &error);
+    g_assert_no_error(error);
+    if (completed) {
+        sf_qmp_execute(qmp, sf_vm_disk_job_command(disk), sf_vm_disk_job_arguments(disk, "settle-disk1"), -1, NULL,
+                       NULL);
+        WAIT_UNTIL(events == 1);
+    }
+    sf_qmp_free(qmp);
+    sf_vm_disk_leave(disk);
+    sf_vm_disk_free(disk);
+}
+
+static void test_adopt_in_stream(Fixture *f, gconstpointer data)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!f->parent) {
+        return;
+    }
+    for (guint completed = 0; completed < 2; completed++) {
+        g_autofree char *directory = g_strdup(sf_vm_directory(f->parent));
+        g_autoptr(GPtrArray) disks = NULL;
+        g_autoptr(SfSnapshot) one = snapshot_of(f->parent, "one", NULL, &error);
+        g_autoptr(SfSnapshot) two = snapshot_of(f->parent, "two", NULL, &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, 3);
+        g_clear_pointer(&one, sf_snapshot_unref);
+        g_clear_pointer(&two, sf_snapshot_unref);
+        g_clear_object(&f->parent);
+        leave_in_stream(directory, completed);
+        f->parent = adopt_vm(f, "parent", &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 2 : 3);
+        one = snapshot_of(f->parent, "three", &disks, &error);
+        g_assert_no_error(error);
+        wait_beats(f->parent, 1);
+        g_clear_pointer(&disks, g_ptr_array_unref);
+        g_clear_pointer(&one, sf_snapshot_unref);
+        g_assert_true(settle(f->parent, &error));
+        g_assert_no_error(error);
+        g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
+    }
+}
+
+/* Forks that go on and on, with a clone of an earlier one there each time: the disk does not get a layer for each. */
+static void test_many_forks(Fixture *f, gconstpointer data)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) before = NULL;
+    g_autoptr(SfSnapshot) last = NULL;
+    SfVm *clones[1];
+    SfShellPool *pool;
+    guint most = 0;
+
+    if (!f->parent) {
+        return;
+    }
+    pool = sf_shell_pool_new(f->launcher, "parent", sf_vm_config(f->parent), 0);
+    for (guint i = 0; i < MANY_FORKS; i++) {
+        g_autoptr(GPtrArray) disks = NULL;
+        g_autoptr(SfSnapshot) snapshot = snapshot_of(f->parent, "s", &disks, &error);
+        g_assert_no_error(error);
+        g_clear_pointer(&before, g_ptr_array_unref);
+        g_clear_pointer(&last, sf_snapshot_unref);
+        before = g_steal_pointer(&disks);
+        last = g_steal_pointer(&snapshot);
+        most = MAX(most, layers_of(f->parent, 1));
+    }
+    g_assert_cmpuint(most, <, MANY_FORKS / 2);
+    wait_beats(f->parent, 1);
+    load_clones(pool, last, before, clones, 1);
+    wait_beats(clones[0], 2);
+    kill_vm(clones[0]);
+    g_clear_pointer(&before, g_ptr_array_unref);
+    g_clear_pointer(&last, sf_snapshot_unref);
+    g_assert_true(settle(f->parent, &error));
+    g_assert_no_error(error);
+    g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
+    wait_beats(f->parent, 1);
+    sf_shell_pool_close(pool);
+    sf_shell_pool_unref(pool);
 }
 
 static gboolean is_forkable(SfVm *vm)
@@ -835,6 +933,8 @@ int main(int argc, char **argv)
     ADD("adopt_half_loaded", "tcg", test_adopt_half_loaded);
     ADD("adopt_renamed", "tcg", test_adopt_renamed);
     ADD("adopt_in_commit", "tcg", test_adopt_in_commit);
+    ADD("adopt_in_stream", "tcg", test_adopt_in_stream);
+    ADD("many_forks", "tcg", test_many_forks);
     ADD("reattach", "tcg", test_reattach);
     ADD("log", "tcg", test_log);
     ADD("failures", "tcg", test_failures);
