@@ -31,6 +31,7 @@ PID_FILE = "/run/libvirt/libvirtd.pid"
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 ACCOUNTS = {"libvirt-qemu": 64055, "sshd": 64056}     # the first is Debian's; of the second any will do
 PR_SET_CHILD_SUBREAPER = 36
+KVM = "/dev/kvm"
 PAUSE = 0.1                     # before a libvirtd that has ended is started again
 
 
@@ -44,6 +45,15 @@ def need():
                                             "libvirt-clients" % name)
     for folder in FOLDERS:
         os.makedirs(folder, exist_ok=True)
+
+
+def share_kvm():
+    """To the user of QEMUs, as udev would, if there is one: what libvirtd may open and they may not makes it ask the
+    emulator anew what it can do, before each start of a domain."""
+    user = harness.pwd.getpwnam(harness.qemu_user())
+    if os.path.exists(KVM) and os.stat(KVM).st_mode & 0o7077 == 0:
+        os.chown(KVM, -1, user.pw_gid)
+        os.chmod(KVM, 0o660)
 
 
 class Libvirtd:
@@ -82,6 +92,7 @@ class Libvirtd:
 
     def start(self):
         self.write_configuration()
+        share_kvm()
         self.keeper = subprocess.Popen(["unshare", "-m", "--propagation", "private", sys.executable,
                                         os.path.abspath(__file__), self.top] + ["--listen"] * bool(self.tls),
                                        stdin=subprocess.DEVNULL)

@@ -540,8 +540,8 @@ class Member(Case):
         ticket = self.fork("web", 1)
         console = libvirtd.Console(self.libvirtd, "web")
         self.addCleanup(console.close)
-        console.write("echo %s > /root/kept; sync; echo writ\"\"ten\n" % WRITTEN)
-        harness.wait(lambda: b"written" in console.whole(), harness.LONG, "the guest's write")
+        console.write("echo %s > /root/kept; sync; echo it-\"\"is\n" % WRITTEN)
+        harness.wait(lambda: b"it-is" in console.whole(), harness.LONG, "the guest's write")
         self.libvirtd.virsh("destroy", "web")
         with open(image, "rb") as file:
             self.assertNotIn(WRITTEN.encode(), file.read())
