@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -135,19 +134,6 @@ print(snowflock.map(str, []))
         self.assertEqual(done.stderr, '')
         self.assertIn('does sf-agent run in this VM?', done.stdout)
         self.assertTrue(done.stdout.startswith('2 ') and done.stdout.endswith('[]\n'), done.stdout)
-
-    def test_packaging(self):
-        """The module is built and found by what pyproject.toml says."""
-        done = subprocess.run([PYTHON, '-c', 'import setuptools'], check=False, capture_output=True)
-        if done.returncode:
-            self.skipTest('python3-setuptools is not installed')
-        with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, 'python')
-            shutil.copytree(MODULE, copy)
-            subprocess.run([PYTHON, '-c', 'import setuptools; setuptools.setup()', '-q', 'install_lib', '-d',
-                            os.path.join(folder, 'out')], cwd=copy, check=True, capture_output=True, timeout=BOUND)
-            self.assertEqual(sorted(name for name in os.listdir(os.path.join(folder, 'out', 'snowflock'))
-                                    if name.endswith('.py')), sorted(os.listdir(os.path.join(MODULE, 'snowflock'))))
 
 
 if __name__ == '__main__':
