@@ -3,7 +3,6 @@
 """Fork again and again: fifty cycles of ticket, clone 4, join, with no growth of processes, descriptors, memory and
 files. Second forks while the first clones live, forty in a row of them, and clones that fork: three levels.
 """
-import unittest
 
 import harness
 import tiny

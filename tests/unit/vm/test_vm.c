@@ -635,70 +635,11 @@ static SfQmp *connect_qmp(const char *directory, guint *events)
     return sf_qmp_new(fd, &qmp_handlers, events);
 }
 
-/* As sfvmmd leaves them when it ends in the middle of a commit: the file, and QEMU with the job, READY or completed. */
-static void leave_in_commit(const char *directory, gboolean completed)
-{
-    g_autofree char *path = g_build_filename(directory, "vm.json", NULL);
-    g_autoptr(GError) error = NULL;
-    g_autoptr(JsonObject) state = sf_state_read(path, &error);
-    JsonObject *object = json_array_get_object_element(json_object_get_array_member(state, "disks"), 1);
-    SfVmDisk *disk = sf_vm_disk_from_json(object, &error);
-    guint events = 0;
-    SfQmp *qmp = connect_qmp(directory, &events);
-    JsonObject *complete = json_object_new();
-
-    g_assert_no_error(error);
-    disk->commit_to = 0;
-    sf_qmp_execute(qmp, sf_vm_disk_job_command(disk), sf_vm_disk_job_arguments(disk, "settle-disk1"), -1, NULL, NULL);
-    WAIT_UNTIL(events == 1);
-    json_object_set_string_member(complete, "id", "settle-disk1");
-    if (completed) {
-        sf_qmp_execute(qmp, "job-complete", complete, -1, NULL, NULL);
-        WAIT_UNTIL(events == 2);
-    } else {
-        json_object_unref(complete);
-    }
-    sf_qmp_free(qmp);
-    json_object_set_int_member(object, "commit_to", 0);
-    g_assert_true(sf_state_write(path, state, &error));
-    sf_vm_disk_leave(disk);
-    sf_vm_disk_free(disk);
-}
-
-/* It is found out before anybody else may use the disk: a fork that waits for the adoption goes on from a whole VM. */
-static void test_adopt_in_commit(Fixture *f, gconstpointer data)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (!f->parent) {
-        return;
-    }
-    for (guint completed = 0; completed < 2; completed++) {
-        g_autofree char *directory = g_strdup(sf_vm_directory(f->parent));
-        g_autoptr(GPtrArray) disks = NULL;
-        g_autoptr(SfSnapshot) snapshot = snapshot_of(f->parent, "s", &disks, &error);
-        g_assert_no_error(error);
-        g_clear_pointer(&disks, g_ptr_array_unref);
-        g_clear_pointer(&snapshot, sf_snapshot_unref);
-        g_clear_object(&f->parent);
-        leave_in_commit(directory, completed);
-        f->parent = adopt_vm(f, "parent", &error);
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 1 : 2);
-        snapshot = snapshot_of(f->parent, "t", &disks, &error);
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 2 : 3);
-        wait_beats(f->parent, 1);
-        g_clear_pointer(&disks, g_ptr_array_unref);
-        g_clear_pointer(&snapshot, sf_snapshot_unref);
-        g_assert_true(settle(f->parent, &error));
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
-    }
-}
-
-/* The same of a block-stream: it was about to begin, or has completed. */
-static void leave_in_stream(const char *directory, gboolean completed)
+/*
+ * As sfvmmd leaves them when it ends in the middle of a job: the file, and QEMU with a commit that is READY, with a
+ * stream that was about to begin, or with what either has completed.
+ */
+static void leave_in_job(const char *directory, gboolean streaming, gboolean completed)
 {
     g_autofree char *path = g_build_filename(directory, "vm.json", NULL);
     g_autoptr(GError) error = NULL;
@@ -709,49 +650,69 @@ static void leave_in_stream(const char *directory, gboolean completed)
     SfQmp *qmp = connect_qmp(directory, &events);
 
     json_object_set_int_member(object, "commit_to", 0);
-    json_object_set_boolean_member(object, "streaming", TRUE);
+    json_object_set_boolean_member(object, "streaming", streaming);
     g_assert_true(sf_state_write(path, state, &error));
     disk = sf_vm_disk_from_json(object, &error);
     g_assert_no_error(error);
-    if (completed) {
+    if (!streaming || completed) {
         sf_qmp_execute(qmp, sf_vm_disk_job_command(disk), sf_vm_disk_job_arguments(disk, "settle-disk1"), -1, NULL,
                        NULL);
         WAIT_UNTIL(events == 1);
+    }
+    if (!streaming && completed) {
+        JsonObject *complete = json_object_new();
+        json_object_set_string_member(complete, "id", "settle-disk1");
+        sf_qmp_execute(qmp, "job-complete", complete, -1, NULL, NULL);
+        WAIT_UNTIL(events == 2);
     }
     sf_qmp_free(qmp);
     sf_vm_disk_leave(disk);
     sf_vm_disk_free(disk);
 }
 
+/* It is found out before anybody else may use the disk: a fork that waits for the adoption goes on from a whole VM. */
+static void adopt_in_job(Fixture *f, guint forks, gboolean streaming, gboolean completed)
+{
+    g_autofree char *directory = g_strdup(sf_vm_directory(f->parent));
+    guint layers = completed ? forks : forks + 1;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) disks = NULL;
+    g_autoptr(SfSnapshot) snapshot = NULL;
+
+    for (guint i = 0; i < forks; i++) {
+        snapshot = snapshot_of(f->parent, "s", NULL, &error);
+        g_assert_no_error(error);
+        g_clear_pointer(&snapshot, sf_snapshot_unref);
+    }
+    g_clear_object(&f->parent);
+    leave_in_job(directory, streaming, completed);
+    f->parent = adopt_vm(f, "parent", &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(layers_of(f->parent, 1), ==, layers);
+    snapshot = snapshot_of(f->parent, "t", &disks, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(layers_of(f->parent, 1), ==, layers + 1);
+    wait_beats(f->parent, 1);
+    g_clear_pointer(&disks, g_ptr_array_unref);
+    g_clear_pointer(&snapshot, sf_snapshot_unref);
+    g_assert_true(settle(f->parent, &error));
+    g_assert_no_error(error);
+    g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
+}
+
+static void test_adopt_in_commit(Fixture *f, gconstpointer data)
+{
+    if (f->parent) {
+        adopt_in_job(f, 1, FALSE, FALSE);
+        adopt_in_job(f, 1, FALSE, TRUE);
+    }
+}
+
 static void test_adopt_in_stream(Fixture *f, gconstpointer data)
 {
-    g_autoptr(GError) error = NULL;
-
-    if (!f->parent) {
-        return;
-    }
-    for (guint completed = 0; completed < 2; completed++) {
-        g_autofree char *directory = g_strdup(sf_vm_directory(f->parent));
-        g_autoptr(GPtrArray) disks = NULL;
-        g_autoptr(SfSnapshot) one = snapshot_of(f->parent, "one", NULL, &error);
-        g_autoptr(SfSnapshot) two = snapshot_of(f->parent, "two", NULL, &error);
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, 3);
-        g_clear_pointer(&one, sf_snapshot_unref);
-        g_clear_pointer(&two, sf_snapshot_unref);
-        g_clear_object(&f->parent);
-        leave_in_stream(directory, completed);
-        f->parent = adopt_vm(f, "parent", &error);
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, completed ? 2 : 3);
-        one = snapshot_of(f->parent, "three", &disks, &error);
-        g_assert_no_error(error);
-        wait_beats(f->parent, 1);
-        g_clear_pointer(&disks, g_ptr_array_unref);
-        g_clear_pointer(&one, sf_snapshot_unref);
-        g_assert_true(settle(f->parent, &error));
-        g_assert_no_error(error);
-        g_assert_cmpuint(layers_of(f->parent, 1), ==, 1);
+    if (f->parent) {
+        adopt_in_job(f, 2, TRUE, FALSE);
+        adopt_in_job(f, 2, TRUE, TRUE);
     }
 }
 
