@@ -29,7 +29,7 @@
 #include "sfvmm/wire/state_file.h"
 
 #define LOOK_MS           100u
-#define RETRY_SECONDS_MIN 1u  /* libvirt may not have given the files back yet, or a process that ends still has a lock */
+#define RETRY_SECONDS_MIN 1u /* files that libvirt has still to give back, a lock of a process that is just ending */
 #define RETRY_SECONDS_MAX 60u
 #define DIRECTORY_MODE    0700
 #define NS_PER_S          1000000000ll
@@ -227,9 +227,10 @@ static void on_committed(GObject *source, GAsyncResult *result, gpointer data)
         return;
     }
     entry->retry = CLAMP(2 * entry->retry, RETRY_SECONDS_MIN, RETRY_SECONDS_MAX);
-    g_warning("VM %s: %s; tried again in %u s, until it succeeds its overlays are kept (to give them up, end sfvmmd and "
-              "remove %s)",
-              entry->vm, error->message, entry->retry, entry->record);
+    g_warning(
+        "VM %s: %s; tried again in %u s, until it succeeds its overlays are kept (to give them up, end sfvmmd and "
+        "remove %s)",
+        entry->vm, error->message, entry->retry, entry->record);
     entry->not_before = g_get_monotonic_time() + (gint64)entry->retry * G_USEC_PER_SEC;
     set_begun(work->commits, entry, work->begun);
 }
