@@ -14,7 +14,7 @@ packages_image=(mmdebstrap e2fsprogs uidmap zstd mount)
 packages_test=(clang libclang-rt-dev mandoc g++ python3 bash-completion procps iproute2 util-linux
     bowtie2 bowtie2-examples nbdkit libnbd-bin python3-libnbd gnutls-bin nftables tshark
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients python3-libvirt munge slurm-client slurmctld slurmd
-    dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools)
+    build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools)
 packages_virsh=(libxml2-utils xsltproc libreadline-dev rpcsvc-proto perl dpkg-dev)
 packages_plot=(python3-matplotlib)
 

@@ -21,7 +21,7 @@ class PythonPackage(unittest.TestCase):
     def test_build(self):
         for program in ("dpkg-buildpackage", "dh", "pybuild"):
             if not shutil.which(program, path="/usr/bin"):
-                self.skipTest("%s is missing (packages dpkg-dev, debhelper, dh-python)" % program)
+                self.skipTest("%s is missing (packages build-essential, debhelper, dh-python)" % program)
         with tempfile.TemporaryDirectory() as top:
             source, root = os.path.join(top, "python-snowflock"), os.path.join(top, "root")
             shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
