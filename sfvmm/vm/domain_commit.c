@@ -2,9 +2,8 @@
 /*
  * Theory of operation
  *
- *     a paused domain whose only disk is the image --> its overlays are put on, as external snapshots that exist
- * already
- *     --> virDomainBlockCommit(top into image) --> pivot --> destroyed
+ *     a paused domain whose only disk is the image --> its overlays put on, as external snapshots that exist already
+ *         --> virDomainBlockCommit(top into image) --> pivot --> destroyed
  *
  * libvirtd gives the files of a domain's disks to its QEMU, labels and all, and takes them back in the end: a member of
  * the group libvirt has no other way to them. It remembers the owner of the disk that the domain began with, hence the
@@ -17,7 +16,6 @@
 #include "sfvmm/vm/domain_commit.h"
 
 #include <libvirt/libvirt.h>
-#include <string.h>
 
 #include "sfvmm/vm/domain_xml.h"
 #include "sfvmm/vm/libvirt.h"
@@ -125,20 +123,19 @@ gboolean sf_domain_commit(const char *qemu, const char *uri, const SfDiskChain *
     g_autofree char *prefix = g_strdup_printf("disk %s: writing its overlays into %s by libvirt (%s): ", chain->id,
                                               layer_at(chain, 0)->path, uri);
     virConnectPtr connection = sf_libvirt_open(uri, error);
-    virDomainPtr domain = NULL;
+    virDomainPtr domain;
     gboolean ok = FALSE;
 
     if (connection) {
         end_old(connection, name);
         domain = virDomainCreateXML(connection, xml, VIR_DOMAIN_START_PAUSED | VIR_DOMAIN_START_AUTODESTROY);
-        ok =
-            domain ? commit(domain, chain, begun, error) : sf_libvirt_fail(error, "a domain for that can't be created");
-    }
-    if (domain) {
-        virDomainDestroy(domain);
-        virDomainFree(domain);
-    }
-    if (connection) {
+        if (domain) {
+            ok = commit(domain, chain, begun, error);
+            virDomainDestroy(domain);
+            virDomainFree(domain);
+        } else {
+            (void)!sf_libvirt_fail(error, "a domain for that can't be created");
+        }
         virConnectClose(connection);
     }
     if (!ok) {

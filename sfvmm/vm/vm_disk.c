@@ -697,6 +697,12 @@ const char *sf_vm_disk_job_node(const SfVmDisk *disk)
     return g_ptr_array_index(disk->nodes, disk->nodes->len - (disk->streaming ? 2 : 1));
 }
 
+void sf_vm_disk_job_over(SfVmDisk *disk)
+{
+    disk->commit_to = G_MAXUINT;
+    disk->streaming = FALSE;
+}
+
 void sf_vm_disk_job_done(SfVmDisk *disk)
 {
     guint first = disk->commit_to + 1, last = disk->nodes->len - (disk->streaming ? 1 : 0);
@@ -710,8 +716,7 @@ void sf_vm_disk_job_done(SfVmDisk *disk)
         g_ptr_array_remove_range(disk->nodes, first, last - first);
         g_ptr_array_remove_range(disk->chain->layers, first, last - first);
     }
-    disk->commit_to = G_MAXUINT;
-    disk->streaming = FALSE;
+    sf_vm_disk_job_over(disk);
 }
 
 void sf_vm_disk_delete_stale(const SfVmDisk *disk, SfQmpBatch *batch)

@@ -94,6 +94,8 @@ const char *sf_vm_disk_job_command(const SfVmDisk *disk);
 JsonObject *sf_vm_disk_job_arguments(const SfVmDisk *disk, const char *job);
 /* The node that is in use while that job is not through, and not any more afterwards. */
 const char *sf_vm_disk_job_node(const SfVmDisk *disk);
+/* None is under way any more. */
+void sf_vm_disk_job_over(SfVmDisk *disk);
 /* The job is through: layers above commit_to leave the chain (of a stream: but for the top), and their nodes are stale.
  */
 void sf_vm_disk_job_done(SfVmDisk *disk);

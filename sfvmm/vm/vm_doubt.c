@@ -97,8 +97,7 @@ static void overlay_known(SfVm *vm, SfVmDisk *disk, gboolean in_use, SfQmpBatch 
 static void commit_known(SfVmDisk *disk, gboolean in_use, SfQmpBatch *batch)
 {
     if (in_use) {
-        disk->commit_to = G_MAXUINT;
-        disk->streaming = FALSE;
+        sf_vm_disk_job_over(disk);
     } else {
         sf_vm_disk_job_done(disk);
         sf_vm_disk_delete_stale(disk, batch); /* that node again, as above */

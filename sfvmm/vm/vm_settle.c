@@ -180,8 +180,7 @@ static void commit_completed(SfVm *vm)
 
 static void commit_failed(SfVm *vm, const char *text)
 {
-    present_disk(vm)->commit_to = G_MAXUINT;
-    present_disk(vm)->streaming = FALSE;
+    sf_vm_disk_job_over(present_disk(vm));
     sf_vm_save(vm, NULL);
     if (!settle_yields(vm)) {
         settle_end(vm, g_error_new(SF_VM_ERROR, SF_VM_ERROR_FAILED, "%s: %s", vm->settle->job, text));
@@ -285,7 +284,7 @@ static void on_shortened(GObject *source, GAsyncResult *result, gpointer data)
     g_autoptr(GError) error = NULL;
 
     if (!sf_vm_settle_finish(vm, result, &error)) {
-        g_message("VM %s: its disks keep their many layers for now: %s", vm->name, error->message);
+        g_message("VM %s: its disks keep their many layers until the next fork: %s", vm->name, error->message);
     }
 }
 
